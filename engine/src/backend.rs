@@ -1,0 +1,664 @@
+//! The seam between sessions and the machine: operations go out owning their buffers, completions bring them back.
+//!
+//! A [`Backend`] is built on and used by one worker thread. It promises the ten rules below, each a test in
+//! [`crate::contract`] that every backend passes; sessions rely on nothing else.
+//!
+//! 1. Every op completes exactly once, cancelled or not, and returns its buffers, also on error.
+//! 2. Bytes given to one stream leave in submission order (Send, SendFile and Shutdown share one queue); ops on different
+//!    objects complete in any order.
+//! 3. No short results: Send, Write and SendFile are whole; Read is short only at end of file; Recv gives `at_least`
+//!    bytes or end of stream.
+//! 4. A stream that failed stays failed: no later byte leaves, later ops on it end with the same errno.
+//! 5. A buffer that came back is not touched by the kernel again.
+//! 6. `submit_and_wait` never blocks while a completion is ready or the deadline is past, and allocates nothing per
+//!    stream or block operation once warm.
+//! 7. After a cancel all its ops complete within bounded turns. A Send with any byte out breaks its stream; with none
+//!    out it is [`Errno::CANCELLED`] and the stream lives. Closed ids are refused (slot + generation, never raw fds).
+//! 8. Nothing is dropped with work in flight: Drop drains.
+//! 9. SendFile whose source ends early or fails pads the promised bytes with zeros and completes with that file error;
+//!    the stream lives, the session reports the error, framing holds.
+//! 10. At most one system call's worth of bytes is in flight per stream and direction, and a stalled stream never delays
+//!     another.
+
+use crate::block::{Block, Head, Slice, Slices};
+use crate::wire::frame::{Attributes, ErrorCode, Kind, Preserve};
+use crate::wire::path::Target;
+use smallvec::SmallVec;
+use std::fmt;
+use std::marker::PhantomData;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// Nanoseconds on the backend's own monotonic clock.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Time(pub u64);
+
+impl Time {
+    /// This time and `nanoseconds` more.
+    pub fn after(self, nanoseconds: u64) -> Time {
+        Time(self.0.saturating_add(nanoseconds))
+    }
+}
+
+/// Slot and generation of something a backend keeps; stale ids are refused.
+pub struct Id<T> {
+    /// Index in the backend's table.
+    pub slot: u32,
+    /// How often the slot had been given out before.
+    pub generation: u32,
+    kind: PhantomData<fn() -> T>,
+}
+
+impl<T> Id<T> {
+    /// The id of a slot in its present generation.
+    pub fn new(slot: u32, generation: u32) -> Id<T> {
+        Id { slot, generation, kind: PhantomData }
+    }
+}
+
+impl<T> Clone for Id<T> {
+    fn clone(&self) -> Id<T> {
+        *self
+    }
+}
+impl<T> Copy for Id<T> {}
+impl<T> PartialEq for Id<T> {
+    fn eq(&self, other: &Id<T>) -> bool {
+        self.slot == other.slot && self.generation == other.generation
+    }
+}
+impl<T> Eq for Id<T> {}
+impl<T> fmt::Debug for Id<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.slot, self.generation)
+    }
+}
+
+/// Tag of [`StreamId`].
+pub enum StreamTag {}
+/// Tag of [`FileId`].
+pub enum FileTag {}
+/// Tag of [`DirId`].
+pub enum DirTag {}
+
+/// A read half and a write half: socket, socketpair, pipe pair, or regular file; also a listening socket.
+pub type StreamId = Id<StreamTag>;
+/// An open file: one being read, or one being made that has no name yet.
+pub type FileId = Id<FileTag>;
+/// An open directory: a root that paths are resolved from, or one being read.
+pub type DirId = Id<DirTag>;
+
+/// A session's number on its worker.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub struct SessionId(pub u32);
+
+/// Says whose an operation is. Backends carry it and look only at `session` and `transfer`, to cancel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Token {
+    /// Owner.
+    pub session: SessionId,
+    /// The owner's number for the transfer or request; 0 for the stream itself.
+    pub transfer: u32,
+    /// The owner's own mark.
+    pub part: u32,
+}
+
+/// A path to act on: a directory held by the backend and a target below it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// A root.
+    pub dir: DirId,
+    /// Operand, resolved as a request path, and what lies below it, resolved without following links.
+    pub target: Target,
+}
+
+/// An operation on its way out or back.
+#[derive(Debug)]
+pub struct Op {
+    /// Whose.
+    pub token: Token,
+    /// What.
+    pub kind: OpKind,
+}
+
+/// What can be asked of a backend. Results are named in each line.
+#[derive(Debug)]
+pub enum OpKind {
+    /// One connection from a listening stream -> [`Output::Accepted`].
+    Accept {
+        /// Listening stream.
+        listener: StreamId,
+    },
+    /// A TCP connection -> [`Output::Accepted`].
+    Connect {
+        /// Where to.
+        address: SocketAddr,
+    },
+    /// Ends the write half once everything queued before has left -> [`Output::Done`].
+    Shutdown {
+        /// Stream.
+        stream: StreamId,
+    },
+    /// Closes both halves; what is queued or waiting on the stream ends cancelled -> [`Output::Done`].
+    CloseStream {
+        /// Stream.
+        stream: StreamId,
+    },
+    /// Bytes from a stream, at least `at_least` unless the stream ends -> [`Output::Bytes`].
+    Recv {
+        /// Stream.
+        stream: StreamId,
+        /// Filled from its beginning.
+        into: Block,
+        /// 1 up to the capacity of `into`.
+        at_least: usize,
+    },
+    /// All these bytes, or the stream is broken -> [`Output::Done`].
+    Send {
+        /// Stream.
+        stream: StreamId,
+        /// First bytes.
+        head: Head,
+        /// The bytes behind them.
+        body: Slices,
+    },
+    /// `head`, then `len` bytes of a file that user space need not see -> [`Output::Done`].
+    SendFile {
+        /// Stream.
+        stream: StreamId,
+        /// First bytes.
+        head: Head,
+        /// File opened for reading.
+        file: FileId,
+        /// First byte of the file.
+        offset: u64,
+        /// Bytes promised.
+        len: u64,
+    },
+    /// A file to read, or the making of a new one -> [`Output::Opened`]. Never blocks on a FIFO or device.
+    Open {
+        /// Which.
+        place: Place,
+        /// How.
+        mode: OpenMode,
+    },
+    /// Gives a file up; one that was being made and is not published leaves no trace -> [`Output::Done`].
+    Close {
+        /// File.
+        file: FileId,
+    },
+    /// `len` bytes from `offset`, fewer only at end of file -> [`Output::Bytes`].
+    Read {
+        /// File.
+        file: FileId,
+        /// First byte.
+        offset: u64,
+        /// Filled from its beginning.
+        into: Block,
+        /// At most the capacity of `into`.
+        len: usize,
+    },
+    /// All of `from` at `offset` -> [`Output::Done`].
+    Write {
+        /// File being made.
+        file: FileId,
+        /// First byte.
+        offset: u64,
+        /// Content.
+        from: Slice,
+    },
+    /// A regular file that fits `into`, whole -> [`Output::Loaded`]; a larger one is left open -> [`Output::Opened`].
+    Load {
+        /// Which.
+        place: Place,
+        /// Filled from its beginning.
+        into: Block,
+    },
+    /// A small file, whole, under its final name -> [`Output::Done`].
+    Store(Box<Store>),
+    /// Finishes a file being made and gives it its name; the id is stale afterwards, also on error -> [`Output::Done`].
+    Publish {
+        /// File being made.
+        file: FileId,
+        /// How.
+        finish: Box<Finish>,
+    },
+    /// Names and attributes.
+    Fs(Box<FsOp>),
+}
+
+/// How a file is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenMode {
+    /// Regular files only.
+    Read,
+    /// A nameless file beside the target, which Publish will put in the target's place. Missing parents are made.
+    /// A target that exists as directory, FIFO or device is refused, `/dev/null` excepted: that is written to.
+    Create {
+        /// Final size in bytes; known to be too much for the file system, it fails with ENOSPC at once.
+        size: u64,
+        /// Bytes of the present target that the new file begins with.
+        keep: u64,
+        /// May replace an existing file.
+        overwrite: bool,
+    },
+}
+
+/// Everything [`OpKind::Store`] needs.
+#[derive(Debug)]
+pub struct Store {
+    /// Under this name.
+    pub place: Place,
+    /// Content.
+    pub from: Slices,
+    /// How it is finished.
+    pub finish: Finish,
+    /// May replace an existing file.
+    pub overwrite: bool,
+}
+
+/// How a file gets its final form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Finish {
+    /// Mode, times and owner of the source, if known.
+    pub attributes: Option<Attributes>,
+    /// Which of them exactly.
+    pub preserve: Preserve,
+    /// Flush file and directory to stable storage before success is reported.
+    pub sync: bool,
+}
+
+/// Operations on names.
+#[derive(Debug)]
+pub enum FsOp {
+    /// Attributes -> [`Output::Attributes`], with the link text of a link not followed.
+    Stat {
+        /// Which.
+        place: Place,
+        /// Follow a link in the last component.
+        follow: bool,
+    },
+    /// Attributes of an open file -> [`Output::Attributes`].
+    StatOpen {
+        /// Which.
+        file: FileId,
+    },
+    /// Opens a directory for reading its entries -> [`Output::OpenedDir`].
+    OpenDir {
+        /// Which.
+        place: Place,
+    },
+    /// The next entries of an open directory, `.` and `..` left out -> [`Output::Entries`].
+    ReadDir {
+        /// Which.
+        dir: DirId,
+    },
+    /// Gives an open directory up -> [`Output::Done`].
+    CloseDir {
+        /// Which.
+        dir: DirId,
+    },
+    /// As `mkdir -p` -> [`Output::Done`].
+    MakeDir {
+        /// Which.
+        place: Place,
+    },
+    /// Attributes of an existing directory -> [`Output::Done`].
+    SetMeta {
+        /// Which.
+        place: Place,
+        /// New attributes.
+        attributes: Attributes,
+        /// Which of them exactly.
+        preserve: Preserve,
+    },
+    /// A symbolic link, in place of a file or link of that name -> [`Output::Done`].
+    MakeLink {
+        /// Where.
+        place: Place,
+        /// Link text.
+        text: Vec<u8>,
+        /// Attributes of the link.
+        attributes: Attributes,
+        /// Which of them exactly.
+        preserve: Preserve,
+    },
+    /// A copy inside one machine, sharing extents or inside the kernel, proved by hashing both sides
+    /// -> [`Output::Cloned`]; [`Errno::UNSUPPORTED`] where these two places cannot do it.
+    Clone {
+        /// Source, a regular file.
+        from: Place,
+        /// Target.
+        to: Place,
+        /// How it is finished.
+        finish: Finish,
+    },
+}
+
+/// What an operation that succeeded brought.
+#[derive(Debug)]
+pub enum Output {
+    /// Nothing but success.
+    Done,
+    /// Number of bytes.
+    Bytes(usize),
+    /// A new stream.
+    Accepted {
+        /// Its id.
+        stream: StreamId,
+    },
+    /// An open file.
+    Opened {
+        /// Its id.
+        file: FileId,
+        /// Its attributes; for a file being made, those of the target it will replace, or of an empty file.
+        attributes: Attributes,
+    },
+    /// A file's content is in the block.
+    Loaded {
+        /// Attributes after reading.
+        attributes: Attributes,
+        /// Bytes in the block; differs from the size in `attributes` when the file changed meanwhile.
+        len: usize,
+    },
+    /// Attributes, and the text of a link.
+    Attributes {
+        /// Attributes.
+        attributes: Attributes,
+        /// Link text of a symbolic link, else empty.
+        link: Vec<u8>,
+    },
+    /// An open directory.
+    OpenedDir {
+        /// Its id.
+        dir: DirId,
+        /// Its attributes.
+        attributes: Attributes,
+    },
+    /// Directory entries in the file system's order.
+    Entries {
+        /// The entries.
+        entries: Vec<DirEntry>,
+        /// True when there are no more.
+        end: bool,
+    },
+    /// A copy was made.
+    Cloned {
+        /// BLAKE3 of both sides.
+        hash: [u8; 32],
+        /// Bytes.
+        size: u64,
+    },
+}
+
+/// One name in a directory.
+#[derive(Debug, Clone)]
+pub struct DirEntry {
+    /// A single component, never `.` or `..`.
+    pub name: Vec<u8>,
+    /// Attributes of the entry itself, or why they could not be had.
+    pub attributes: Result<Attributes, Errno>,
+    /// Link text of a symbolic link, else empty.
+    pub link: Vec<u8>,
+}
+
+/// An operation that came back.
+#[derive(Debug)]
+pub struct Completion {
+    /// The same op, with its buffers.
+    pub op: Op,
+    /// How it went.
+    pub result: Result<Output, Errno>,
+}
+
+/// Ends operations early. The only kinds of cancel there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cancel {
+    /// All ops of one transfer.
+    Transfer(SessionId, u32),
+    /// All ops of one session; files and directories opened under its token are closed, unpublished files discarded.
+    Session(SessionId),
+}
+
+/// What a worker hands to its backend in one turn, in order: first the cancels, then the operations.
+#[derive(Default, Debug)]
+pub struct Submissions {
+    /// Operations to start.
+    pub ops: Vec<Op>,
+    /// Cancels to carry out before.
+    pub cancels: SmallVec<[Cancel; 4]>,
+}
+
+impl Submissions {
+    /// Adds an operation.
+    pub fn push(&mut self, token: Token, kind: OpKind) {
+        self.ops.push(Op { token, kind });
+    }
+
+    /// Cancels a transfer's ops. Ops of it pushed in this turn before are cancelled too.
+    pub fn cancel(&mut self, cancel: Cancel) {
+        self.cancels.push(cancel);
+    }
+
+    /// True when there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.ops.is_empty() && self.cancels.is_empty()
+    }
+}
+
+impl Cancel {
+    /// True when this cancel means ops with `token`.
+    pub fn covers(self, token: Token) -> bool {
+        match self {
+            Cancel::Transfer(session, transfer) => token.session == session && token.transfer == transfer,
+            Cancel::Session(session) => token.session == session,
+        }
+    }
+}
+
+/// Lets another thread end a wait early.
+#[derive(Clone)]
+pub struct Waker(pub Arc<dyn Fn() + Send + Sync>);
+
+impl Waker {
+    /// Makes the present or next wait return.
+    pub fn wake(&self) {
+        (self.0)();
+    }
+}
+
+/// What was found on this machine and what was chosen, and why.
+#[derive(Clone, Debug, Default)]
+pub struct Features {
+    /// Name of the backend: `io_uring`, `epoll`, `kqueue`, `simulated`.
+    pub backend: &'static str,
+    /// Findings, one sentence each.
+    pub notes: Vec<String>,
+}
+
+/// The backend itself is unusable; nothing on it will complete any more.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {errno}")]
+pub struct Broken {
+    /// Which call failed.
+    pub what: &'static str,
+    /// How.
+    pub errno: Errno,
+}
+
+/// Carries operations out and brings completions back. Built on and used by one worker thread.
+pub trait Backend {
+    /// Starts everything in `submissions` (emptying it), gives the thread to the kernel until something has completed
+    /// or `deadline` passes, and appends what completed. `None` waits without limit; a deadline in the past polls.
+    /// On io_uring this is one system call.
+    fn submit_and_wait(
+        &mut self,
+        submissions: &mut Submissions,
+        completions: &mut Vec<Completion>,
+        deadline: Option<Time>,
+    ) -> Result<(), Broken>;
+
+    /// Lets another thread end a wait early.
+    fn waker(&self) -> Waker;
+
+    /// What was found here and what was chosen.
+    fn features(&self) -> &Features;
+
+    /// The time deadlines are measured in.
+    fn now(&self) -> Time;
+}
+
+impl<B: Backend + ?Sized> Backend for Box<B> {
+    fn submit_and_wait(
+        &mut self,
+        submissions: &mut Submissions,
+        completions: &mut Vec<Completion>,
+        deadline: Option<Time>,
+    ) -> Result<(), Broken> {
+        (**self).submit_and_wait(submissions, completions, deadline)
+    }
+
+    fn waker(&self) -> Waker {
+        (**self).waker()
+    }
+
+    fn features(&self) -> &Features {
+        (**self).features()
+    }
+
+    fn now(&self) -> Time {
+        (**self).now()
+    }
+}
+
+/// An error number of the operating system, or one of a few conditions systems have no number for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Errno(pub i32);
+
+impl Errno {
+    /// Not a regular file.
+    pub const NOT_REGULAR: Errno = Errno(100_000);
+    /// The path leads out of the served root.
+    pub const OUTSIDE_ROOT: Errno = Errno(100_001);
+    /// A file ended before the bytes that were promised.
+    pub const SHORT_SOURCE: Errno = Errno(100_002);
+    /// This backend or this pair of file systems cannot do it.
+    pub const UNSUPPORTED: Errno = Errno(100_003);
+    /// The content is not what it should be.
+    pub const HASH_MISMATCH: Errno = Errno(100_004);
+    /// The operation was cancelled before it had any effect.
+    pub const CANCELLED: Errno = Errno(rustix::io::Errno::CANCELED.raw_os_error());
+    /// The id is closed or was never given out.
+    pub const STALE_ID: Errno = Errno(rustix::io::Errno::BADF.raw_os_error());
+    /// The peer is gone.
+    pub const BROKEN_PIPE: Errno = Errno(rustix::io::Errno::PIPE.raw_os_error());
+    /// No such file or directory.
+    pub const NOT_FOUND: Errno = Errno(rustix::io::Errno::NOENT.raw_os_error());
+    /// Out of space.
+    pub const NO_SPACE: Errno = Errno(rustix::io::Errno::NOSPC.raw_os_error());
+    /// Input or output error.
+    pub const IO: Errno = Errno(rustix::io::Errno::IO.raw_os_error());
+    /// File exists.
+    pub const EXISTS: Errno = Errno(rustix::io::Errno::EXIST.raw_os_error());
+    /// Is a directory.
+    pub const IS_DIRECTORY: Errno = Errno(rustix::io::Errno::ISDIR.raw_os_error());
+    /// Not a directory.
+    pub const NOT_DIRECTORY: Errno = Errno(rustix::io::Errno::NOTDIR.raw_os_error());
+    /// Too many links on the way.
+    pub const LOOP: Errno = Errno(rustix::io::Errno::LOOP.raw_os_error());
+    /// Invalid argument.
+    pub const INVALID: Errno = Errno(rustix::io::Errno::INVAL.raw_os_error());
+
+    /// The number under which this error travels; Linux numbering.
+    pub fn code(self) -> ErrorCode {
+        match self {
+            Errno::OUTSIDE_ROOT => ErrorCode::OUTSIDE_ROOT,
+            Errno::HASH_MISMATCH => ErrorCode::HASH_MISMATCH,
+            Errno(n) => u16::try_from(n).ok().and_then(portable).map_or(ErrorCode::OTHER, ErrorCode),
+        }
+    }
+}
+
+/// `4096 + errno` in Linux numbering, for the errors whose number differs between systems translated.
+fn portable(n: u16) -> Option<u16> {
+    use rustix::io::Errno as E;
+    const NAMED: [(E, u16); 10] = [
+        (E::NAMETOOLONG, 36),
+        (E::NOTEMPTY, 39),
+        (E::LOOP, 40),
+        (E::CONNRESET, 104),
+        (E::TIMEDOUT, 110),
+        (E::CONNREFUSED, 111),
+        (E::DQUOT, 122),
+        (E::CANCELED, 125),
+        (E::OPNOTSUPP, 95),
+        (E::STALE, 116),
+    ];
+    let named = NAMED.iter().find(|(e, _)| e.raw_os_error() == i32::from(n)).map(|&(_, linux)| linux);
+    // Numbers up to 34 (ERANGE) are the same on Linux, macOS and the BSDs, EAGAIN and EDEADLK excepted.
+    let same = (n <= 34 || cfg!(target_os = "linux")).then_some(n);
+    named.or(same).and_then(|linux| linux.checked_add(ErrorCode::ERRNO_BASE))
+}
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Errno::NOT_REGULAR => f.write_str("Not a regular file"),
+            Errno::OUTSIDE_ROOT => f.write_str("Path escapes server root"),
+            Errno::SHORT_SOURCE => f.write_str("File became shorter while it was read"),
+            Errno::UNSUPPORTED => f.write_str("Not supported here"),
+            Errno::HASH_MISMATCH => f.write_str("Content does not match its hash"),
+            Errno(n) => {
+                let text = std::io::Error::from_raw_os_error(n).to_string();
+                f.write_str(text.split(" (os error").next().unwrap_or(&text))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Errno({}: {self})", self.0)
+    }
+}
+
+impl From<rustix::io::Errno> for Errno {
+    fn from(errno: rustix::io::Errno) -> Errno {
+        Errno(errno.raw_os_error())
+    }
+}
+
+impl From<std::io::Error> for Errno {
+    fn from(error: std::io::Error) -> Errno {
+        Errno(error.raw_os_error().unwrap_or(Errno::IO.0))
+    }
+}
+
+/// A plain set of attributes, for files of which nothing is known.
+pub const NO_ATTRIBUTES: Attributes = Attributes {
+    kind: Kind::Regular,
+    size: 0,
+    mode: 0,
+    mtime: crate::wire::frame::Timestamp { seconds: 0, nanoseconds: 0 },
+    uid: 0,
+    gid: 0,
+};
+
+/// What backends made of real descriptors offer besides [`Backend`], so that sessions can be given something to work on.
+#[cfg(unix)]
+pub trait Attach: Backend {
+    /// Takes over a read half and a write half; `None` when one descriptor (a socket) is both. The description's
+    /// O_NONBLOCK flag is changed only when `ours` says that no other process shares it.
+    fn add_stream(
+        &mut self,
+        read: std::os::fd::OwnedFd,
+        write: Option<std::os::fd::OwnedFd>,
+        ours: bool,
+    ) -> Result<StreamId, Errno>;
+
+    /// Takes over a bound, listening TCP socket.
+    fn add_listener(&mut self, listener: std::net::TcpListener) -> Result<StreamId, Errno>;
+
+    /// Adds a root that places can name.
+    fn add_root(&mut self, root: crate::offload::Root) -> DirId;
+}

@@ -1,0 +1,283 @@
+//! Owned, counted buffers.
+//!
+//! A [`Block`] is a page-aligned buffer with one owner: a session, an operation, or the kernel while an operation is in
+//! flight. [`Block::share`] turns it into a [`Shared`], from which any number of [`Slice`]s can be cut; when the last
+//! of them is gone the memory returns to its [`Pool`]. Nothing is ever copied here, and no buffer is reachable for
+//! writing from two places.
+//!
+//! ```text
+//! Pool --take--> Block --(Recv, Read fill it)--> Block --share--> Shared --slice--> Slice, Slice, ..
+//!  ^                |                                                                  |
+//!  +----- drop -----+------------------------------- last drop ------------------------+
+//! ```
+//!
+//! Back-pressure is ownership: a [`Quota`] bounds what one session holds, the pool bounds what a worker holds, and whoever finds
+//! neither waits for a completion to bring a block back.
+
+use crate::limits::{BLOCK_BYTES, PAGE_BYTES, SMALL_BYTES};
+use smallvec::SmallVec;
+use std::fmt;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+#[repr(C, align(4096))]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Page([u8; PAGE_BYTES]);
+
+/// Size class of a block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Class {
+    /// [`SMALL_BYTES`]
+    Small,
+    /// [`BLOCK_BYTES`]
+    Large,
+}
+
+impl Class {
+    /// Bytes a block of this class holds.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Class::Small => SMALL_BYTES,
+            Class::Large => BLOCK_BYTES,
+        }
+    }
+}
+
+/// Blocks of one class that are not in use, and how many were ever made.
+struct Shelf {
+    free: Mutex<Vec<Box<[Page]>>>,
+    out: AtomicUsize,
+    limit: usize,
+}
+
+/// What one session may hold of a class.
+#[derive(Clone)]
+pub struct Quota(Arc<QuotaState>);
+
+struct QuotaState {
+    held: AtomicUsize,
+    limit: usize,
+}
+
+impl Quota {
+    /// A quota of `limit` blocks.
+    pub fn new(limit: usize) -> Quota {
+        Quota(Arc::new(QuotaState { held: AtomicUsize::new(0), limit }))
+    }
+
+    /// Blocks held now.
+    pub fn held(&self) -> usize {
+        self.0.held.load(Ordering::Acquire)
+    }
+
+    /// Blocks that may still be taken.
+    pub fn left(&self) -> usize {
+        self.0.limit.saturating_sub(self.held())
+    }
+}
+
+struct Storage {
+    pages: Box<[Page]>,
+    shelf: Arc<Shelf>,
+    quota: Option<Quota>,
+}
+
+impl Storage {
+    fn bytes(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.pages)
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        bytemuck::cast_slice_mut(&mut self.pages)
+    }
+}
+
+impl Drop for Storage {
+    fn drop(&mut self) {
+        let pages = std::mem::take(&mut self.pages);
+        // A poisoned list of free buffers is still a list of free buffers.
+        self.shelf.free.lock().unwrap_or_else(PoisonError::into_inner).push(pages);
+        self.shelf.out.fetch_sub(1, Ordering::AcqRel);
+        if let Some(quota) = &self.quota {
+            quota.0.held.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+/// One worker's supply of blocks. Memory is allocated on first use and kept.
+pub struct Pool {
+    small: Arc<Shelf>,
+    large: Arc<Shelf>,
+}
+
+impl Pool {
+    /// A pool that never has more than these numbers of blocks out.
+    pub fn new(small: usize, large: usize) -> Pool {
+        let shelf = |limit| Arc::new(Shelf { free: Mutex::new(Vec::with_capacity(limit)), out: AtomicUsize::new(0), limit });
+        Pool { small: shelf(small), large: shelf(large) }
+    }
+
+    /// A block, or `None` while the pool or the quota is used up.
+    pub fn take(&mut self, class: Class, quota: &Quota) -> Option<Block> {
+        if quota.left() == 0 {
+            return None;
+        }
+        let mut block = self.take_reserved(class)?;
+        quota.0.held.fetch_add(1, Ordering::AcqRel);
+        block.storage.quota = Some(quota.clone());
+        Some(block)
+    }
+
+    /// A block that no quota counts: a session's receive block.
+    pub fn take_reserved(&mut self, class: Class) -> Option<Block> {
+        let shelf = self.shelf(class);
+        if shelf.out.load(Ordering::Acquire) >= shelf.limit {
+            return None;
+        }
+        let free = shelf.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let pages = free.unwrap_or_else(|| bytemuck::zeroed_slice_box(class.bytes() / PAGE_BYTES));
+        shelf.out.fetch_add(1, Ordering::AcqRel);
+        Some(Block { storage: Box::new(Storage { pages, shelf: shelf.clone(), quota: None }) })
+    }
+
+    /// Blocks of a class that could be taken now.
+    pub fn available(&self, class: Class) -> usize {
+        let shelf = self.shelf(class);
+        shelf.limit.saturating_sub(shelf.out.load(Ordering::Acquire))
+    }
+
+    fn shelf(&self, class: Class) -> &Arc<Shelf> {
+        match class {
+            Class::Small => &self.small,
+            Class::Large => &self.large,
+        }
+    }
+}
+
+/// A page-aligned buffer with one owner. Its address does not change while it lives.
+pub struct Block {
+    storage: Box<Storage>,
+}
+
+impl Block {
+    /// Bytes it holds.
+    pub fn capacity(&self) -> usize {
+        self.storage.pages.len() * PAGE_BYTES
+    }
+
+    /// All of it, for reading.
+    pub fn bytes(&self) -> &[u8] {
+        self.storage.bytes()
+    }
+
+    /// All of it, for writing.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        self.storage.bytes_mut()
+    }
+
+    /// Gives up the right to write: from here on it can be cut into slices.
+    pub fn share(self) -> Shared {
+        Shared(Arc::new(self))
+    }
+}
+
+impl fmt::Debug for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Block({} bytes)", self.capacity())
+    }
+}
+
+/// A block that is only read from now on.
+#[derive(Clone, Debug)]
+pub struct Shared(Arc<Block>);
+
+impl Shared {
+    /// A counted view of `range`. Panics when the range leaves the block.
+    pub fn slice(&self, range: Range<usize>) -> Slice {
+        assert!(range.start <= range.end && range.end <= self.0.capacity(), "slice inside its block");
+        Slice { block: self.0.clone(), range }
+    }
+
+    /// All of it.
+    pub fn bytes(&self) -> &[u8] {
+        self.0.bytes()
+    }
+}
+
+/// A counted view of part of a block; keeps the block out of its pool.
+#[derive(Clone)]
+pub struct Slice {
+    block: Arc<Block>,
+    range: Range<usize>,
+}
+
+impl Slice {
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.block.bytes()[self.range.clone()]
+    }
+
+    /// Number of bytes.
+    pub fn len(&self) -> usize {
+        self.range.len()
+    }
+
+    /// True when it covers nothing.
+    pub fn is_empty(&self) -> bool {
+        self.range.is_empty()
+    }
+}
+
+impl fmt::Debug for Slice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Slice({:?})", self.range)
+    }
+}
+
+/// Consecutive pieces of one body.
+pub type Slices = SmallVec<[Slice; 2]>;
+
+/// Bytes in front of a body: frame headers and control frames. Short ones need no allocation.
+pub type Head = SmallVec<[u8; 64]>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_returns_to_its_pool_when_the_last_slice_is_dropped() {
+        let mut pool = Pool::new(0, 1);
+        let block = pool.take_reserved(Class::Large).unwrap();
+        assert!(pool.take_reserved(Class::Large).is_none());
+        let shared = block.share();
+        let slice = shared.slice(0..10);
+        drop(shared);
+        assert!(pool.take_reserved(Class::Large).is_none());
+        drop(slice);
+        assert!(pool.take_reserved(Class::Large).is_some());
+    }
+
+    #[test]
+    fn a_quota_bounds_one_holder_and_not_the_others() {
+        let mut pool = Pool::new(4, 0);
+        let (one, two) = (Quota::new(1), Quota::new(2));
+        let first = pool.take(Class::Small, &one).unwrap();
+        assert!(pool.take(Class::Small, &one).is_none());
+        assert!(pool.take(Class::Small, &two).is_some());
+        drop(first);
+        assert_eq!(one.held(), 0);
+        assert!(pool.take(Class::Small, &one).is_some());
+    }
+
+    #[test]
+    fn blocks_are_page_aligned_and_keep_their_address() {
+        let mut pool = Pool::new(1, 1);
+        let block = pool.take_reserved(Class::Large).unwrap();
+        let address = block.bytes().as_ptr() as usize;
+        assert_eq!(address % PAGE_BYTES, 0);
+        assert_eq!(block.capacity(), BLOCK_BYTES);
+        let moved = Box::new(block);
+        assert_eq!(moved.bytes().as_ptr() as usize, address);
+    }
+}

@@ -1,0 +1,83 @@
+//! Every tunable number of the program, with its unit, checked against the others at compile time. The numbers that the
+//! protocol fixes are in [`crate::wire`].
+
+/// Nanoseconds in one second.
+pub const SECOND: u64 = 1_000_000_000;
+
+/// Bytes in a memory page as buffers are aligned to it.
+pub const PAGE_BYTES: usize = 4096;
+
+/// Bytes of a [`crate::block::Block`] of class `Large`: one read, one Data frame, one write.
+pub const BLOCK_BYTES: usize = 512 * 1024;
+/// Bytes of a [`crate::block::Block`] of class `Small`: a small file, whole.
+pub const SMALL_BYTES: usize = 64 * 1024;
+/// Large blocks one worker's pool holds at most.
+pub const POOL_LARGE_BLOCKS: usize = 32;
+/// Small blocks one worker's pool holds at most.
+pub const POOL_SMALL_BLOCKS: usize = 64;
+
+/// Bytes of the block of which Resume reports the hash.
+pub const RESUME_BLOCK_BYTES: u64 = 4 * 1024 * 1024;
+
+/// Blocks one transfer reads ahead of what the stream has taken.
+pub const READ_WINDOW_BLOCKS: usize = 6;
+/// Large blocks one session may hold for data in either direction, its receive block apart.
+pub const SESSION_LARGE_BLOCKS: usize = 16;
+/// Small blocks one session may hold.
+pub const SESSION_SMALL_BLOCKS: usize = 48;
+/// Connections one listening server serves at the same time.
+pub const MAX_SESSIONS: usize = 16;
+/// Large blocks each of them may hold, its receive block apart.
+pub const DAEMON_SESSION_BLOCKS: usize = 4;
+/// Large blocks the pool of a listening server holds at most.
+pub const DAEMON_LARGE_BLOCKS: usize = MAX_SESSIONS * (DAEMON_SESSION_BLOCKS + 1);
+/// Requests a server session works on at the same time.
+pub const MAX_ACTIVE_REQUESTS: usize = 32;
+/// Requests a client keeps unanswered.
+pub const CLIENT_WINDOW_REQUESTS: usize = 128;
+/// Small files a client loads ahead of sending them.
+pub const CLIENT_LOAD_AHEAD: usize = 32;
+/// Walks a server session keeps open at the same time.
+pub const MAX_WALKS: usize = 4;
+/// Entries of one TREE page or directory read.
+pub const PAGE_ENTRIES: usize = 512;
+/// Bytes of names and link texts in one directory read.
+pub const PAGE_NAME_BYTES: usize = 128 * 1024;
+/// Open directories one walk holds at most, one for each level.
+pub const MAX_WALK_DEPTH: usize = 1024;
+
+/// Bytes queued on a stream after which sessions wait before queueing more data.
+pub const SEND_QUEUE_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes asked for when a pipe of our own is sized.
+pub const PIPE_BYTES: usize = 1024 * 1024;
+/// Bytes moved by one hop of the file-to-stream path.
+pub const SPLICE_BYTES: usize = 1024 * 1024;
+
+/// Threads that carry out file-system calls for one backend.
+pub const OFFLOAD_THREADS: usize = 2;
+/// Submission queue entries of a ring.
+pub const RING_ENTRIES: u32 = 256;
+/// Symbolic links followed in one path before it counts as a loop, as in the Linux kernel.
+pub const MAX_LINKS_FOLLOWED: usize = 40;
+
+/// Nanoseconds a peer has for its part of the handshake.
+pub const HANDSHAKE_TIMEOUT: u64 = 30 * SECOND;
+/// Nanoseconds without any progress of a started send after which the peer is cut off.
+pub const STALL_TIMEOUT: u64 = 60 * SECOND;
+
+/// Bytes of output before the start line after which a remote shell counts as broken.
+pub const MAX_PREAMBLE_BYTES: usize = 64 * 1024;
+
+const _: () = {
+    assert!(BLOCK_BYTES.is_multiple_of(PAGE_BYTES) && SMALL_BYTES.is_multiple_of(PAGE_BYTES));
+    assert!(BLOCK_BYTES.is_power_of_two(), "blocks must be whole subtrees of the BLAKE3 tree");
+    assert!(BLOCK_BYTES <= crate::wire::MAX_BLOCK as usize);
+    assert!(SMALL_BYTES < BLOCK_BYTES);
+    assert!(SESSION_LARGE_BLOCKS < POOL_LARGE_BLOCKS, "one block stays for receiving");
+    assert!(SESSION_SMALL_BLOCKS <= POOL_SMALL_BLOCKS);
+    assert!(READ_WINDOW_BLOCKS <= SESSION_LARGE_BLOCKS);
+    assert!(CLIENT_LOAD_AHEAD <= SESSION_SMALL_BLOCKS);
+    assert!(MAX_ACTIVE_REQUESTS <= SESSION_SMALL_BLOCKS);
+    // Memory of one worker: 32 x 512 KiB + 64 x 64 KiB = 20 MiB, whatever the files.
+    assert!(POOL_LARGE_BLOCKS * BLOCK_BYTES + POOL_SMALL_BLOCKS * SMALL_BYTES <= 32 * 1024 * 1024);
+};

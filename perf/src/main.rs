@@ -1,0 +1,2 @@
+//! Pieces of haul, timed in process.
+fn main() {}
