@@ -1,0 +1,537 @@
+//! The asking half: requests out in order, answers back in the same order, and a driver that decides what to ask.
+//!
+//! ```text
+//! Preamble -the start line-> Greeting -Welcome-> Working -driver done, all answered-> Leaving -stream ended-> finished
+//! ```
+//! A client always reads while it writes. `Ask`s are prepared ahead (files are opened and loaded), sent one after the
+//! other, and answered one after the other; what an answer needs afterwards (naming a downloaded file) goes on beside.
+
+use super::link::{Incoming, Link};
+use super::report::{Report, Reporter, SharedProgress};
+use super::{Cause, Context, Failure, Flow, Io, Outcome, Quotas, Session, Terms};
+use crate::backend::{Completion, OpKind, StreamId, Time, Token};
+use crate::limits::{CLIENT_LOAD_AHEAD, CLIENT_WINDOW_REQUESTS, HANDSHAKE_TIMEOUT, MAX_PREAMBLE_BYTES};
+use crate::wire::decode::Role;
+use crate::wire::display::Printable;
+use crate::wire::frame::{Attributes, Caps, Dialect, Ext, Frame, Hash, ListEntry, TreeEntry};
+use crate::wire::hello::{self, Greeting};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::Ordering;
+
+/// `Token::transfer` of a driver's own operations.
+const DRIVER: u32 = 1;
+
+/// What an answer brings.
+#[derive(Debug)]
+pub(crate) enum Reply {
+    Done,
+    Attributes(Attributes),
+    Listing(Vec<ListEntry>),
+    Page { last: bool, entries: Vec<TreeEntry> },
+    Hash(Hash),
+    Resume { size: u64, hash: Option<Hash> },
+    Moved { hash: Hash, size: u64 },
+}
+
+/// How a request ended.
+pub(crate) type Answer = Result<Reply, Failure>;
+
+/// How far the sending of a request has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Sent {
+    /// It waits for an operation or for room on the stream.
+    Later,
+    /// All of it is on the stream; a reply will come.
+    Whole,
+    /// It cannot be sent and nothing of it was; no reply will come.
+    Not,
+}
+
+/// One request of a client, from the first thought to the answer.
+pub(crate) trait Ask {
+    /// Starts what must be there before it can be sent.
+    fn prepare(&mut self, _io: &mut Io<'_, '_>) {}
+    /// Goes on preparing while others are sent.
+    fn read_ahead(&mut self, _io: &mut Io<'_, '_>) {}
+    /// Sends more of it; called only when it is its turn.
+    fn send(&mut self, io: &mut Io<'_, '_>) -> Sent;
+    /// Takes part of the reply; called only when the reply is its. True when the reply is complete.
+    fn on_incoming(&mut self, incoming: Incoming, io: &mut Io<'_, '_>) -> Result<bool, Failure>;
+    /// Takes note of a completion of its own operations.
+    fn on_completion(&mut self, _kind: OpKind, _outcome: Outcome, _io: &mut Io<'_, '_>) {}
+    /// How it ended, once nothing is left to do. Called when all of it is sent and its reply is complete.
+    fn answer(&mut self) -> Option<Answer>;
+    /// For the simulator's coverage table.
+    fn state(&self) -> &'static str;
+}
+
+/// Makes the frame of a simple request in the dialect agreed on.
+type Request = Box<dyn Fn(Ext) -> Frame>;
+
+/// A request of one frame with a reply of one frame.
+pub(crate) struct Simple {
+    path: Vec<u8>,
+    what: &'static str,
+    request: Request,
+    reply: fn(Frame) -> Option<Reply>,
+    answer: Option<Answer>,
+}
+
+impl Simple {
+    pub(super) fn new(
+        path: Vec<u8>,
+        what: &'static str,
+        request: impl Fn(Ext) -> Frame + 'static,
+        reply: fn(Frame) -> Option<Reply>,
+    ) -> Simple {
+        Simple { path, what, request: Box::new(request), reply, answer: None }
+    }
+}
+
+impl Ask for Simple {
+    fn send(&mut self, io: &mut Io<'_, '_>) -> Sent {
+        match io.link.frame(&(self.request)(io.terms.dialect.ext)) {
+            Ok(()) => Sent::Whole,
+            Err(error) => {
+                self.answer = Some(Err(Failure::rule(&self.path, self.what, error.to_string())));
+                Sent::Not
+            }
+        }
+    }
+
+    fn on_incoming(&mut self, incoming: Incoming, _: &mut Io<'_, '_>) -> Result<bool, Failure> {
+        let Incoming::Frame(frame) = incoming else {
+            return Err(Failure::connection("protocol error", "the server sent data that was not asked for"));
+        };
+        self.answer = Some(match frame {
+            Frame::Error { message, code } => {
+                Err(Failure { path: self.path.clone(), what: self.what, cause: Cause::There { code, message } })
+            }
+            frame => Ok((self.reply)(frame)
+                .ok_or_else(|| Failure::connection("protocol error", "the server sent another reply than asked for"))?),
+        });
+        Ok(true)
+    }
+
+    fn answer(&mut self) -> Option<Answer> {
+        self.answer.take()
+    }
+
+    fn state(&self) -> &'static str {
+        "asked"
+    }
+}
+
+/// Decides what is asked, and makes sense of the answers.
+pub(crate) trait Driver {
+    /// Asks for more while the desk has room. Called often.
+    fn pump(&mut self, desk: &mut Desk<'_, '_>);
+    /// Takes an answer to the request it called `tag`.
+    fn on_answer(&mut self, tag: u64, answer: Answer, desk: &mut Desk<'_, '_>);
+    /// Takes note of a completion of an operation of its own.
+    fn on_completion(&mut self, kind: OpKind, outcome: Outcome, desk: &mut Desk<'_, '_>);
+    /// True when it will ask nothing more and waits for nothing of its own.
+    fn is_finished(&self) -> bool;
+    /// For the simulator's coverage table.
+    fn state(&self) -> &'static str;
+}
+
+/// What a driver may use during a call.
+pub(crate) struct Desk<'a, 'c> {
+    pub(crate) io: Io<'a, 'c>,
+    pub(crate) reporter: &'a mut Reporter,
+    asks: &'a mut Asks,
+}
+
+impl Desk<'_, '_> {
+    /// True while more requests may be made.
+    pub(crate) fn has_room(&self) -> bool {
+        self.asks.all.len() < CLIENT_WINDOW_REQUESTS && self.asks.unsent.len() < CLIENT_LOAD_AHEAD
+    }
+
+    /// Queues a request.
+    pub(crate) fn ask(&mut self, tag: u64, mut ask: Box<dyn Ask>) {
+        let transfer = self.asks.next_transfer();
+        let own = std::mem::replace(&mut self.io.transfer, transfer);
+        ask.prepare(&mut self.io);
+        self.io.transfer = own;
+        self.asks.unsent.push_back(transfer);
+        self.asks.all.insert(transfer, Asked { tag, ask, sent: false, replied: false });
+    }
+
+    /// Tells whoever started the client.
+    pub(crate) fn report(&mut self, report: Report) {
+        (self.reporter)(report);
+    }
+
+    /// Requests that have no answer yet, those not yet sent included.
+    pub(crate) fn outstanding(&self) -> usize {
+        self.asks.all.len()
+    }
+}
+
+struct Asked {
+    tag: u64,
+    ask: Box<dyn Ask>,
+    /// Nothing of it is left to send.
+    sent: bool,
+    /// Its reply is complete, or none will come.
+    replied: bool,
+}
+
+/// All requests under way.
+struct Asks {
+    all: BTreeMap<u32, Asked>,
+    unsent: VecDeque<u32>,
+    unanswered: VecDeque<u32>,
+    last_transfer: u32,
+}
+
+impl Asks {
+    fn next_transfer(&mut self) -> u32 {
+        loop {
+            self.last_transfer = self.last_transfer.wrapping_add(1).max(DRIVER + 1);
+            if !self.all.contains_key(&self.last_transfer) {
+                return self.last_transfer;
+            }
+        }
+    }
+}
+
+enum Phase {
+    /// The remote shell prints what it likes until this line comes.
+    Preamble(Vec<u8>),
+    Greeting { deadline: Option<Time>, sent: Greeting },
+    Working,
+    Leaving,
+}
+
+/// How a client begins.
+pub struct Opening {
+    /// The line after which the protocol begins, without its newline; none on streams that carry nothing else. The
+    /// remote shell says the same with ` none` behind it where there is no haul.
+    pub start_line: Option<Vec<u8>>,
+    /// What is asked for in Hello.
+    pub greeting: Greeting,
+}
+
+impl Opening {
+    /// Everything haul can do, in version 1.
+    pub fn full(start_line: Option<Vec<u8>>) -> Opening {
+        let ext = Ext::BYTES.or(Ext::TREE).or(Ext::META).or(Ext::COMMIT);
+        Opening { start_line, greeting: Greeting { version: 1, caps: Caps::PUT_OFFSET, ext: Some(ext) } }
+    }
+
+    /// The base protocol alone, in this version.
+    pub fn base(version: u8) -> Opening {
+        Opening { start_line: None, greeting: Greeting { version, caps: Caps::PUT_OFFSET, ext: None } }
+    }
+}
+
+/// A client session on one stream.
+pub struct Client {
+    link: Link,
+    phase: Phase,
+    greeting: Greeting,
+    terms: Terms,
+    quotas: Quotas,
+    progress: SharedProgress,
+    reporter: Reporter,
+    asks: Asks,
+    driver: Box<dyn Driver>,
+    unprinted: Vec<u8>,
+}
+
+impl Client {
+    pub(crate) fn new(
+        stream: StreamId,
+        opening: Opening,
+        driver: Box<dyn Driver>,
+        progress: SharedProgress,
+        reporter: Reporter,
+    ) -> Client {
+        let greeting = opening.greeting;
+        let phase = match opening.start_line {
+            Some(line) => Phase::Preamble(line),
+            None => Phase::Greeting { deadline: None, sent: greeting },
+        };
+        Client {
+            link: Link::new(stream, Role::Client),
+            phase,
+            greeting,
+            terms: Terms { dialect: Dialect::BASE, caps: Caps::NONE },
+            quotas: Quotas::new(),
+            progress,
+            reporter,
+            asks: Asks {
+                all: BTreeMap::new(),
+                unsent: VecDeque::new(),
+                unanswered: VecDeque::new(),
+                last_transfer: DRIVER,
+            },
+            driver,
+            unprinted: Vec::new(),
+        }
+    }
+
+    fn with_driver(&mut self, cx: &mut Context<'_>, act: impl FnOnce(&mut dyn Driver, &mut Desk<'_, '_>)) {
+        let io = Io {
+            cx,
+            link: &mut self.link,
+            quotas: &self.quotas,
+            terms: self.terms,
+            progress: &self.progress,
+            transfer: DRIVER,
+        };
+        let mut desk = Desk { io, reporter: &mut self.reporter, asks: &mut self.asks };
+        act(self.driver.as_mut(), &mut desk);
+    }
+
+    fn with_ask<R>(
+        &mut self,
+        transfer: u32,
+        cx: &mut Context<'_>,
+        act: impl FnOnce(&mut dyn Ask, &mut Io<'_, '_>) -> R,
+    ) -> Option<R> {
+        let asked = self.asks.all.get_mut(&transfer)?;
+        let mut io = Io {
+            cx,
+            link: &mut self.link,
+            quotas: &self.quotas,
+            terms: self.terms,
+            progress: &self.progress,
+            transfer,
+        };
+        Some(act(asked.ask.as_mut(), &mut io))
+    }
+
+    /// Skips what a login shell printed, up to the start line.
+    fn skip_preamble(&mut self) -> Result<(), Failure> {
+        while let Phase::Preamble(line) = &self.phase {
+            let Some(input) = self.link.preamble() else { return Ok(()) };
+            let newline = input.iter().position(|&byte| byte == b'\n');
+            let used = newline.map_or(input.len(), |at| at + 1);
+            self.unprinted.extend_from_slice(&input[..used]);
+            self.link.consume_preamble(used);
+            if newline.is_none() {
+                if self.unprinted.len() > MAX_PREAMBLE_BYTES {
+                    return Err(self.no_start_line());
+                }
+                return Ok(());
+            }
+            // Text without a newline may stand before the line.
+            let text = self.unprinted.trim_ascii_end();
+            let missing = [line.as_slice(), b" none"].concat();
+            if text.ends_with(line) {
+                self.phase = Phase::Greeting { deadline: None, sent: self.greeting };
+            } else if text.ends_with(&missing) {
+                return Err(Failure::connection("cannot start haul on the remote side", "it is not installed there"));
+            }
+            self.unprinted.clear();
+        }
+        Ok(())
+    }
+
+    fn no_start_line(&self) -> Failure {
+        let printed = &self.unprinted[..self.unprinted.len().min(120)];
+        if printed.trim_ascii().is_empty() {
+            return Failure::connection("cannot start haul on the remote side", "the connection closed without a word");
+        }
+        let why = format!("the remote shell printed `{}`", Printable(printed.trim_ascii()));
+        Failure::connection("cannot start haul on the remote side", why)
+    }
+
+    fn greet(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
+        let Phase::Greeting { deadline, sent } = &mut self.phase else { return Ok(()) };
+        let sent = *sent;
+        if deadline.is_none() {
+            *deadline = Some(cx.now.after(HANDSHAKE_TIMEOUT));
+            // Hello always fits.
+            let _ = self.link.frame(&sent.hello());
+        }
+        let late = deadline.is_some_and(|deadline| deadline <= cx.now);
+        match self.link.next().map_err(|error| Failure::connection("handshake", error))? {
+            None if late => Err(Failure::connection("handshake", "the server did not answer in time")),
+            None => Ok(()),
+            Some(Incoming::Frame(Frame::Welcome { version, caps, ext })) => {
+                let agreed = hello::accept(sent, Greeting { version, caps, ext });
+                self.terms = Terms { dialect: agreed.dialect, caps: agreed.caps };
+                self.link.set_dialect(agreed.dialect);
+                self.phase = Phase::Working;
+                self.progress.connected.store(1, Ordering::Relaxed);
+                Ok(())
+            }
+            Some(Incoming::Frame(Frame::Error { message, .. })) => {
+                Err(Failure::connection("handshake", Printable(&message)))
+            }
+            Some(_) => Err(Failure::connection("handshake", "the server's first frame was not Welcome")),
+        }
+    }
+
+    fn receive(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
+        while let Some(incoming) =
+            self.link.next().map_err(|error| Failure::connection("protocol error", error))?
+        {
+            let Some(&transfer) = self.asks.unanswered.front() else {
+                return Err(Failure::connection("protocol error", "the server sent a reply to nothing"));
+            };
+            let complete = self.with_ask(transfer, cx, |ask, io| ask.on_incoming(incoming, io));
+            if complete.unwrap_or(Ok(true))? {
+                self.asks.unanswered.pop_front();
+                if let Some(asked) = self.asks.all.get_mut(&transfer) {
+                    asked.replied = true;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what is next in line.
+    fn send(&mut self, cx: &mut Context<'_>) {
+        while self.link.has_room() {
+            let Some(&transfer) = self.asks.unsent.front() else { return };
+            // A reply may come while a body is still being sent: from the first frame on it is waited for.
+            let waited_for = self.asks.unanswered.back() == Some(&transfer);
+            let replied = self.asks.all.get(&transfer).is_some_and(|asked| asked.replied);
+            if !waited_for && !replied {
+                self.asks.unanswered.push_back(transfer);
+            }
+            let sent = self.with_ask(transfer, cx, |ask, io| ask.send(io)).unwrap_or(Sent::Not);
+            if sent == Sent::Later {
+                break;
+            }
+            self.asks.unsent.pop_front();
+            let silent = sent == Sent::Not;
+            if silent && self.asks.unanswered.back() == Some(&transfer) {
+                self.asks.unanswered.pop_back();
+            }
+            if let Some(asked) = self.asks.all.get_mut(&transfer) {
+                asked.sent = true;
+                asked.replied |= silent;
+            }
+        }
+        for index in 1..self.asks.unsent.len() {
+            let transfer = self.asks.unsent[index];
+            self.with_ask(transfer, cx, |ask, io| ask.read_ahead(io));
+        }
+    }
+
+    /// Gives answers to the driver. True when there were any.
+    fn answer(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut answered = Vec::new();
+        for (&transfer, asked) in &mut self.asks.all {
+            if asked.sent
+                && asked.replied
+                && let Some(answer) = asked.ask.answer()
+            {
+                answered.push((transfer, asked.tag, answer));
+            }
+        }
+        let any = !answered.is_empty();
+        for (transfer, tag, answer) in answered {
+            self.asks.all.remove(&transfer);
+            self.with_driver(cx, |driver, desk| driver.on_answer(tag, answer, desk));
+        }
+        any
+    }
+
+    fn work(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
+        self.receive(cx)?;
+        loop {
+            self.with_driver(cx, |driver, desk| driver.pump(desk));
+            self.send(cx);
+            if !self.answer(cx) {
+                break;
+            }
+        }
+        if self.driver.is_finished() && self.asks.all.is_empty() {
+            self.phase = Phase::Leaving;
+        }
+        Ok(())
+    }
+
+    fn turn(&mut self, cx: &mut Context<'_>) -> Result<Flow, Failure> {
+        if self.link.stall_deadline().is_some_and(|deadline| deadline <= cx.now) {
+            return Err(Failure::connection("connection", "the server has read nothing for a minute"));
+        }
+        self.skip_preamble()?;
+        self.greet(cx)?;
+        if let Phase::Working = self.phase {
+            self.work(cx)?;
+        }
+        self.link.flush(cx);
+        if let Phase::Leaving = self.phase {
+            if self.link.is_drained() {
+                self.link.shutdown(cx);
+            }
+            // Nothing is expected any more: the end of the stream, a failure of it, or a babbling peer are all the end.
+            let babble = !matches!(self.link.next(), Ok(None));
+            if babble || self.link.at_end() {
+                self.link.close(cx);
+                return Ok(Flow::Finished);
+            }
+        } else if self.link.at_end() {
+            return Err(self.lost());
+        }
+        self.link.pump_recv(&self.quotas.large, cx);
+        Ok(Flow::Continue)
+    }
+
+    fn lost(&self) -> Failure {
+        match (&self.phase, self.link.failure()) {
+            (Phase::Preamble(_), _) => self.no_start_line(),
+            (Phase::Greeting { .. }, None) => {
+                Failure::connection("handshake", "the server closed the connection without an answer")
+            }
+            (_, Some(errno)) => Failure::connection("connection lost", errno),
+            (_, None) => Failure::connection("connection lost", "the server closed it"),
+        }
+    }
+}
+
+impl Session for Client {
+    fn on_completion(&mut self, completion: Completion, cx: &mut Context<'_>) {
+        let token = completion.op.token;
+        match token.transfer {
+            0 => self.link.on_completion(completion, cx),
+            DRIVER => {
+                let Completion { op, result } = completion;
+                self.with_driver(cx, |driver, desk| driver.on_completion(op.kind, result, desk));
+            }
+            transfer => {
+                let Completion { op, result } = completion;
+                self.with_ask(transfer, cx, |ask, io| ask.on_completion(op.kind, result, io));
+            }
+        }
+    }
+
+    fn on_turn(&mut self, cx: &mut Context<'_>) -> Flow {
+        match self.turn(cx) {
+            Ok(flow) => flow,
+            Err(failure) => {
+                (self.reporter)(Report::Fatal(failure));
+                self.link.close(cx);
+                Flow::Finished
+            }
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Time> {
+        let greeting = match self.phase {
+            Phase::Greeting { deadline, .. } => deadline,
+            _ => None,
+        };
+        [greeting, self.link.stall_deadline()].into_iter().flatten().min()
+    }
+
+    fn state_of(&self, token: Token) -> &'static str {
+        match (&self.phase, self.asks.all.get(&token.transfer)) {
+            (_, Some(asked)) => asked.ask.state(),
+            (Phase::Preamble(_), None) => "client preamble",
+            (Phase::Greeting { .. }, None) => "client greeting",
+            (Phase::Working, None) if token.transfer == DRIVER => self.driver.state(),
+            (Phase::Working, None) => "client working",
+            (Phase::Leaving, None) => "client leaving",
+        }
+    }
+}

@@ -1,0 +1,455 @@
+//! The driver of copies from the peer to here.
+//!
+//! ```text
+//! LookAtTarget -Stat-> NextSource -> LookAtSource -file-> (ask Get) -> NextSource ..
+//!                                                 -directory-> Listing (pages, Gets) -> NextSource .. -> Done
+//! ```
+//! The server's names are checked one by one and only ever used below the target, with links never followed; a file it was
+//! not asked for cannot arrive. A directory's attributes are set when everything that was asked for before the listing left
+//! it has been answered.
+
+use super::client::{Answer, Client, Desk, Driver, Opening, Reply};
+use super::plan::{Landing, Operand, Options, skip_reason};
+use super::report::{Direction, Report, Reporter, SharedProgress};
+use super::{Cause, Failure, Outcome, get, list, stat, tree};
+use crate::backend::{DirId, Errno, FsOp, NO_ATTRIBUTES, OpKind, Output, Place, StreamId};
+use crate::limits::PAGE_ENTRIES;
+use crate::wire::frame::{Attributes, ErrorCode, Ext, Kind, ListEntry, Timestamp, TreeEntry};
+use crate::wire::path::{RelPath, Target};
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::atomic::Ordering;
+
+const LOOK: u32 = 90;
+const NAME: u32 = 91;
+/// Local operations on names that run at the same time.
+const NAMES: usize = 32;
+
+/// What to copy from the peer, and where to.
+pub struct Plan {
+    /// What to copy.
+    pub sources: Vec<Operand>,
+    /// Root of the local target.
+    pub local: DirId,
+    /// Where to.
+    pub target: Operand,
+    /// How.
+    pub options: Options,
+}
+
+/// A directory being copied.
+struct Listing {
+    source: Operand,
+    base: Target,
+    number: u32,
+    entries: VecDeque<TreeEntry>,
+    asked: bool,
+    last: bool,
+    /// Directories the listing is inside of, outermost first; the base itself has no path.
+    open: Vec<(Option<RelPath>, Attributes)>,
+}
+
+enum State {
+    LookAtTarget,
+    AwaitTarget,
+    NextSource,
+    AwaitSource,
+    Listing(Box<Listing>),
+    Done,
+}
+
+enum What {
+    Source(Operand),
+    Page,
+    File { source: Vec<u8>, target: Vec<u8> },
+}
+
+/// A directory whose attributes wait for everything numbered below `after`.
+struct Leaving {
+    after: u64,
+    place: Place,
+    attributes: Attributes,
+    shown: Vec<u8>,
+}
+
+pub(crate) struct Download {
+    local: DirId,
+    sources: VecDeque<Operand>,
+    landing: Landing,
+    state: State,
+    /// Numbers of everything asked for or started and not yet answered.
+    open: BTreeSet<u64>,
+    pending: HashMap<u64, What>,
+    names: Vec<(u64, Place, Vec<u8>)>,
+    leaving: VecDeque<Leaving>,
+    next_tag: u64,
+    next_walk: u32,
+}
+
+/// A client that carries `plan` out over `stream`.
+pub fn client(
+    stream: StreamId,
+    opening: Opening,
+    plan: Plan,
+    progress: SharedProgress,
+    reporter: Reporter,
+) -> Client {
+    let many = plan.sources.len() > 1;
+    let driver = Download {
+        local: plan.local,
+        sources: plan.sources.into(),
+        landing: Landing { target: plan.target, options: plan.options, many, present: None },
+        state: State::LookAtTarget,
+        open: BTreeSet::new(),
+        pending: HashMap::new(),
+        names: Vec::new(),
+        leaving: VecDeque::new(),
+        next_tag: 0,
+        next_walk: 0,
+    };
+    Client::new(stream, opening, Box::new(driver), progress, reporter)
+}
+
+impl Download {
+    fn number(&mut self) -> u64 {
+        self.next_tag += 1;
+        self.open.insert(self.next_tag);
+        self.next_tag
+    }
+
+    fn tag(&mut self, what: What) -> u64 {
+        let tag = self.number();
+        self.pending.insert(tag, what);
+        tag
+    }
+
+    fn local_place(&self, target: Target) -> Place {
+        Place { dir: self.local, target }
+    }
+
+    fn look_at_target(&mut self, desk: &mut Desk<'_, '_>) {
+        let place = self.local_place(Target { operand: self.landing.target.path.clone(), below: None });
+        desk.io.submit(LOOK, OpKind::Fs(Box::new(FsOp::Stat { place, follow: true })));
+        self.state = State::AwaitTarget;
+    }
+
+    fn on_target(&mut self, outcome: Outcome, desk: &mut Desk<'_, '_>) {
+        self.state = State::NextSource;
+        match outcome {
+            Ok(Output::Attributes { attributes, .. }) => self.landing.present = Some(attributes.kind),
+            Ok(_) | Err(Errno::NOT_FOUND) => {}
+            Err(errno) => {
+                desk.report(Report::Failed(Failure::here(&self.landing.target.shown, "cannot use it", errno)));
+                self.sources.clear();
+            }
+        }
+    }
+
+    fn next_source(&mut self, desk: &mut Desk<'_, '_>) {
+        let Some(source) = self.sources.pop_front() else {
+            desk.io.progress.totals_final.store(1, Ordering::Relaxed);
+            self.state = State::Done;
+            return;
+        };
+        let target = Target { operand: source.path.clone(), below: None };
+        let shown = source.shown.clone();
+        let tag = self.tag(What::Source(source));
+        if desk.io.terms.ext(Ext::TREE) {
+            desk.ask(tag, Box::new(stat::ask_lookup(target, true, shown)));
+        } else {
+            desk.ask(tag, Box::new(stat::ask(target, shown)));
+        }
+        self.state = State::AwaitSource;
+    }
+
+    fn on_source(&mut self, source: Operand, attributes: Attributes, desk: &mut Desk<'_, '_>) {
+        self.state = State::NextSource;
+        let target = match self.landing.of(&source, attributes.kind) {
+            Ok(target) => target,
+            Err(failure) => return desk.report(Report::Failed(failure)),
+        };
+        match attributes.kind {
+            Kind::Directory if self.landing.options.recursive => self.begin_listing(source, target, attributes, desk),
+            Kind::Directory => {
+                let rule = "it is a directory, and -r was not given";
+                desk.report(Report::Failed(Failure::rule(&source.shown, "left out", rule)));
+            }
+            Kind::Regular => {
+                let remote = Target { operand: source.path, below: None };
+                self.get(remote, source.shown, target, attributes, desk);
+            }
+            _ => desk.report(Report::Failed(Failure::here(&source.shown, "cannot get", Errno::NOT_REGULAR))),
+        }
+    }
+
+    fn begin_listing(&mut self, source: Operand, base: Target, attributes: Attributes, desk: &mut Desk<'_, '_>) {
+        self.make_dir(base.clone(), desk);
+        self.next_walk = self.next_walk.wrapping_add(1);
+        let number = self.next_walk;
+        let remote = Target { operand: source.path.clone(), below: None };
+        let tag = self.tag(What::Page);
+        if desk.io.terms.ext(Ext::TREE) {
+            desk.ask(tag, Box::new(tree::ask(number, remote, true, source.shown.clone())));
+        } else {
+            desk.ask(tag, Box::new(list::ask(remote, source.shown.clone())));
+        }
+        let open = vec![(None, attributes)];
+        let entries = VecDeque::new();
+        let listing = Listing { source, base, number, entries, asked: true, last: false, open };
+        self.state = State::Listing(Box::new(listing));
+    }
+
+    fn on_page(&mut self, answer: Answer, desk: &mut Desk<'_, '_>) {
+        let State::Listing(listing) = &mut self.state else { return };
+        listing.asked = false;
+        match answer {
+            Ok(Reply::Page { last, entries }) => {
+                listing.last = last;
+                listing.entries.extend(entries);
+            }
+            Ok(Reply::Listing(entries)) => {
+                listing.last = true;
+                listing.entries.extend(entries.into_iter().map(from_base));
+            }
+            Ok(_) => listing.last = true,
+            Err(failure) => {
+                listing.last = true;
+                desk.report(Report::Failed(failure));
+            }
+        }
+    }
+
+    fn go_through(&mut self, desk: &mut Desk<'_, '_>) {
+        while desk.has_room() && self.names.len() < NAMES {
+            let State::Listing(listing) = &mut self.state else { return };
+            if !listing.asked && !listing.last && listing.entries.len() < PAGE_ENTRIES / 2 {
+                listing.asked = true;
+                let (number, shown) = (listing.number, listing.source.shown.clone());
+                let tag = self.tag(What::Page);
+                desk.ask(tag, Box::new(tree::ask_next(number, shown)));
+                continue;
+            }
+            match listing.entries.pop_front() {
+                Some(entry) => self.on_entry(entry, desk),
+                None if listing.last => {
+                    self.leave_until(None, desk);
+                    self.state = State::NextSource;
+                    return;
+                }
+                None => return,
+            }
+        }
+    }
+
+    fn on_entry(&mut self, entry: TreeEntry, desk: &mut Desk<'_, '_>) {
+        let State::Listing(listing) = &mut self.state else { return };
+        let path = match RelPath::parse(&entry.path.0) {
+            Ok(path) => Some(path),
+            Err(_) if entry.path.0.is_empty() && entry.error != ErrorCode::NONE => None,
+            Err(error) => {
+                let shown = [&listing.source.shown, b"/".as_slice(), &entry.path.0].concat();
+                let rule = format!("the server sent an unsafe name: {error}");
+                return desk.report(Report::Failed(Failure::rule(&shown, "left out", rule)));
+            }
+        };
+        let shown = listing.source.shown_below(path.as_ref());
+        if entry.error != ErrorCode::NONE {
+            let message = [b"cannot read: ".as_slice(), &describe(entry.error)].concat();
+            let cause = Cause::There { code: entry.error, message };
+            return desk.report(Report::Failed(Failure { path: shown, what: "cannot read", cause }));
+        }
+        let remote = Target { operand: listing.source.path.clone(), below: path.clone() };
+        let target = listing.base.child(path.as_ref());
+        self.leave_until(path.as_ref(), desk);
+        match entry.attributes.kind {
+            Kind::Directory => {
+                if let State::Listing(listing) = &mut self.state {
+                    listing.open.push((path, entry.attributes));
+                }
+                self.make_dir(target, desk);
+            }
+            Kind::Regular => self.get(remote, shown, target, entry.attributes, desk),
+            Kind::Symlink if self.landing.options.links => self.make_link(target, entry, desk),
+            kind => desk.report(Report::Skipped { source: shown, why: skip_reason(kind) }),
+        }
+    }
+
+    /// Leaves the directories that `path` is not in; all of them for `None`.
+    fn leave_until(&mut self, path: Option<&RelPath>, desk: &Desk<'_, '_>) {
+        let after = self.next_tag + 1;
+        let State::Listing(listing) = &mut self.state else { return };
+        while let Some((open, _)) = listing.open.last() {
+            let inside = path.is_some_and(|path| open.as_ref().is_none_or(|open| is_below(path, open)));
+            if inside {
+                return;
+            }
+            let Some((open, attributes)) = listing.open.pop() else { return };
+            if !desk.io.terms.ext(Ext::META) {
+                continue;
+            }
+            let target = listing.base.child(open.as_ref());
+            let shown = self.landing.shown(&target);
+            let place = Place { dir: self.local, target };
+            self.leaving.push_back(Leaving { after, place, attributes, shown });
+        }
+    }
+
+    /// Sets the attributes of directories that nothing more will be put into, and of a directory only after those in it:
+    /// its new mode may bar the way.
+    fn set_left(&mut self, desk: &mut Desk<'_, '_>) {
+        while self.names.len() < NAMES
+            && let Some(next) = self.leaving.front()
+            && self.open.first().is_none_or(|&first| first >= next.after)
+            && !self.names.iter().any(|(_, place, _)| is_inside(&place.target, &next.place.target))
+            && let Some(leaving) = self.leaving.pop_front()
+        {
+            let preserve = self.landing.options.preserve;
+            let (place, attributes) = (leaving.place.clone(), leaving.attributes);
+            let op = FsOp::SetMeta { place, attributes, preserve };
+            let number = self.number();
+            self.submit_name(number, leaving.place, leaving.shown, op, desk);
+        }
+    }
+
+    fn submit_name(&mut self, number: u64, place: Place, shown: Vec<u8>, op: FsOp, desk: &mut Desk<'_, '_>) {
+        self.names.push((number, place, shown));
+        desk.io.submit(NAME, OpKind::Fs(Box::new(op)));
+    }
+
+    fn make_dir(&mut self, target: Target, desk: &mut Desk<'_, '_>) {
+        let shown = self.landing.shown(&target);
+        let place = self.local_place(target);
+        let number = self.number();
+        self.submit_name(number, place.clone(), shown, FsOp::MakeDir { place }, desk);
+    }
+
+    fn make_link(&mut self, target: Target, entry: TreeEntry, desk: &mut Desk<'_, '_>) {
+        let shown = self.landing.shown(&target);
+        let place = self.local_place(target);
+        let preserve = self.landing.options.preserve;
+        let number = self.number();
+        let op = FsOp::MakeLink { place: place.clone(), text: entry.link, attributes: entry.attributes, preserve };
+        self.submit_name(number, place, shown, op, desk);
+    }
+
+    fn on_named(&mut self, op: FsOp, outcome: Outcome, desk: &mut Desk<'_, '_>) {
+        let (place, what) = match &op {
+            FsOp::MakeDir { place } => (place, "cannot make directory"),
+            FsOp::MakeLink { place, .. } => (place, "cannot make link"),
+            FsOp::SetMeta { place, .. } => (place, "cannot set attributes"),
+            _ => return,
+        };
+        let Some(index) = self.names.iter().position(|(_, named, _)| named == place) else { return };
+        let (number, _, shown) = self.names.swap_remove(index);
+        self.open.remove(&number);
+        match (outcome, op) {
+            (Err(errno), _) => desk.report(Report::Failed(Failure::here(&shown, what, errno))),
+            (Ok(_), FsOp::MakeDir { .. }) => desk.report(Report::Directory { target: shown }),
+            (Ok(_), FsOp::MakeLink { text, .. }) => desk.report(Report::Link { target: shown, text }),
+            (Ok(_), _) => {}
+        }
+    }
+
+    fn get(
+        &mut self,
+        remote: Target,
+        remote_path: Vec<u8>,
+        target: Target,
+        attributes: Attributes,
+        desk: &mut Desk<'_, '_>,
+    ) {
+        desk.io.progress.expect(1, attributes.size);
+        let local_path = self.landing.shown(&target);
+        let tag = self.tag(What::File { source: remote_path.clone(), target: local_path.clone() });
+        let local = self.local_place(target);
+        let preserve = self.landing.options.preserve;
+        let wanted = get::Wanted { remote, remote_path, local, local_path, attributes, preserve };
+        desk.ask(tag, Box::new(get::Fetch::new(wanted)));
+    }
+}
+
+impl Driver for Download {
+    fn pump(&mut self, desk: &mut Desk<'_, '_>) {
+        self.set_left(desk);
+        while desk.has_room() && self.names.len() < NAMES {
+            match &self.state {
+                State::LookAtTarget => self.look_at_target(desk),
+                State::NextSource => self.next_source(desk),
+                State::Listing(_) => {
+                    self.go_through(desk);
+                    if matches!(self.state, State::Listing(_)) {
+                        break;
+                    }
+                }
+                State::AwaitTarget | State::AwaitSource | State::Done => break,
+            }
+        }
+        self.set_left(desk);
+    }
+
+    fn on_answer(&mut self, tag: u64, answer: Answer, desk: &mut Desk<'_, '_>) {
+        self.open.remove(&tag);
+        let Some(what) = self.pending.remove(&tag) else { return };
+        match (what, answer) {
+            (What::Source(source), Ok(Reply::Attributes(attributes))) => {
+                self.on_source(source, attributes, desk);
+            }
+            (What::Source(_), answer) => {
+                self.state = State::NextSource;
+                if let Err(failure) = answer {
+                    desk.report(Report::Failed(failure));
+                }
+            }
+            (What::Page, answer) => self.on_page(answer, desk),
+            (What::File { source, target }, Ok(Reply::Moved { hash, size })) => {
+                desk.io.progress.files.fetch_add(1, Ordering::Relaxed);
+                desk.report(Report::Copied { source, target, size, hash, direction: Direction::Down });
+            }
+            (What::File { .. }, Err(failure)) => desk.report(Report::Failed(failure)),
+            (What::File { .. }, Ok(_)) => {}
+        }
+    }
+
+    fn on_completion(&mut self, kind: OpKind, outcome: Outcome, desk: &mut Desk<'_, '_>) {
+        let OpKind::Fs(op) = kind else { return };
+        match *op {
+            FsOp::Stat { .. } => self.on_target(outcome, desk),
+            op => self.on_named(op, outcome, desk),
+        }
+    }
+
+    fn is_finished(&self) -> bool {
+        matches!(self.state, State::Done) && self.names.is_empty() && self.leaving.is_empty()
+    }
+
+    fn state(&self) -> &'static str {
+        match self.state {
+            State::LookAtTarget | State::AwaitTarget => "download looking at target",
+            State::NextSource | State::AwaitSource => "download looking at source",
+            State::Listing(_) => "download listing",
+            State::Done => "download done",
+        }
+    }
+}
+
+fn is_below(path: &RelPath, directory: &RelPath) -> bool {
+    let (path, directory) = (path.as_bytes(), directory.as_bytes());
+    path.len() > directory.len() && path.starts_with(directory) && path[directory.len()] == b'/'
+}
+
+fn is_inside(target: &Target, directory: &Target) -> bool {
+    let inside = |path: &RelPath| directory.below.as_ref().is_none_or(|directory| is_below(path, directory));
+    target.operand == directory.operand && target.below.as_ref().is_some_and(inside)
+}
+
+fn from_base(entry: ListEntry) -> TreeEntry {
+    let kind = if entry.is_dir { Kind::Directory } else { Kind::Regular };
+    let mtime = Timestamp { seconds: entry.mtime, nanoseconds: 0 };
+    let attributes = Attributes { kind, size: entry.size, mtime, ..NO_ATTRIBUTES };
+    TreeEntry { path: entry.path, attributes, link: Vec::new(), error: ErrorCode::NONE }
+}
+
+/// The words for a number the server gave.
+fn describe(code: ErrorCode) -> Vec<u8> {
+    let errno = code.0.checked_sub(ErrorCode::ERRNO_BASE).map(|n| Errno(i32::from(n)));
+    errno.map_or_else(|| format!("error {}", code.0), |errno| errno.to_string()).into_bytes()
+}

@@ -1,0 +1,250 @@
+//! One stream with frames on it: the half of a session that server and client share.
+//!
+//! Owns the receive block, the decoder, and the count of bytes that were given to the stream and have not left. Frames
+//! are gathered in an outbox and leave with the next data or at the end of the turn; data leaves as it is, never copied.
+//!
+//! ```text
+//! Recv -> inbox -> next() -> Frame | Data, Piece(Slice).., End
+//! frame() -> outbox --+--> Send { head: outbox + data header, body: the block }
+//! data(slice) --------+
+//! ```
+
+use super::Context;
+use crate::backend::{Completion, Errno, OpKind, Output, StreamId, Time};
+use crate::block::{Block, Class, Head, Shared, Slice, Slices};
+use crate::limits::{SEND_QUEUE_BYTES, STALL_TIMEOUT};
+use crate::wire::decode::{DecodeError, Decoder, Event, Role};
+use crate::wire::encode::{self, EncodeError};
+use crate::wire::frame::{Dialect, Frame};
+
+/// `Token::part` of the receive operation; `Token::transfer` is 0 for everything a link does.
+const RECV: u32 = 1;
+const SEND: u32 = 2;
+const END: u32 = 3;
+
+/// One step of what arrived.
+#[derive(Debug)]
+pub(crate) enum Incoming {
+    Frame(Frame),
+    /// A data frame begins.
+    Data,
+    /// A compressed data frame begins. No codec is ever agreed on, so its pieces are of no use.
+    Compressed,
+    /// Bytes of it, still in the block they were received into.
+    Piece(Slice),
+    /// It is complete.
+    DataEnd,
+}
+
+struct Inbox {
+    block: Shared,
+    filled: usize,
+    at: usize,
+}
+
+/// A stream with frames on it.
+pub(crate) struct Link {
+    pub(crate) stream: StreamId,
+    decoder: Decoder,
+    dialect: Dialect,
+    /// The receive block while nothing is using it.
+    spare: Option<Block>,
+    receiving: bool,
+    inbox: Option<Inbox>,
+    outbox: Vec<u8>,
+    unsent: usize,
+    progress_at: Time,
+    ended: bool,
+    failed: Option<Errno>,
+    shut: bool,
+}
+
+impl Link {
+    pub(crate) fn new(stream: StreamId, role: Role) -> Link {
+        Link {
+            stream,
+            decoder: Decoder::new(role, Dialect::BASE),
+            dialect: Dialect::BASE,
+            spare: None,
+            receiving: false,
+            inbox: None,
+            outbox: Vec::new(),
+            unsent: 0,
+            progress_at: Time(0),
+            ended: false,
+            failed: None,
+            shut: false,
+        }
+    }
+
+    pub(crate) fn set_dialect(&mut self, dialect: Dialect) {
+        self.dialect = dialect;
+        self.decoder.set_dialect(dialect);
+    }
+
+    /// Keeps a receive in flight while there is nothing left to parse.
+    pub(crate) fn pump_recv(&mut self, quota: &crate::block::Quota, cx: &mut Context<'_>) {
+        if self.receiving || self.ended || self.failed.is_some() || self.inbox.is_some() {
+            return;
+        }
+        let spare = self.spare.take().or_else(|| cx.pool.take(Class::Large, quota));
+        let Some(into) = spare.or_else(|| cx.pool.take_reserved(Class::Large)) else {
+            return;
+        };
+        // Inside a data frame more is certain to come, so a whole block is asked for at once.
+        let at_least = (self.decoder.payload_left() as usize).clamp(1, into.capacity());
+        cx.submit(0, RECV, OpKind::Recv { stream: self.stream, into, at_least });
+        self.receiving = true;
+    }
+
+    /// Takes note of a completion of the link's own operations.
+    pub(crate) fn on_completion(&mut self, completion: Completion, cx: &Context<'_>) {
+        match completion.op.kind {
+            OpKind::Recv { into, at_least, .. } => self.on_received(into, at_least, completion.result),
+            OpKind::Send { head, body, .. } => {
+                self.unsent -= head.len() + body.iter().map(Slice::len).sum::<usize>();
+                self.progress_at = cx.now;
+                self.note_failure(completion.result);
+            }
+            _ => self.note_failure(completion.result),
+        }
+    }
+
+    fn on_received(&mut self, into: Block, at_least: usize, result: Result<Output, Errno>) {
+        self.receiving = false;
+        let filled = match result {
+            Ok(Output::Bytes(filled)) => filled,
+            Ok(_) => 0,
+            Err(errno) => {
+                self.failed.get_or_insert(errno);
+                0
+            }
+        };
+        self.ended |= filled < at_least;
+        if filled > 0 {
+            self.inbox = Some(Inbox { block: into.share(), filled, at: 0 });
+        } else {
+            self.spare = Some(into);
+        }
+    }
+
+    fn note_failure(&mut self, result: Result<Output, Errno>) {
+        if let Err(errno) = result {
+            self.failed.get_or_insert(errno);
+        }
+    }
+
+    /// The next thing that arrived, if anything has.
+    pub(crate) fn next(&mut self) -> Result<Option<Incoming>, DecodeError> {
+        while let Some(inbox) = &mut self.inbox {
+            let input = &inbox.block.bytes()[inbox.at..inbox.filled];
+            let (used, event) = self.decoder.next(input)?;
+            let base = inbox.at;
+            inbox.at += used;
+            let incoming = event.map(|event| match event {
+                Event::Frame(frame) => Incoming::Frame(frame),
+                Event::Data { .. } => Incoming::Data,
+                Event::Compressed { .. } => Incoming::Compressed,
+                Event::Piece { start, len } => Incoming::Piece(inbox.block.slice(base + start..base + start + len)),
+                Event::End => Incoming::DataEnd,
+            });
+            if incoming.is_some() {
+                return Ok(incoming);
+            }
+            if inbox.at == inbox.filled {
+                self.inbox = None;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Bytes that arrived before the protocol began: what a login shell printed. Consumes `keep_from` of them.
+    pub(crate) fn preamble(&mut self) -> Option<&[u8]> {
+        self.inbox.as_ref().map(|inbox| &inbox.block.bytes()[inbox.at..inbox.filled])
+    }
+
+    /// Drops the first `used` bytes of the preamble.
+    pub(crate) fn consume_preamble(&mut self, used: usize) {
+        if let Some(inbox) = &mut self.inbox {
+            inbox.at += used;
+            if inbox.at == inbox.filled {
+                self.inbox = None;
+            }
+        }
+    }
+
+    /// Puts a frame into the outbox.
+    pub(crate) fn frame(&mut self, frame: &Frame) -> Result<(), EncodeError> {
+        encode::frame(frame, self.dialect, &mut self.outbox)
+    }
+
+    /// Sends the outbox and a data frame with these bytes.
+    pub(crate) fn data(&mut self, body: Slice, cx: &mut Context<'_>) {
+        self.outbox.extend_from_slice(&encode::data_header(u32::try_from(body.len()).expect("blocks fit a frame")));
+        self.send(Slices::from_iter([body]), cx);
+    }
+
+    /// Sends what is in the outbox.
+    pub(crate) fn flush(&mut self, cx: &mut Context<'_>) {
+        if !self.outbox.is_empty() {
+            self.send(Slices::new(), cx);
+        }
+    }
+
+    fn send(&mut self, body: Slices, cx: &mut Context<'_>) {
+        let head = if self.outbox.len() <= 64 {
+            let head = Head::from_slice(&self.outbox);
+            self.outbox.clear();
+            head
+        } else {
+            Head::from_vec(std::mem::take(&mut self.outbox))
+        };
+        if self.unsent == 0 {
+            self.progress_at = cx.now;
+        }
+        self.unsent += head.len() + body.iter().map(Slice::len).sum::<usize>();
+        cx.submit(0, SEND, OpKind::Send { stream: self.stream, head, body });
+    }
+
+    /// True while more data may be queued.
+    pub(crate) fn has_room(&self) -> bool {
+        self.unsent + self.outbox.len() < SEND_QUEUE_BYTES && self.failed.is_none()
+    }
+
+    /// True when everything queued has left.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.unsent == 0 && self.outbox.is_empty()
+    }
+
+    /// The peer will send nothing more and everything it sent was handed on.
+    pub(crate) fn at_end(&self) -> bool {
+        (self.ended || self.failed.is_some()) && self.inbox.is_none()
+    }
+
+    /// True when the stream ended inside a frame.
+    pub(crate) fn ended_inside_frame(&self) -> bool {
+        self.decoder.mid_frame()
+    }
+
+    /// Why the stream cannot be used any more.
+    pub(crate) fn failure(&self) -> Option<Errno> {
+        self.failed
+    }
+
+    /// Says to the peer that nothing more will come.
+    pub(crate) fn shutdown(&mut self, cx: &mut Context<'_>) {
+        if !std::mem::replace(&mut self.shut, true) {
+            cx.submit(0, END, OpKind::Shutdown { stream: self.stream });
+        }
+    }
+
+    /// Gives the stream up.
+    pub(crate) fn close(&mut self, cx: &mut Context<'_>) {
+        cx.submit(0, END, OpKind::CloseStream { stream: self.stream });
+    }
+
+    /// When a peer that takes nothing is to be cut off.
+    pub(crate) fn stall_deadline(&self) -> Option<Time> {
+        (self.unsent > 0).then(|| self.progress_at.after(STALL_TIMEOUT))
+    }
+}

@@ -1,0 +1,220 @@
+//! Sessions: frames in, operations out.
+//!
+//! A session is a value. It is told of completions and of time passing, and answers with operations; it owns no
+//! descriptor and makes no call, so the simulator can run it as well as a kernel can. One verb of the protocol is one
+//! file with the server's half and the client's half side by side.
+//!
+//! ```text
+//!              link.rs (one stream: frames in and out)
+//!             /                                       \
+//!   server.rs: requests, replies in order       client.rs: requests, answers in order
+//!      | get put list stat hash mkdir tree resume |      | driven by upload.rs, download.rs, inspect.rs
+//!      +---- source.rs (file -> frames)  -----+----------+
+//!      +---- receiver.rs (frames -> file) ----+
+//!      +---- walk.rs (directory -> entries) --+
+//! ```
+//!
+//! A turn: the worker calls [`Session::on_completion`] for each completion, which only takes note, then
+//! [`Session::on_turn`] once, which does everything that has become possible and returns.
+
+#![forbid(unsafe_code)]
+
+pub mod acceptor;
+pub mod client;
+pub mod download;
+pub mod inspect;
+pub mod plan;
+pub mod report;
+pub mod server;
+pub mod upload;
+
+mod get;
+mod hash;
+mod link;
+mod list;
+mod mkdir;
+mod put;
+mod receiver;
+mod resume;
+mod source;
+mod stat;
+mod tree;
+mod walk;
+
+use crate::backend::{Completion, Errno, OpKind, Output, SessionId, Submissions, Time, Token};
+use crate::block::{Class, Pool, Quota};
+use crate::limits::{SESSION_LARGE_BLOCKS, SESSION_SMALL_BLOCKS};
+use crate::wire::frame::{Caps, Dialect, ErrorCode, Ext};
+use std::borrow::Cow;
+use std::fmt;
+
+/// What a session may use during a call.
+pub struct Context<'a> {
+    /// The session's own number, for its tokens.
+    pub id: SessionId,
+    /// Now.
+    pub now: Time,
+    /// The worker's buffers.
+    pub pool: &'a mut Pool,
+    /// Where operations go.
+    pub submissions: &'a mut Submissions,
+    /// Sessions to start on the same worker: accepted connections.
+    pub spawned: &'a mut Vec<Box<dyn Session>>,
+}
+
+impl Context<'_> {
+    /// Sends an operation out.
+    pub fn submit(&mut self, transfer: u32, part: u32, kind: OpKind) {
+        let token = Token { session: self.id, transfer, part };
+        self.submissions.push(token, kind);
+    }
+}
+
+/// Whether a session goes on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Flow {
+    /// It does.
+    Continue,
+    /// It is over; what it has in flight is cancelled and what it left open is closed.
+    Finished,
+}
+
+/// Something a worker drives.
+pub trait Session {
+    /// Takes note of a completion.
+    fn on_completion(&mut self, completion: Completion, cx: &mut Context<'_>);
+
+    /// Does whatever has become possible. Called once after start, after completions, when blocks came back and when
+    /// the deadline has passed.
+    fn on_turn(&mut self, cx: &mut Context<'_>) -> Flow;
+
+    /// When `on_turn` shall be called even if nothing completes.
+    fn next_deadline(&self) -> Option<Time>;
+
+    /// A name for the state of the transfer that `token` belongs to, for the simulator's coverage table.
+    fn state_of(&self, token: Token) -> &'static str;
+}
+
+/// The two quotas every session has.
+pub(crate) struct Quotas {
+    pub(crate) small: Quota,
+    pub(crate) large: Quota,
+}
+
+impl Quotas {
+    pub(crate) fn new() -> Quotas {
+        Quotas { small: Quota::new(SESSION_SMALL_BLOCKS), large: Quota::new(SESSION_LARGE_BLOCKS) }
+    }
+
+    pub(crate) fn of(&self, class: Class) -> &Quota {
+        match class {
+            Class::Small => &self.small,
+            Class::Large => &self.large,
+        }
+    }
+}
+
+/// What both ends agreed on, and what transfers need to know of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms {
+    pub(crate) dialect: Dialect,
+    pub(crate) caps: Caps,
+}
+
+impl Terms {
+    pub(crate) fn ext(&self, ext: Ext) -> bool {
+        self.dialect.ext.has(ext)
+    }
+}
+
+/// What a verb may use during a call: the context, its stream, and its own number.
+pub(crate) struct Io<'a, 'c> {
+    pub(crate) cx: &'a mut Context<'c>,
+    pub(crate) link: &'a mut link::Link,
+    pub(crate) quotas: &'a Quotas,
+    pub(crate) terms: Terms,
+    pub(crate) progress: &'a report::Progress,
+    pub(crate) transfer: u32,
+}
+
+impl Io<'_, '_> {
+    pub(crate) fn submit(&mut self, part: u32, kind: OpKind) {
+        self.cx.submit(self.transfer, part, kind);
+    }
+
+    /// A block of this session's share, or `None` until one comes back.
+    pub(crate) fn take(&mut self, class: Class) -> Option<crate::block::Block> {
+        self.cx.pool.take(class, self.quotas.of(class))
+    }
+}
+
+/// How an operation of a transfer came back, its buffers apart.
+pub(crate) type Outcome = Result<Output, Errno>;
+
+/// Something that did not work: what, on which path, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Path as the user knows it; raw bytes, to be escaped before they reach a terminal. Empty when it is about no path.
+    pub path: Vec<u8>,
+    /// What failed, as a phrase: `cannot read`.
+    pub what: &'static str,
+    /// Why.
+    pub cause: Cause,
+}
+
+/// Why something did not work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The operating system said so on this side.
+    Here(Errno),
+    /// The peer said so.
+    There {
+        /// Its reason as a number, `ErrorCode::NONE` from base peers.
+        code: ErrorCode,
+        /// Its words; untrusted.
+        message: Vec<u8>,
+    },
+    /// A rule of haul's own.
+    Rule(Cow<'static, str>),
+    /// The peer broke the protocol, or the connection broke.
+    Connection(String),
+}
+
+impl Failure {
+    /// A failure of this system.
+    pub fn here(path: &[u8], what: &'static str, errno: Errno) -> Failure {
+        Failure { path: path.to_vec(), what, cause: Cause::Here(errno) }
+    }
+
+    /// A failure of a rule.
+    pub fn rule(path: &[u8], what: &'static str, rule: impl Into<Cow<'static, str>>) -> Failure {
+        Failure { path: path.to_vec(), what, cause: Cause::Rule(rule.into()) }
+    }
+
+    /// A failure of the connection as a whole.
+    pub fn connection(what: &'static str, why: impl fmt::Display) -> Failure {
+        Failure { path: Vec::new(), what, cause: Cause::Connection(why.to_string()) }
+    }
+
+    /// The number of the reason, Linux numbering behind `ErrorCode::ERRNO_BASE`.
+    pub fn code(&self) -> ErrorCode {
+        match &self.cause {
+            Cause::Here(errno) => errno.code(),
+            Cause::There { code, .. } => *code,
+            Cause::Rule(_) => ErrorCode::OTHER,
+            Cause::Connection(_) => ErrorCode::PROTOCOL,
+        }
+    }
+
+    /// The text without the path: `cannot read: Permission denied`.
+    pub fn reason(&self) -> String {
+        match &self.cause {
+            Cause::Here(errno) => format!("{}: {errno}", self.what),
+            // The peer's words say what failed.
+            Cause::There { message, .. } => crate::wire::display::Printable(message).to_string(),
+            Cause::Rule(rule) => format!("{}: {rule}", self.what),
+            Cause::Connection(why) if why.is_empty() => self.what.to_string(),
+            Cause::Connection(why) => format!("{}: {why}", self.what),
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! What the two copying drivers share: operands, options, and rsync's rule for where a source lands.
+
+use super::Failure;
+use crate::backend::Errno;
+use crate::wire::frame::{Kind, Preserve};
+use crate::wire::path::{RelPath, RequestPath, Target};
+
+/// A path the user named, on either side.
+#[derive(Clone, Debug)]
+pub struct Operand {
+    /// The path.
+    pub path: RequestPath,
+    /// As the user typed it, for messages: `host:dir/file`.
+    pub shown: Vec<u8>,
+    /// A trailing slash: of a source, the content and not the directory; of a target, a directory.
+    pub contents: bool,
+}
+
+impl Operand {
+    /// As shown, with a path below it.
+    pub(crate) fn shown_below(&self, below: Option<&RelPath>) -> Vec<u8> {
+        let Some(below) = below else { return self.shown.clone() };
+        let slash: &[u8] = if self.shown.ends_with(b"/") || self.shown.ends_with(b":") { b"" } else { b"/" };
+        [&self.shown, slash, below.as_bytes()].concat()
+    }
+
+    fn name(&self) -> Option<RelPath> {
+        RelPath::parse(self.path.file_name()?).ok()
+    }
+}
+
+/// How a copy is made.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Directories too.
+    pub recursive: bool,
+    /// Symbolic links as links; without it they are left out of trees.
+    pub links: bool,
+    /// What is kept exactly.
+    pub preserve: Preserve,
+    /// The target is the name itself, never a directory to copy into.
+    pub exact_target: bool,
+}
+
+/// Where sources land.
+pub(crate) struct Landing {
+    pub(crate) target: Operand,
+    pub(crate) options: Options,
+    pub(crate) many: bool,
+    /// What stands at the target now.
+    pub(crate) present: Option<Kind>,
+}
+
+impl Landing {
+    /// The target of one source, by rsync's rule: `d/` is the content of `d`, `d` is `d` itself.
+    pub(crate) fn of(&self, source: &Operand, kind: Kind) -> Result<Target, Failure> {
+        let exact = Target { operand: self.target.path.clone(), below: None };
+        let directory = kind == Kind::Directory;
+        let into = self.many
+            || self.target.contents
+            || self.target.path.as_bytes().is_empty()
+            || self.present == Some(Kind::Directory);
+        if self.present.is_some_and(|kind| kind != Kind::Directory) && (directory || self.many) {
+            return Err(Failure::here(&self.target.shown, "cannot copy into it", Errno::NOT_DIRECTORY));
+        }
+        let named = source.name().filter(|_| !self.options.exact_target);
+        Ok(match named {
+            Some(name) if directory && !source.contents => exact.child(Some(&name)),
+            Some(name) if !directory && into => exact.child(Some(&name)),
+            _ => exact,
+        })
+    }
+
+    /// The target as the user knows it.
+    pub(crate) fn shown(&self, target: &Target) -> Vec<u8> {
+        self.target.shown_below(target.below.as_ref())
+    }
+}
+
+/// Why an entry that is neither file nor directory is left out.
+pub(crate) fn skip_reason(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Regular => "file",
+        Kind::Directory => "directory",
+        Kind::Symlink => "symbolic link",
+        Kind::Fifo => "FIFO",
+        Kind::Socket => "socket",
+        Kind::CharDevice | Kind::BlockDevice => "device",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn operand(path: &str) -> Operand {
+        Operand {
+            path: RequestPath::parse(path.as_bytes()).unwrap(),
+            shown: path.into(),
+            contents: path.ends_with('/'),
+        }
+    }
+
+    #[test]
+    fn sources_land_where_rsync_puts_them() {
+        let dir = Some(Kind::Directory);
+        let file = Some(Kind::Regular);
+        // source, its kind, target, what is there, -T, many -> lands at
+        let table = [
+            ("f", Kind::Regular, "x", None, false, false, "x"),
+            ("f", Kind::Regular, "x", dir, false, false, "x/f"),
+            ("f", Kind::Regular, "x", file, false, false, "x"),
+            ("f", Kind::Regular, "x/", None, false, false, "x/f"),
+            ("a/f", Kind::Regular, "", None, false, false, "f"),
+            ("f", Kind::Regular, "x", None, false, true, "x/f"),
+            ("f", Kind::Regular, "x", dir, true, false, "x"),
+            ("d", Kind::Directory, "x", None, false, false, "x/d"),
+            ("d", Kind::Directory, "x", dir, false, false, "x/d"),
+            ("d/", Kind::Directory, "x", None, false, false, "x"),
+            ("d/", Kind::Directory, "x", dir, false, false, "x"),
+            ("d", Kind::Directory, "x", None, true, false, "x"),
+            (".", Kind::Directory, "x", dir, false, false, "x"),
+            ("/", Kind::Directory, "x", dir, false, false, "x"),
+        ];
+        for (source, kind, target, present, exact_target, many, expected) in table {
+            let options = Options { exact_target, ..Options::default() };
+            let landing = Landing { target: operand(target), options, many, present };
+            let lands = landing.of(&operand(source), kind).unwrap().joined();
+            assert_eq!(lands.as_bytes(), expected.as_bytes(), "{source} to {target}, {present:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_copied_into_a_file() {
+        let landing =
+            Landing { target: operand("x"), options: Options::default(), many: false, present: Some(Kind::Regular) };
+        assert!(landing.of(&operand("d"), Kind::Directory).is_err());
+        let landing = Landing { many: true, ..landing };
+        assert!(landing.of(&operand("f"), Kind::Regular).is_err());
+    }
+}

@@ -1,0 +1,122 @@
+//! What a session tells whoever started it.
+//!
+//! Counters that move with every block are shared atomics; everything that happens once a file goes through a
+//! [`Reporter`] as a value.
+
+use super::Failure;
+use crate::wire::frame::Hash;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Counters of a run, written by the session and read by whoever draws the progress line.
+#[derive(Default, Debug)]
+pub struct Progress {
+    /// File bytes sent or received.
+    pub bytes: AtomicU64,
+    /// Files finished.
+    pub files: AtomicU64,
+    /// File bytes known to be part of the job; grows while directories are read.
+    pub total_bytes: AtomicU64,
+    /// Files known to be part of the job.
+    pub total_files: AtomicU64,
+    /// 1 once the totals will grow no more.
+    pub totals_final: AtomicU64,
+    /// 1 once both ends have greeted each other: from here on the terminal is ours.
+    pub connected: AtomicU64,
+}
+
+impl Progress {
+    pub(crate) fn moved(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn expect(&self, files: u64, bytes: u64) {
+        self.total_files.fetch_add(files, Ordering::Relaxed);
+        self.total_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Which way a file went.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Direction {
+    /// From here to the peer.
+    Up,
+    /// From the peer to here.
+    Down,
+    /// Within this machine, without a peer.
+    Local,
+}
+
+/// Something worth telling.
+#[derive(Clone, Debug)]
+pub enum Report {
+    /// A file is complete and proved under its final name.
+    Copied {
+        /// Source path as the user knows it.
+        source: Vec<u8>,
+        /// Target path as the user knows it.
+        target: Vec<u8>,
+        /// Bytes.
+        size: u64,
+        /// BLAKE3, equal at both ends.
+        hash: Hash,
+        /// Which way.
+        direction: Direction,
+    },
+    /// A directory was made or found.
+    Directory {
+        /// Target path as the user knows it.
+        target: Vec<u8>,
+    },
+    /// A symbolic link was made.
+    Link {
+        /// Target path as the user knows it.
+        target: Vec<u8>,
+        /// Link text.
+        text: Vec<u8>,
+    },
+    /// Something was left out on purpose.
+    Skipped {
+        /// Source path as the user knows it.
+        source: Vec<u8>,
+        /// Why: `symbolic link`, `FIFO`, ..
+        why: &'static str,
+    },
+    /// Something was not copied, or not completely.
+    Failed(Failure),
+    /// The connection as a whole failed; nothing follows.
+    Fatal(Failure),
+    /// Something that changes how the job is done, for the user to know once.
+    Notice(String),
+    /// One name of a listing.
+    Listed {
+        /// Path below the operand; empty for the operand itself.
+        path: Vec<u8>,
+        /// Its attributes.
+        attributes: crate::wire::frame::Attributes,
+        /// Link text of a symbolic link, else empty.
+        link: Vec<u8>,
+    },
+    /// How much of a file is there.
+    Resumable {
+        /// Path as the user knows it.
+        path: Vec<u8>,
+        /// Bytes, 0 when it is missing.
+        size: u64,
+        /// BLAKE3 of the last complete 4 MiB block.
+        hash: Option<Hash>,
+    },
+    /// The hash of a file.
+    Hashed {
+        /// Path as the user knows it.
+        path: Vec<u8>,
+        /// BLAKE3 of its content.
+        hash: Hash,
+    },
+}
+
+/// Takes reports.
+pub type Reporter = Box<dyn FnMut(Report)>;
+
+/// A shared set of counters.
+pub type SharedProgress = Arc<Progress>;

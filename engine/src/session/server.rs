@@ -1,0 +1,518 @@
+//! The serving half: requests in, replies out in the order of the requests.
+//!
+//! ```text
+//! AwaitHello -Hello-> Serving -end of stream-> Draining -all replied, all sent-> finished
+//!     |                  |
+//!     +------------------+--malformed frame, broken or stalled stream--> finished with a failure
+//! ```
+//! Requests of one class run at the same time (reads with reads, writes with writes) and reply in order; a request of the
+//! other class waits until those before it are done, so a client that writes and then reads sees what it wrote. Two
+//! writes to one path never run together. A request that waits stops the parsing, the stream fills, and the client
+//! waits: a client that reads while it writes is never blocked for ever.
+
+use super::link::{Incoming, Link};
+use super::report::Progress;
+use super::{Cause, Context, Failure, Flow, Io, Outcome, Quotas, Session, Terms};
+use super::{get, hash, list, mkdir, put, resume, stat, tree};
+use crate::backend::{Completion, DirId, OpKind, Place, StreamId, Time, Token};
+use crate::block::{Quota, Slice};
+use crate::limits::{HANDSHAKE_TIMEOUT, MAX_ACTIVE_REQUESTS};
+use crate::wire::decode::Role;
+use crate::wire::frame::{Attributes, Caps, Dialect, ErrorCode, Ext, Frame, Hash, PathField, Preserve};
+use crate::wire::hello::{self, Greeting, ServerOffer};
+use crate::wire::path::Target;
+use std::collections::VecDeque;
+
+/// What this server offers, on every kind of session.
+const OFFER: ServerOffer = ServerOffer {
+    caps: Caps(Caps::PUT_OFFSET.0),
+    ext: Ext(Ext::BYTES.0 | Ext::TREE.0 | Ext::META.0 | Ext::COMMIT.0),
+};
+
+/// What follows a Put.
+pub(super) enum Body {
+    Meta(Attributes, Preserve),
+    /// A compressed frame, which nobody agreed on.
+    Compressed,
+    Piece(Slice),
+    Done,
+    Commit(Hash),
+    Abandon(ErrorCode),
+}
+
+/// One request being worked on.
+pub(super) trait Verb {
+    /// Takes note of a completion of its own operations.
+    fn on_completion(&mut self, kind: OpKind, outcome: Outcome, io: &mut Io<'_, '_>);
+    /// Takes part of a body; only Put has one.
+    fn on_body(&mut self, _body: Body, _io: &mut Io<'_, '_>) {}
+    /// Goes on as far as possible; replies only at the `head` of the queue. True once the reply is complete.
+    fn advance(&mut self, head: bool, io: &mut Io<'_, '_>) -> bool;
+    /// For the simulator's coverage table.
+    fn state(&self) -> &'static str;
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Read,
+    Write,
+}
+
+struct Exchange {
+    transfer: u32,
+    class: Class,
+    /// The written path.
+    target: Option<Target>,
+    verb: Box<dyn Verb>,
+}
+
+enum Phase {
+    AwaitHello { deadline: Option<Time> },
+    Serving,
+    Draining,
+}
+
+/// Where the pieces of a body go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum BodyOf {
+    Nobody,
+    Put(u32),
+    /// A Put that was answered or refused: up to its end, or to the next request.
+    Discarded,
+}
+
+/// How a server session ends: whoever started it is told once.
+pub type OnEnd = Box<dyn FnOnce(Result<(), Failure>)>;
+
+/// A server session on one stream.
+pub struct Server {
+    link: Link,
+    root: DirId,
+    phase: Phase,
+    terms: Terms,
+    quotas: Quotas,
+    progress: Progress,
+    active: VecDeque<Exchange>,
+    /// A request that has to wait for those before it.
+    pending: Option<Frame>,
+    body: BodyOf,
+    walks: tree::Walks,
+    next_transfer: u32,
+    on_end: Option<OnEnd>,
+}
+
+impl Server {
+    /// A session that serves what is below `root` on `stream`.
+    pub fn new(stream: StreamId, root: DirId, on_end: OnEnd) -> Server {
+        Server {
+            link: Link::new(stream, Role::Server),
+            root,
+            phase: Phase::AwaitHello { deadline: None },
+            terms: Terms { dialect: Dialect::BASE, caps: Caps::NONE },
+            quotas: Quotas::new(),
+            progress: Progress::default(),
+            active: VecDeque::new(),
+            pending: None,
+            body: BodyOf::Nobody,
+            walks: tree::Walks::default(),
+            next_transfer: 1,
+            on_end: Some(on_end),
+        }
+    }
+
+    /// Bounds the large blocks this session may hold, where many share one pool.
+    #[must_use]
+    pub fn with_large_blocks(mut self, blocks: usize) -> Server {
+        self.quotas.large = Quota::new(blocks);
+        self
+    }
+
+    fn receive(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
+        loop {
+            if let Some(request) = self.pending.take()
+                && !self.admit(request, cx)
+            {
+                return Ok(());
+            }
+            let incoming = self.link.next().map_err(|error| Failure::connection("protocol error", error))?;
+            match incoming {
+                None => return Ok(()),
+                Some(Incoming::Frame(frame)) => self.on_frame(frame, cx)?,
+                Some(Incoming::Data) if self.body == BodyOf::Nobody => self.unexpected("Data"),
+                Some(Incoming::Data | Incoming::DataEnd) => {}
+                Some(Incoming::Compressed) => self.on_body(Body::Compressed, cx),
+                Some(Incoming::Piece(piece)) => self.on_body(Body::Piece(piece), cx),
+            }
+        }
+    }
+
+    fn on_frame(&mut self, frame: Frame, cx: &mut Context<'_>) -> Result<(), Failure> {
+        if let Phase::AwaitHello { .. } = self.phase {
+            return self.on_hello(&frame);
+        }
+        match frame {
+            Frame::Meta { attributes, preserve } => self.on_body(Body::Meta(attributes, preserve), cx),
+            Frame::Done => self.end_body(Body::Done, "Done", cx),
+            Frame::Commit { hash } => self.end_body(Body::Commit(hash), "Commit", cx),
+            Frame::Abandon { code } => self.end_body(Body::Abandon(code), "Abandon", cx),
+            // Part of a body that is being discarded.
+            Frame::HaveBlocks { .. } if self.body == BodyOf::Discarded => {}
+            request => {
+                // A request inside a body ends it; the Put finds itself incomplete.
+                self.end_body(Body::Done, "", cx);
+                self.pending = Some(request);
+            }
+        }
+        Ok(())
+    }
+
+    fn on_hello(&mut self, frame: &Frame) -> Result<(), Failure> {
+        let &Frame::Hello { version, caps, ext } = frame else {
+            self.refuse("the first frame must be Hello");
+            return Err(Failure::connection("handshake", "the first frame was not Hello"));
+        };
+        match hello::answer(Greeting { version, caps, ext }, OFFER) {
+            Ok((agreed, welcome)) => {
+                self.send(&welcome);
+                self.terms = Terms { dialect: agreed.dialect, caps: agreed.caps };
+                self.link.set_dialect(agreed.dialect);
+                self.phase = Phase::Serving;
+                Ok(())
+            }
+            Err(mismatch) => {
+                self.send(&mismatch.frame());
+                self.phase = Phase::Draining;
+                Ok(())
+            }
+        }
+    }
+
+    /// Answers with an Error that belongs to no request.
+    fn refuse(&mut self, message: &str) {
+        self.send(&Frame::Error { message: message.into(), code: ErrorCode::PROTOCOL });
+    }
+
+    fn unexpected(&mut self, name: &str) {
+        // One Error, then whatever belongs to the same body is dropped.
+        self.body = BodyOf::Discarded;
+        self.refuse(&format!("unexpected message: {name}"));
+    }
+
+    fn send(&mut self, frame: &Frame) {
+        // Welcome and Error always fit.
+        let _ = self.link.frame(frame);
+    }
+
+    fn on_body(&mut self, body: Body, cx: &mut Context<'_>) {
+        match self.body {
+            BodyOf::Put(transfer) => self.with_exchange(transfer, cx, |verb, io| verb.on_body(body, io)),
+            BodyOf::Discarded => {}
+            BodyOf::Nobody => match body {
+                Body::Meta(..) => self.unexpected("Meta"),
+                Body::Compressed => self.unexpected("DataCompressed"),
+                _ => {}
+            },
+        }
+    }
+
+    fn end_body(&mut self, body: Body, name: &str, cx: &mut Context<'_>) {
+        if self.body == BodyOf::Nobody && !name.is_empty() {
+            self.refuse(&format!("unexpected message: {name}"));
+        }
+        self.on_body(body, cx);
+        self.body = BodyOf::Nobody;
+    }
+
+    /// Starts a request, or keeps it back. True when it was started.
+    fn admit(&mut self, request: Frame, cx: &mut Context<'_>) -> bool {
+        let class = match request {
+            Frame::Put { .. } | Frame::Mkdir { .. } | Frame::SetMeta { .. } | Frame::Symlink { .. } => Class::Write,
+            _ => Class::Read,
+        };
+        let target = request_path(&request)
+            .and_then(|path| Target::decode(path, self.terms.dialect.ext).ok())
+            .filter(|_| class == Class::Write);
+        let conflict = self.active.len() >= MAX_ACTIVE_REQUESTS
+            || self.active.iter().any(|other| {
+                other.class != class || (target.is_some() && other.target == target)
+            });
+        if conflict {
+            self.pending = Some(request);
+            return false;
+        }
+        let transfer = self.next_transfer;
+        self.next_transfer = self.next_transfer.wrapping_add(1).max(1);
+        if matches!(request, Frame::Put { .. }) {
+            self.body = BodyOf::Put(transfer);
+        }
+        let root = self.root;
+        let mut io = Io {
+            cx,
+            link: &mut self.link,
+            quotas: &self.quotas,
+            terms: self.terms,
+            progress: &self.progress,
+            transfer,
+        };
+        let verb = begin(request, root, &mut self.walks, &mut io)
+            .unwrap_or_else(|failure| Box::new(Refused { failure }));
+        self.active.push_back(Exchange { transfer, class, target, verb });
+        true
+    }
+
+    fn with_exchange(
+        &mut self,
+        transfer: u32,
+        cx: &mut Context<'_>,
+        act: impl FnOnce(&mut dyn Verb, &mut Io<'_, '_>),
+    ) {
+        let Some(exchange) = self.active.iter_mut().find(|exchange| exchange.transfer == transfer) else { return };
+        let mut io = Io {
+            cx,
+            link: &mut self.link,
+            quotas: &self.quotas,
+            terms: self.terms,
+            progress: &self.progress,
+            transfer,
+        };
+        act(exchange.verb.as_mut(), &mut io);
+    }
+
+    /// Lets every request go on; the one at the head may reply.
+    fn advance(&mut self, cx: &mut Context<'_>) {
+        let mut index = 0;
+        while index < self.active.len() {
+            let exchange = &mut self.active[index];
+            let mut io = Io {
+                cx,
+                link: &mut self.link,
+                quotas: &self.quotas,
+                terms: self.terms,
+                progress: &self.progress,
+                transfer: exchange.transfer,
+            };
+            if exchange.verb.advance(index == 0, &mut io) && index == 0 {
+                let done = self.active.pop_front().expect("there is a head");
+                // A Put that failed early: the rest of its body is dropped.
+                if self.body == BodyOf::Put(done.transfer) {
+                    self.body = BodyOf::Discarded;
+                }
+            } else {
+                index += 1;
+            }
+        }
+    }
+
+    fn finish(&mut self, result: Result<(), Failure>, cx: &mut Context<'_>) -> Flow {
+        self.link.close(cx);
+        if let Some(on_end) = self.on_end.take() {
+            on_end(result);
+        }
+        Flow::Finished
+    }
+
+    fn check_time(&self, now: Time) -> Result<(), Failure> {
+        if let Phase::AwaitHello { deadline: Some(deadline) } = self.phase
+            && deadline <= now
+        {
+            return Err(Failure::connection("handshake", "the client did not greet in time"));
+        }
+        if self.link.stall_deadline().is_some_and(|deadline| deadline <= now) {
+            return Err(Failure::connection("connection", "the client has read nothing for a minute"));
+        }
+        Ok(())
+    }
+
+    fn turn(&mut self, cx: &mut Context<'_>) -> Result<Flow, Failure> {
+        if let Phase::AwaitHello { deadline: deadline @ None } = &mut self.phase {
+            *deadline = Some(cx.now.after(HANDSHAKE_TIMEOUT));
+        }
+        self.check_time(cx.now)?;
+        loop {
+            if !matches!(self.phase, Phase::Draining) {
+                self.receive(cx)?;
+            }
+            let before = self.active.len();
+            self.advance(cx);
+            // A reply may have made room for a request that waited.
+            if self.pending.is_none() || self.active.len() == before {
+                break;
+            }
+        }
+        self.link.flush(cx);
+        if let Some(errno) = self.link.failure() {
+            return Err(Failure::connection("connection", errno));
+        }
+        if self.pending.is_none() {
+            self.link.pump_recv(&self.quotas.large, cx);
+            if self.link.at_end() {
+                return self.at_end(cx);
+            }
+        }
+        let drained = matches!(self.phase, Phase::Draining) && self.active.is_empty() && self.link.is_drained();
+        Ok(if drained { self.finish(Ok(()), cx) } else { Flow::Continue })
+    }
+
+    /// The client will say nothing more. What it asked for is still answered; a body without an end is not published.
+    fn at_end(&mut self, cx: &mut Context<'_>) -> Result<Flow, Failure> {
+        if self.link.ended_inside_frame() || matches!(self.body, BodyOf::Put(_)) {
+            return Err(Failure::connection("connection", "the client's stream ended in the middle of a transfer"));
+        }
+        self.phase = Phase::Draining;
+        let drained = self.active.is_empty() && self.link.is_drained();
+        Ok(if drained { self.finish(Ok(()), cx) } else { Flow::Continue })
+    }
+}
+
+impl Session for Server {
+    fn on_completion(&mut self, completion: Completion, cx: &mut Context<'_>) {
+        let token = completion.op.token;
+        if token.transfer == 0 {
+            return self.link.on_completion(completion, cx);
+        }
+        let Completion { op, result } = completion;
+        self.with_exchange(token.transfer, cx, |verb, io| verb.on_completion(op.kind, result, io));
+    }
+
+    fn on_turn(&mut self, cx: &mut Context<'_>) -> Flow {
+        match self.turn(cx) {
+            Ok(flow) => flow,
+            Err(failure) => {
+                // What was queued before, such as the Error that says why, is on its way already.
+                self.link.flush(cx);
+                self.finish(Err(failure), cx)
+            }
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Time> {
+        let greeting = match self.phase {
+            Phase::AwaitHello { deadline } => deadline,
+            _ => None,
+        };
+        [greeting, self.link.stall_deadline()].into_iter().flatten().min()
+    }
+
+    fn state_of(&self, token: Token) -> &'static str {
+        let exchange = self.active.iter().find(|exchange| exchange.transfer == token.transfer);
+        match (&self.phase, exchange) {
+            (_, Some(exchange)) => exchange.verb.state(),
+            (Phase::AwaitHello { .. }, None) => "server awaiting hello",
+            (Phase::Serving, None) => "server serving",
+            (Phase::Draining, None) => "server draining",
+        }
+    }
+}
+
+/// A request that was refused before it began.
+struct Refused {
+    failure: Failure,
+}
+
+impl Verb for Refused {
+    fn on_completion(&mut self, _: OpKind, _: Outcome, _: &mut Io<'_, '_>) {}
+
+    fn advance(&mut self, head: bool, io: &mut Io<'_, '_>) -> bool {
+        if head {
+            reply_failure(&self.failure, io);
+        }
+        head
+    }
+
+    fn state(&self) -> &'static str {
+        "refused"
+    }
+}
+
+fn request_path(request: &Frame) -> Option<&PathField> {
+    match request {
+        Frame::List { path }
+        | Frame::Stat { path }
+        | Frame::Hash { path, .. }
+        | Frame::Get { path, .. }
+        | Frame::Put { path, .. }
+        | Frame::Mkdir { path }
+        | Frame::Resume { path }
+        | Frame::PutChunked { path, .. }
+        | Frame::GetChunked { path, .. }
+        | Frame::Truncate { path, .. }
+        | Frame::Tree { path, .. }
+        | Frame::Lookup { path, .. }
+        | Frame::SetMeta { path, .. }
+        | Frame::Symlink { path, .. } => Some(path),
+        _ => None,
+    }
+}
+
+/// Starts the verb of a request.
+fn begin(
+    request: Frame,
+    root: DirId,
+    walks: &mut tree::Walks,
+    io: &mut Io<'_, '_>,
+) -> Result<Box<dyn Verb>, Failure> {
+    let place = match request_path(&request) {
+        Some(path) => {
+            let target = Target::decode(path, io.terms.dialect.ext)
+                .map_err(|error| Failure::rule(&path.0, "cannot use this path", error.to_string()))?;
+            Some(Place { dir: root, target })
+        }
+        None => None,
+    };
+    Ok(match (request, place) {
+        (Frame::Stat { .. }, Some(place)) => Box::new(stat::Serve::stat(place, io)),
+        (Frame::Lookup { follow, .. }, Some(place)) => Box::new(stat::Serve::lookup(place, follow, io)),
+        (Frame::List { .. }, Some(place)) => Box::new(list::Serve::start(place)),
+        (Frame::Hash { offset, limit, .. }, Some(place)) => Box::new(hash::Serve::start(place, offset, limit, io)),
+        (Frame::Get { offset, .. }, Some(place)) => Box::new(get::Serve::start(place, offset, io)),
+        (Frame::Put { size, offset, overwrite, .. }, Some(place)) => {
+            let overwrite = overwrite || io.terms.dialect.version == 1;
+            put::Serve::start(place, size, offset, overwrite, io)?
+        }
+        (Frame::Mkdir { .. }, Some(place)) => Box::new(mkdir::Serve::mkdir(place, io)),
+        (Frame::SetMeta { attributes, preserve, .. }, Some(place)) => {
+            Box::new(mkdir::Serve::set_meta(place, attributes, preserve))
+        }
+        (Frame::Symlink { target, attributes, preserve, .. }, Some(place)) => {
+            Box::new(mkdir::Serve::symlink(place, target, attributes, preserve, io))
+        }
+        (Frame::Resume { .. }, Some(place)) => Box::new(resume::Serve::start(place, io)),
+        (Frame::Tree { walk, recursive, .. }, Some(place)) => Box::new(walks.open(walk, place, recursive)?),
+        (Frame::TreeNext { walk }, _) => Box::new(walks.next(walk)?),
+        (other, _) => return Err(Failure::rule(b"", "unexpected message", name_of(&other))),
+    })
+}
+
+fn name_of(frame: &Frame) -> &'static str {
+    match frame {
+        Frame::Hello { .. } => "Hello",
+        Frame::HaveBlocks { .. } => "HaveBlocks",
+        Frame::OpenDirectChannel => "OpenDirectChannel is not offered",
+        Frame::AuthHello { .. } => "AuthHello",
+        Frame::PutChunked { .. } => "PutChunked is not offered",
+        Frame::GetChunked { .. } => "GetChunked is not offered",
+        Frame::Truncate { .. } => "Truncate is not offered",
+        _ => "a frame that only servers send",
+    }
+}
+
+/// Replies; what does not fit a frame is answered with an Error.
+pub(super) fn reply(frame: &Frame, io: &mut Io<'_, '_>) {
+    if let Err(error) = io.link.frame(frame) {
+        let message = error.to_string().into_bytes();
+        let _ = io.link.frame(&Frame::Error { message, code: ErrorCode::OTHER });
+    }
+}
+
+/// Replies with an Error. Towards haul the client knows the path and gets a number; others get all in the text.
+pub(super) fn reply_failure(failure: &Failure, io: &mut Io<'_, '_>) {
+    let mut message = failure.reason().into_bytes();
+    if io.terms.dialect.ext == Ext::NONE && !failure.path.is_empty() {
+        message = [&failure.path[..failure.path.len().min(4096)], b": ", &message].concat();
+    }
+    let code = match failure.cause {
+        Cause::Rule(_) if failure.what.starts_with("unexpected") => ErrorCode::PROTOCOL,
+        _ => failure.code(),
+    };
+    let _ = io.link.frame(&Frame::Error { message, code });
+}

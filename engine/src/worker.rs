@@ -1,0 +1,182 @@
+//! The loop: one `submit_and_wait` a turn, completions to their sessions, operations to the backend.
+//!
+//! Owns the backend, the pool and the sessions of one thread. Knows nothing of frames or files.
+//!
+//! ```text
+//! turn: submit_and_wait -> completions -> session.on_completion.. -> session.on_turn -> operations -> next turn
+//! ```
+
+use crate::backend::{Backend, Broken, Cancel, Completion, OpKind, Output, SessionId, Submissions, Time, Token};
+use crate::block::{Class, Pool};
+use crate::session::{Context, Flow, Session};
+
+/// One session and what the worker must know of it.
+struct Slot {
+    session: Option<Box<dyn Session>>,
+    /// Operations out; the slot is free again only when all are back.
+    in_flight: usize,
+    /// Something happened to it in this turn.
+    due: bool,
+}
+
+/// Drives sessions over one backend.
+pub struct Worker<B: Backend> {
+    backend: B,
+    pool: Pool,
+    slots: Vec<Slot>,
+    submissions: Submissions,
+    completions: Vec<Completion>,
+    spawned: Vec<Box<dyn Session>>,
+}
+
+impl<B: Backend> Worker<B> {
+    /// A worker without sessions.
+    pub fn new(backend: B, pool: Pool) -> Worker<B> {
+        Worker {
+            backend,
+            pool,
+            slots: Vec::new(),
+            submissions: Submissions::default(),
+            completions: Vec::new(),
+            spawned: Vec::new(),
+        }
+    }
+
+    /// The backend, to give it streams and roots.
+    pub fn backend(&mut self) -> &mut B {
+        &mut self.backend
+    }
+
+    /// Blocks that could be taken now, for tests that look for leaks.
+    pub fn blocks_available(&self, class: Class) -> usize {
+        self.pool.available(class)
+    }
+
+    /// Adds a session; it is started in the next turn.
+    pub fn add(&mut self, session: Box<dyn Session>) -> SessionId {
+        let slot = Slot { session: Some(session), in_flight: 0, due: true };
+        let free = self.slots.iter().position(|slot| slot.session.is_none() && slot.in_flight == 0);
+        let index = free.unwrap_or(self.slots.len());
+        if index == self.slots.len() {
+            self.slots.push(slot);
+        } else {
+            self.slots[index] = slot;
+        }
+        SessionId(u32::try_from(index).expect("sessions are bounded by descriptors"))
+    }
+
+    /// True while a session lives or an operation is out.
+    pub fn is_busy(&self) -> bool {
+        self.slots.iter().any(|slot| slot.session.is_some() || slot.in_flight > 0)
+    }
+
+    /// The state of the transfer an operation belongs to, for the simulator's coverage table.
+    pub fn state_of(&self, token: Token) -> &'static str {
+        let slot = self.slots.get(token.session.0 as usize);
+        slot.and_then(|slot| slot.session.as_ref()).map_or("ended", |session| session.state_of(token))
+    }
+
+    /// Runs until no session is left or `stop` says so.
+    pub fn run(&mut self, stop: impl Fn() -> bool) -> Result<(), Broken> {
+        while self.is_busy() && !stop() {
+            self.turn()?;
+        }
+        Ok(())
+    }
+
+    /// One turn: sessions that are due, then the backend.
+    pub fn turn(&mut self) -> Result<(), Broken> {
+        self.call_sessions();
+        let deadline = self.slots.iter().filter_map(|slot| slot.session.as_ref()?.next_deadline()).min();
+        let deadline = if self.slots.iter().any(|slot| slot.due) { Some(Time(0)) } else { deadline };
+        self.backend.submit_and_wait(&mut self.submissions, &mut self.completions, deadline)?;
+        self.deliver();
+        Ok(())
+    }
+
+    /// Ends every session, as when the process is told to stop; what is in flight drains in the turns that follow.
+    pub fn end_all(&mut self) {
+        for index in 0..self.slots.len() {
+            if self.slots[index].session.take().is_some() {
+                self.submissions.cancel(Cancel::Session(session_id(index)));
+            }
+        }
+    }
+
+    fn call_sessions(&mut self) {
+        let now = self.backend.now();
+        let mut index = 0;
+        while index < self.slots.len() {
+            let slot = &mut self.slots[index];
+            let late = slot.session.as_ref().and_then(|session| session.next_deadline()).is_some_and(|at| at <= now);
+            if std::mem::take(&mut slot.due) || late {
+                self.call(index, now);
+            }
+            index += 1;
+        }
+    }
+
+    fn call(&mut self, index: usize, now: Time) {
+        let Some(mut session) = self.slots[index].session.take() else { return };
+        let before = self.submissions.ops.len();
+        let mut cx = Context {
+            id: session_id(index),
+            now,
+            pool: &mut self.pool,
+            submissions: &mut self.submissions,
+            spawned: &mut self.spawned,
+        };
+        let flow = session.on_turn(&mut cx);
+        self.slots[index].in_flight += self.submissions.ops.len() - before;
+        match flow {
+            Flow::Continue => self.slots[index].session = Some(session),
+            Flow::Finished => self.submissions.cancel(Cancel::Session(session_id(index))),
+        }
+        for session in std::mem::take(&mut self.spawned) {
+            self.add(session);
+        }
+    }
+
+    fn deliver(&mut self) {
+        let now = self.backend.now();
+        let mut completions = std::mem::take(&mut self.completions);
+        for completion in completions.drain(..) {
+            let id = completion.op.token.session;
+            let slot = &mut self.slots[id.0 as usize];
+            slot.in_flight -= 1;
+            let Some(session) = &mut slot.session else {
+                self.discard(completion);
+                continue;
+            };
+            slot.due = true;
+            let mut cx = Context {
+                id,
+                now,
+                pool: &mut self.pool,
+                submissions: &mut self.submissions,
+                spawned: &mut self.spawned,
+            };
+            let before = cx.submissions.ops.len();
+            session.on_completion(completion, &mut cx);
+            slot.in_flight += self.submissions.ops.len() - before;
+        }
+        self.completions = completions;
+        // Blocks may have come back that a session of this worker waits for.
+        if self.slots.len() > 1 {
+            self.slots.iter_mut().for_each(|slot| slot.due |= slot.session.is_some());
+        }
+    }
+
+    /// A connection that was accepted for a session that is gone is closed; files are the backend's to close.
+    fn discard(&mut self, completion: Completion) {
+        if let Ok(Output::Accepted { stream }) = completion.result {
+            let token = completion.op.token;
+            self.slots[token.session.0 as usize].in_flight += 1;
+            self.submissions.push(token, OpKind::CloseStream { stream });
+        }
+    }
+}
+
+fn session_id(index: usize) -> SessionId {
+    SessionId(u32::try_from(index).expect("sessions are bounded by descriptors"))
+}
