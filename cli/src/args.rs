@@ -1,0 +1,203 @@
+//! The command line: every flag is defined here, once.
+
+use crate::exit::{self, Exit};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Moves files between machines as fast as the hardware allows, and proves that what arrived is what was sent.
+#[derive(Parser, Debug)]
+#[command(name = "haul", version, after_help = exit::TABLE, max_term_width = 100)]
+pub(crate) struct Haul {
+    /// Which I/O backend this process uses; auto takes io_uring where it works.
+    #[arg(long, global = true, env = "HAUL_BACKEND", value_enum, default_value_t = Choice::Auto)]
+    pub(crate) backend: Choice,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// A backend, as the user names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Choice {
+    /// io_uring where it works, else poll.
+    Auto,
+    /// io_uring or nothing.
+    Uring,
+    /// epoll or kqueue.
+    Poll,
+}
+
+/// What to do.
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Copy files and directories between this machine and another, or within this one.
+    #[command(visible_alias = "cp", after_help = exit::TABLE)]
+    Copy(CopyArgs),
+    /// Serve files on stdin and stdout (how the other end is started), or on a TCP address.
+    Serve(ServeArgs),
+    /// List a directory on another machine or on this one.
+    Ls(LsArgs),
+    /// Print BLAKE3 hashes, as b3sum does, computed where the files are.
+    Hash(HashArgs),
+    /// Move a big file and many small ones between two processes' worth of haul, and show how fast that was.
+    Demo(DemoArgs),
+}
+
+/// How the other machine is reached.
+#[derive(Args, Debug, Clone, Default)]
+pub(crate) struct RemoteArgs {
+    /// Remote shell to use in place of ssh, with its arguments.
+    #[arg(short = 'e', long = "rsh", value_name = "COMMAND")]
+    pub(crate) rsh: Option<String>,
+    /// Port for ssh.
+    #[arg(long, value_name = "PORT")]
+    pub(crate) port: Option<u16>,
+    /// Option for ssh, as in ssh_config; may be given again.
+    #[arg(short = 'o', value_name = "OPTION")]
+    pub(crate) ssh_option: Vec<OsString>,
+    /// Configuration file for ssh.
+    #[arg(short = 'F', value_name = "FILE")]
+    pub(crate) ssh_config: Option<OsString>,
+    /// Identity file for ssh.
+    #[arg(short = 'i', value_name = "FILE")]
+    pub(crate) identity: Option<OsString>,
+    /// Jump host for ssh.
+    #[arg(short = 'J', value_name = "HOST")]
+    pub(crate) jump: Option<OsString>,
+    /// The remote haul, if it is not on the PATH there.
+    #[arg(long, value_name = "PROGRAM", default_value = "haul")]
+    pub(crate) remote_path: String,
+}
+
+/// What is printed.
+#[derive(Args, Debug, Clone, Default)]
+pub(crate) struct OutputArgs {
+    /// Say nothing but errors.
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Name every file with its hash, and say which backend is used and why.
+    #[arg(short, long, conflicts_with = "quiet")]
+    pub(crate) verbose: bool,
+    /// Print NDJSON on stdout: one object a line, schema haul/1, the summary last.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `haul copy`
+#[derive(Args, Debug)]
+pub(crate) struct CopyArgs {
+    /// Sources, then the target. Remote: [user@]host:path, [v6]:path, ssh://[user@]host[:port]/path.
+    /// `dir/` means the content of dir, `dir` means dir itself; ./a:b is a local name.
+    #[arg(required = true, num_args = 2.., value_name = "SRC... DST")]
+    pub(crate) paths: Vec<OsString>,
+    /// Copy directories with all that is in them.
+    #[arg(short, long)]
+    pub(crate) recursive: bool,
+    /// Keep exact permission bits, set-ID bits included. (Modification times are kept always.)
+    #[arg(short = 'p', long = "preserve", visible_alias = "perms")]
+    pub(crate) preserve: bool,
+    /// Copy symbolic links as links; without it they are left out of directories and counted.
+    #[arg(short, long)]
+    pub(crate) links: bool,
+    /// Same as -rlp, with owner and group when root. Not covered: hard links, xattrs, ACLs, devices.
+    #[arg(short, long)]
+    pub(crate) archive: bool,
+    /// DST is the name itself, never a directory to copy into.
+    #[arg(short = 'T', long)]
+    pub(crate) no_target_directory: bool,
+    #[command(flatten)]
+    pub(crate) remote: RemoteArgs,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// `haul serve`
+#[derive(Args, Debug)]
+pub(crate) struct ServeArgs {
+    /// Serve only what is below DIR; made if missing. `/` lifts the bounds. [default: the home directory]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) root: Option<PathBuf>,
+    /// Listen on a loopback TCP address, as 127.0.0.1:0, in place of stdin and stdout; prints `LISTENING ip:port`.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Option<std::net::SocketAddr>,
+}
+
+/// `haul ls`
+#[derive(Args, Debug)]
+pub(crate) struct LsArgs {
+    /// What to list.
+    #[arg(required = true, value_name = "PATH")]
+    pub(crate) paths: Vec<OsString>,
+    /// Whole trees.
+    #[arg(short = 'R', long, short_alias = 'r')]
+    pub(crate) recursive: bool,
+    /// Mode, size and time too.
+    #[arg(short, long)]
+    pub(crate) long: bool,
+    #[command(flatten)]
+    pub(crate) remote: RemoteArgs,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// `haul hash`
+#[derive(Args, Debug)]
+pub(crate) struct HashArgs {
+    /// Files.
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) paths: Vec<OsString>,
+    #[command(flatten)]
+    pub(crate) remote: RemoteArgs,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// `haul demo`
+#[derive(Args, Debug)]
+pub(crate) struct DemoArgs {
+    /// Size of the big file in MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    pub(crate) size: u64,
+    /// Number of small files.
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    pub(crate) files: u32,
+    /// Size of each small file in KiB.
+    #[arg(long, value_name = "KIB", default_value_t = 16)]
+    pub(crate) file_size: u64,
+    /// Where to work; everything made there is removed again. [default: a temporary directory]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+}
+
+/// Spellings of other tools, and ours.
+const NEAREST: [(&str, &str); 12] = [
+    ("--checksum", "every file is checked by its hash anyway"),
+    ("-c", "every file is checked by its hash anyway"),
+    ("-P", "there is no resume yet; for the port of ssh use --port"),
+    ("--partial", "there is no resume yet"),
+    ("--progress", "progress is shown on a terminal anyway"),
+    ("--times", "times are kept anyway"),
+    ("-t", "times are kept anyway"),
+    ("--rsync-path", "use --remote-path"),
+    ("-z", "there is no compression on the wire yet"),
+    ("--compress", "there is no compression on the wire yet"),
+    ("-n", "there is no dry run yet; `haul ls -R` lists what is there"),
+    ("--delete", "haul never deletes"),
+];
+
+/// Parses the command line; prints help, version or the error itself.
+pub(crate) fn parse() -> Result<Haul, Exit> {
+    Haul::try_parse().map_err(|error| {
+        use clap::error::ErrorKind;
+        let _ = error.print();
+        let invalid = error.get(clap::error::ContextKind::InvalidArg).map(ToString::to_string).unwrap_or_default();
+        if let Some((_, ours)) = NEAREST.iter().find(|(theirs, _)| *theirs == invalid) {
+            eprintln!("hint: {ours}");
+        }
+        match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Success,
+            _ => Exit::Usage,
+        }
+    })
+}

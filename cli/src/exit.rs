@@ -1,0 +1,81 @@
+//! Exit codes, rsync's where they fit.
+
+use haul_engine::backend::Errno;
+use haul_engine::session::{Cause, Failure};
+use haul_engine::wire::frame::ErrorCode;
+use std::process::ExitCode;
+
+/// How the program ends. The numbers are part of the interface; README and `--help` list them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
+#[repr(u8)]
+pub(crate) enum Exit {
+    /// Everything was done.
+    Success = 0,
+    /// The command line makes no sense.
+    Usage = 1,
+    /// The two ends speak different protocols.
+    Protocol = 2,
+    /// The remote side could not be started or did not greet.
+    Start = 5,
+    /// A socket failed.
+    Socket = 10,
+    /// A disk is full or failed.
+    FileIo = 11,
+    /// The connection broke in the middle.
+    Stream = 12,
+    /// INT or TERM.
+    Interrupted = 20,
+    /// Something was not copied.
+    Partial = 23,
+    /// Something vanished before it could be copied; all else was copied.
+    Vanished = 24,
+    /// The peer did nothing for too long.
+    Timeout = 30,
+    /// No connection within the time allowed.
+    ConnectTimeout = 35,
+    /// ssh itself failed; it said why.
+    Ssh = 255,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(exit as u8)
+    }
+}
+
+/// The words behind `Exit codes:` in the help.
+pub(crate) const TABLE: &str = "\
+Exit codes:
+  0  everything was done              20  interrupted
+  1  usage                            23  something was not copied
+  2  the two ends cannot talk         24  a source vanished meanwhile
+  5  the remote side did not start    30  the peer did nothing for too long
+ 10  a socket failed                  35  no connection in time
+ 11  a disk is full or failed        255  ssh failed
+ 12  the connection broke";
+
+/// The code of a failure that concerns one path.
+pub(crate) fn of_failure(failure: &Failure) -> Exit {
+    const DISK: [i32; 4] = [5, 27, 28, 122]; // EIO, EFBIG, ENOSPC, EDQUOT in Linux numbering, as codes travel
+    let code = failure.code();
+    let errno = code.0.checked_sub(ErrorCode::ERRNO_BASE).map(i32::from);
+    match errno {
+        Some(errno) if DISK.contains(&errno) => Exit::FileIo,
+        Some(2) if matches!(failure.what, "cannot open" | "cannot get") => Exit::Vanished,
+        _ => Exit::Partial,
+    }
+}
+
+/// The code of a failure of the whole connection.
+pub(crate) fn of_fatal(failure: &Failure) -> Exit {
+    let late = |why: &str| why.contains("in time") || why.contains("for a minute");
+    match (failure.what, &failure.cause) {
+        (_, Cause::Connection(why)) if why.contains("version mismatch") => Exit::Protocol,
+        ("handshake", Cause::Connection(why)) if late(why) => Exit::ConnectTimeout,
+        (_, Cause::Connection(why)) if late(why) => Exit::Timeout,
+        ("handshake" | "cannot start haul on the remote side", _) => Exit::Start,
+        ("protocol error", _) => Exit::Protocol,
+        (_, Cause::Here(Errno(_))) => Exit::Socket,
+        _ => Exit::Stream,
+    }
+}

@@ -1,0 +1,63 @@
+//! `haul hash`: what b3sum prints, computed on the machine where the files are.
+
+use crate::args::{Choice, HashArgs};
+use crate::exit::Exit;
+use crate::output::{Output, hex, put_name};
+use crate::run;
+use haul_engine::session::Failure;
+use haul_engine::session::inspect::{self, Question};
+use haul_engine::session::report::Report;
+use serde_json::json;
+use std::io::Write;
+
+pub(crate) fn run(args: &HashArgs, choice: Choice) -> Exit {
+    let (host, operands) = match run::of_one_machine(&args.paths) {
+        Ok(operands) => operands,
+        Err(why) => return run::usage(&why),
+    };
+    let mut output = Output::new(&run::quiet(&args.output));
+    let peer = match run::connect(host.as_ref(), &args.remote) {
+        Ok(peer) => peer,
+        Err(why) => {
+            output.fatal(&Failure::connection("cannot start", why), Exit::Start);
+            return output.finish();
+        }
+    };
+    let make: run::MakeClient = Box::new(move |around| {
+        inspect::client(around.stream, around.opening, Question::Hash, operands, around.progress, around.reporter)
+    });
+    let json = args.output.json;
+    run::client(choice, peer, make, &mut output, move |report, output| match report {
+        Report::Hashed { path, hash } if json => {
+            let mut fields = json!({"schema": "haul/1", "type": "hash", "blake3": hex(&hash)});
+            put_name(&mut fields, "path", &path);
+            output.stdout(&fields.to_string());
+            None
+        }
+        Report::Hashed { path, hash } => {
+            print_like_b3sum(&path, &hex(&hash));
+            None
+        }
+        other => Some(other),
+    })
+}
+
+/// As b3sum: two spaces, the name as it is; with a backslash in front where a newline or backslash had to be escaped.
+fn print_like_b3sum(path: &[u8], hash: &str) {
+    let mut line = Vec::new();
+    if path.iter().any(|byte| matches!(byte, b'\n' | b'\r' | b'\\')) {
+        line.push(b'\\');
+    }
+    line.extend_from_slice(hash.as_bytes());
+    line.extend_from_slice(b"  ");
+    for &byte in path {
+        match byte {
+            b'\n' => line.extend_from_slice(b"\\n"),
+            b'\r' => line.extend_from_slice(b"\\r"),
+            b'\\' => line.extend_from_slice(b"\\\\"),
+            byte => line.push(byte),
+        }
+    }
+    line.push(b'\n');
+    let _ = std::io::stdout().lock().write_all(&line);
+}

@@ -1,0 +1,40 @@
+//! The `haul` binary: a table of contents.
+
+#![forbid(unsafe_code)]
+
+mod args;
+mod backend;
+mod copy;
+mod demo;
+mod exit;
+mod hash;
+mod list;
+mod operand;
+mod output;
+mod remote;
+mod run;
+mod serve;
+mod signals;
+
+use args::{Command, Haul};
+use exit::Exit;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let haul = match args::parse() {
+        Ok(haul) => haul,
+        Err(exit) => return exit.into(),
+    };
+    dispatch(haul).into()
+}
+
+fn dispatch(haul: Haul) -> Exit {
+    let backend = haul.backend;
+    match haul.command {
+        Command::Copy(args) => copy::run(&args, backend),
+        Command::Serve(args) => serve::run(&args, backend),
+        Command::Ls(args) => list::run(&args, backend),
+        Command::Hash(args) => hash::run(&args, backend),
+        Command::Demo(args) => demo::run(&args, backend),
+    }
+}

@@ -1,0 +1,375 @@
+//! What the user sees: errors and hints on stderr, a progress line on a terminal, NDJSON on stdout.
+
+use crate::args::OutputArgs;
+use crate::exit::{self, Exit};
+use haul_engine::session::Failure;
+use haul_engine::session::report::{Progress, Report};
+use haul_engine::wire::display::Printable;
+use haul_engine::wire::frame::{ErrorCode, Hash};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::collections::VecDeque;
+use std::io::{IsTerminal, Write};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Version of the JSON lines; changes with any change that a reader could notice.
+const SCHEMA: &str = "haul/1";
+/// Hashes of at most this many files stand in the summary; each file has a line of its own anyway.
+const SUMMARY_HASHES: usize = 64;
+
+/// Hex text of a hash.
+pub(crate) fn hex(hash: &Hash) -> String {
+    blake3::Hash::from_bytes(*hash).to_hex().to_string()
+}
+
+/// The text of an I/O error without its number.
+pub(crate) fn reason(error: &std::io::Error) -> String {
+    haul_engine::backend::Errno(error.raw_os_error().unwrap_or(0)).to_string()
+}
+
+/// Prints one error line.
+pub(crate) fn error(text: &str) {
+    eprintln!("haul: {text}");
+}
+
+/// Bytes with a binary unit.
+pub(crate) fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+/// A rate in MiB/s and Gbit/s.
+pub(crate) fn rate(bytes: u64, seconds: f64) -> String {
+    let rate = bytes as f64 / seconds.max(1e-9);
+    format!("{:.1} MiB/s, {:.2} Gbit/s", rate / 1_048_576.0, rate * 8.0 / 1e9)
+}
+
+/// Collects what happened and says it.
+pub(crate) struct Output {
+    args: OutputArgs,
+    started: Instant,
+    bar: Option<ProgressBar>,
+    samples: VecDeque<(Instant, u64)>,
+    files: u64,
+    bytes: u64,
+    directories: u64,
+    links: u64,
+    skipped: BTreeMap<&'static str, u64>,
+    errors: u64,
+    vanished: u64,
+    exit: Exit,
+    hashes: Vec<(Vec<u8>, Hash)>,
+    backend: String,
+}
+
+impl Output {
+    pub(crate) fn new(args: &OutputArgs) -> Output {
+        Output {
+            args: args.clone(),
+            started: Instant::now(),
+            bar: None,
+            samples: VecDeque::new(),
+            files: 0,
+            bytes: 0,
+            directories: 0,
+            links: 0,
+            skipped: BTreeMap::new(),
+            errors: 0,
+            vanished: 0,
+            exit: Exit::Success,
+            hashes: Vec::new(),
+            backend: String::new(),
+        }
+    }
+
+    /// Says which backend was chosen, and why, if asked to.
+    pub(crate) fn backend(&mut self, name: &str, notes: &[String]) {
+        self.backend = name.to_string();
+        if self.args.verbose && !self.args.json {
+            self.note(&format!("backend {name}"));
+            notes.iter().for_each(|note| self.note(note));
+        }
+    }
+
+    fn note(&self, text: &str) {
+        self.print(|| eprintln!("haul: {text}"));
+    }
+
+    fn print(&self, print: impl FnOnce()) {
+        match &self.bar {
+            Some(bar) => bar.suspend(print),
+            None => print(),
+        }
+    }
+
+    fn json(&self, kind: &str, mut fields: Value) {
+        if self.args.json {
+            fields["schema"] = SCHEMA.into();
+            fields["type"] = kind.into();
+            self.stdout(&fields.to_string());
+        }
+    }
+
+    /// One line on stdout. A reader that went away is no reason to fail the copy.
+    pub(crate) fn stdout(&self, line: &str) {
+        self.print(|| {
+            let _ = writeln!(std::io::stdout().lock(), "{line}");
+        });
+    }
+
+    /// Takes a report from the session.
+    pub(crate) fn report(&mut self, report: Report) {
+        match report {
+            Report::Copied { source, target, size, hash, direction } => {
+                self.files += 1;
+                self.bytes += size;
+                if self.args.verbose && !self.args.json {
+                    let line = format!("{}  {}", hex(&hash), Printable(&target));
+                    self.print(|| eprintln!("{line}"));
+                }
+                let mut fields = json!({"bytes": size, "blake3": hex(&hash), "direction": format!("{direction:?}").to_lowercase()});
+                put_name(&mut fields, "source", &source);
+                put_name(&mut fields, "target", &target);
+                self.json("file", fields);
+                if self.hashes.len() <= SUMMARY_HASHES {
+                    self.hashes.push((target, hash));
+                }
+            }
+            Report::Directory { .. } => self.directories += 1,
+            Report::Link { .. } => self.links += 1,
+            Report::Skipped { source, why } => {
+                *self.skipped.entry(why).or_default() += 1;
+                if self.args.verbose && !self.args.json {
+                    self.note(&format!("{}: left out: {why}", Printable(&source)));
+                }
+                let mut fields = json!({"why": why});
+                put_name(&mut fields, "source", &source);
+                self.json("skipped", fields);
+            }
+            Report::Failed(failure) => self.failed(&failure),
+            Report::Fatal(failure) => self.fatal(&failure, exit::of_fatal(&failure)),
+            Report::Notice(text) => {
+                if !self.args.quiet && !self.args.json {
+                    self.note(&text);
+                }
+                self.json("notice", json!({"text": text}));
+            }
+            Report::Listed { .. } | Report::Hashed { .. } | Report::Resumable { .. } => {}
+        }
+    }
+
+    /// A failure that concerns one path.
+    pub(crate) fn failed(&mut self, failure: &Failure) {
+        let exit = exit::of_failure(failure);
+        self.errors += 1;
+        self.vanished += u64::from(exit == Exit::Vanished);
+        self.exit = worse(self.exit, exit);
+        self.say(failure, exit);
+    }
+
+    /// A failure that ends everything.
+    pub(crate) fn fatal(&mut self, failure: &Failure, exit: Exit) {
+        self.errors += 1;
+        self.exit = exit;
+        self.say(failure, exit);
+    }
+
+    fn say(&self, failure: &Failure, exit: Exit) {
+        let path = Printable(&failure.path);
+        let colon = if failure.path.is_empty() { "" } else { ": " };
+        let line = format!("haul: {path}{colon}{}", failure.reason());
+        let hint = hint(failure);
+        self.print(|| {
+            eprintln!("{line}");
+            if let Some(hint) = hint {
+                eprintln!("hint: {hint}");
+            }
+        });
+        let mut fields = json!({"what": failure.reason(), "exit": exit as u8});
+        put_name(&mut fields, "path", &failure.path);
+        self.json("error", fields);
+    }
+
+    /// Moves the progress line; called a few times a second.
+    pub(crate) fn tick(&mut self, progress: &Progress) {
+        let wanted = !self.args.quiet && !self.args.json && std::io::stderr().is_terminal();
+        if !wanted || progress.connected.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let (moved, total) = (load(&progress.bytes), load(&progress.total_bytes));
+        let now = Instant::now();
+        self.samples.push_back((now, moved));
+        while self.samples.len() > 2 && now - self.samples[0].0 > Duration::from_secs(1) {
+            self.samples.pop_front();
+        }
+        let (then, before) = self.samples[0];
+        let seconds = (now - then).as_secs_f64();
+        let speed = if seconds > 0.05 { moved.saturating_sub(before) as f64 / seconds } else { 0.0 };
+        let left = total.saturating_sub(moved) as f64;
+        let eta = match progress.totals_final.load(Ordering::Relaxed) {
+            1 if speed > 1.0 => format!("{}:{:02}", (left / speed) as u64 / 60, (left / speed) as u64 % 60),
+            _ => "-:--".to_string(),
+        };
+        let files = format!("{}/{} files", load(&progress.files), load(&progress.total_files));
+        let text = format!(
+            "{} of {}  {}  ETA {eta}  {files}",
+            size(moved),
+            size(total),
+            rate(speed as u64, 1.0),
+        );
+        let bar = self.bar.get_or_insert_with(|| {
+            let bar = ProgressBar::new_spinner();
+            bar.set_style(ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
+            bar
+        });
+        bar.set_message(text);
+        bar.tick();
+    }
+
+    /// The line for a run that was told to stop.
+    pub(crate) fn interrupted(&mut self, progress: &Progress) {
+        let (moved, total) = (load(&progress.bytes), load(&progress.total_bytes));
+        let percent = (moved * 100).checked_div(total).unwrap_or(0).min(100);
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+        let files = self.files;
+        eprintln!(
+            "haul: interrupted at {percent} %; {files} complete {} kept, nothing else; run the same command to do it again",
+            if files == 1 { "file" } else { "files" }
+        );
+        self.exit = Exit::Interrupted;
+        self.summary();
+    }
+
+    /// The last line, and the exit code.
+    pub(crate) fn finish(&mut self) -> Exit {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+        if !self.args.quiet && !self.args.json && (self.errors == 0 || self.files > 0) {
+            eprintln!("{}", self.last_line());
+        }
+        self.summary();
+        self.exit
+    }
+
+    fn last_line(&self) -> String {
+        let seconds = self.started.elapsed().as_secs_f64();
+        let mut parts = vec![count(self.files, "file", "files")];
+        if self.directories > 0 {
+            parts.push(count(self.directories, "directory", "directories"));
+        }
+        if self.links > 0 {
+            parts.push(count(self.links, "link", "links"));
+        }
+        let mut line = format!(
+            "copied {}, {} in {seconds:.2} s ({}), every file verified",
+            parts.join(", "),
+            size(self.bytes),
+            rate(self.bytes, seconds),
+        );
+        for (why, number) in &self.skipped {
+            line += &format!("; left out {}", count(*number, why, &format!("{why}s")));
+        }
+        if self.errors > 0 {
+            line += &format!("; {}", count(self.errors, "error", "errors"));
+        }
+        line
+    }
+
+    fn summary(&self) {
+        let seconds = self.started.elapsed().as_secs_f64();
+        let hashes = (self.hashes.len() <= SUMMARY_HASHES).then(|| {
+            let entry = |(target, hash): &(Vec<u8>, Hash)| {
+                let mut fields = json!({"blake3": hex(hash)});
+                put_name(&mut fields, "target", target);
+                fields
+            };
+            self.hashes.iter().map(entry).collect::<Vec<_>>()
+        });
+        self.json(
+            "summary",
+            json!({
+                "exit": self.exit as u8,
+                "files": self.files,
+                "directories": self.directories,
+                "links": self.links,
+                "bytes": self.bytes,
+                "skipped": self.skipped.values().sum::<u64>(),
+                "errors": self.errors,
+                "seconds": seconds,
+                "bytes_per_second": self.bytes as f64 / seconds.max(1e-9),
+                "backend": self.backend,
+                "hashes": hashes,
+            }),
+        );
+    }
+
+    /// The exit code so far.
+    pub(crate) fn exit(&self) -> Exit {
+        self.exit
+    }
+}
+
+fn load(counter: &std::sync::atomic::AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+fn count(number: u64, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
+}
+
+/// Disk trouble outranks what was not copied, which outranks what vanished.
+fn worse(a: Exit, b: Exit) -> Exit {
+    let rank = |exit| match exit {
+        Exit::Success => 0,
+        Exit::Vanished => 1,
+        Exit::Partial => 2,
+        _ => 3,
+    };
+    if rank(b) > rank(a) { b } else { a }
+}
+
+/// A name in JSON: text, and its bytes in hex where the text cannot carry them.
+pub(crate) fn put_name(fields: &mut Value, key: &str, name: &[u8]) {
+    match std::str::from_utf8(name) {
+        Ok(text) => fields[key] = text.into(),
+        Err(_) => {
+            fields[key] = Printable(name).to_string().into();
+            fields[format!("{key}_hex")] = name.iter().fold(String::new(), |hex, b| format!("{hex}{b:02x}")).into();
+        }
+    }
+}
+
+/// What to do next, where there is something to do.
+fn hint(failure: &Failure) -> Option<&'static str> {
+    const NOSPC: u16 = ErrorCode::ERRNO_BASE + 28;
+    const DQUOT: u16 = ErrorCode::ERRNO_BASE + 122;
+    const ROFS: u16 = ErrorCode::ERRNO_BASE + 30;
+    const NAMETOOLONG: u16 = ErrorCode::ERRNO_BASE + 36;
+    match failure.code().0 {
+        NOSPC => Some("the target's file system is full; the old file, if any, is untouched"),
+        DQUOT => Some("the target's disk quota is used up; the old file, if any, is untouched"),
+        ROFS => Some("the target's file system is mounted read-only"),
+        NAMETOOLONG => Some("most file systems allow 255 bytes for one name"),
+        _ => {
+            let reason = failure.reason();
+            if reason.contains("-r was not given") {
+                Some("use -r to copy directories")
+            } else if reason.contains("it is not installed there") {
+                Some("copy this program to a directory on the PATH there, or name it with --remote-path")
+            } else {
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! `haul serve`
+
+use crate::args::{Choice, ServeArgs};
+use crate::backend;
+use crate::exit::Exit;
+use crate::output;
+use crate::signals;
+use haul_engine::backend::Backend as _;
+use haul_engine::block::Pool;
+use haul_engine::limits::{DAEMON_LARGE_BLOCKS, POOL_LARGE_BLOCKS, POOL_SMALL_BLOCKS};
+use haul_engine::offload::Root;
+use haul_engine::session::Failure;
+use haul_engine::session::acceptor::Acceptor;
+use haul_engine::session::server::Server;
+use haul_engine::worker::Worker;
+use std::cell::RefCell;
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+/// Runs until the client has gone, or, listening, until told to stop.
+pub(crate) fn run(args: &ServeArgs, choice: Choice) -> Exit {
+    signals::install();
+    match serve(args, choice) {
+        Ok(exit) if signals::stopped() && exit == Exit::Success => Exit::Interrupted,
+        Ok(exit) => exit,
+        Err((why, exit)) => {
+            output::error(&why);
+            exit
+        }
+    }
+}
+
+fn serve(args: &ServeArgs, choice: Choice) -> Result<Exit, (String, Exit)> {
+    let root = root(args.root.as_deref()).map_err(|why| (why, Exit::FileIo))?;
+    let listener = args.listen.map(listen).transpose()?;
+    let (mut backend, _) = backend::make(choice).map_err(|why| (why, Exit::Usage))?;
+    signals::wake_on_stop(backend.waker());
+    let root = backend.add_root(root);
+    let blocks = if listener.is_some() { DAEMON_LARGE_BLOCKS } else { POOL_LARGE_BLOCKS };
+    let ended = Rc::new(RefCell::new(Exit::Success));
+    let failed = |errno: haul_engine::backend::Errno| (errno.to_string(), Exit::Socket);
+    let mut worker = match listener {
+        Some(listener) => {
+            let listener = backend.add_listener(listener).map_err(failed)?;
+            let mut worker = Worker::new(backend, Pool::new(POOL_SMALL_BLOCKS, blocks));
+            worker.add(Box::new(Acceptor::new(listener, root, Rc::new(|result| _ = said(result)))));
+            worker
+        }
+        None => {
+            let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().map_err(|e| (output::reason(&e), Exit::Socket));
+            let (stdin, stdout) = (own(std::io::stdin().as_fd())?, own(std::io::stdout().as_fd())?);
+            let stream = backend.add_stream(stdin, Some(stdout), false).map_err(failed)?;
+            close_stdio();
+            let mut worker = Worker::new(backend, Pool::new(POOL_SMALL_BLOCKS, blocks));
+            let ended = ended.clone();
+            let on_end = Box::new(move |result| *ended.borrow_mut() = said(result));
+            worker.add(Box::new(Server::new(stream, root, on_end)));
+            worker
+        }
+    };
+    worker.run(signals::stopped).map_err(|broken| (broken.to_string(), Exit::Stream))?;
+    worker.end_all();
+    while worker.is_busy() {
+        worker.turn().map_err(|broken| (broken.to_string(), Exit::Stream))?;
+    }
+    let exit = *ended.borrow();
+    Ok(exit)
+}
+
+/// Says on stderr how a session ended, if badly.
+fn said(result: Result<(), Failure>) -> Exit {
+    match result {
+        Ok(()) => Exit::Success,
+        Err(failure) => {
+            output::error(&failure.reason());
+            // As base servers: 1 for anything that is not the protocol.
+            Exit::Usage
+        }
+    }
+}
+
+/// What is served. Relative paths begin in the login directory under `/`, else in the root.
+fn root(dir: Option<&Path>) -> Result<Root, String> {
+    let home = std::env::var_os("HOME").map(PathBuf::from);
+    let dir = match dir {
+        Some(dir) => dir.to_path_buf(),
+        None => home.ok_or("HOME is not set; name the directory to serve with --root")?,
+    };
+    let failed = |error: std::io::Error| format!("{}: cannot serve: {}", dir.display(), output::reason(&error));
+    if dir == Path::new("/") {
+        return Ok(Root::plain(std::fs::File::open(".").map_err(failed)?.into()));
+    }
+    std::fs::create_dir_all(&dir).map_err(failed)?;
+    let canonical = dir.canonicalize().map_err(failed)?;
+    let handle: OwnedFd = std::fs::File::open(&canonical).map_err(failed)?.into();
+    Ok(Root::confined(handle, canonical))
+}
+
+/// Without a key only this machine may connect.
+fn listen(address: SocketAddr) -> Result<TcpListener, (String, Exit)> {
+    if !address.ip().is_loopback() {
+        let why = format!("{address}: only loopback addresses can be listened on, because nobody is asked who he is");
+        return Err((why, Exit::Usage));
+    }
+    let failed = |error: std::io::Error| (format!("{address}: cannot listen: {}", output::reason(&error)), Exit::Socket);
+    let listener = TcpListener::bind(address).map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    let mut stdout = std::io::stdout().lock();
+    let _ = writeln!(stdout, "LISTENING {bound}");
+    let _ = stdout.flush();
+    Ok(listener)
+}
+
+/// The stream owns stdin and stdout now: nothing else may read or write there, and its end must be seen by the peer.
+fn close_stdio() {
+    if let Ok(null) = std::fs::File::options().read(true).write(true).open("/dev/null") {
+        let _ = rustix::stdio::dup2_stdin(&null);
+        let _ = rustix::stdio::dup2_stdout(&null);
+    }
+}
