@@ -8,7 +8,8 @@
 //!    objects complete in any order.
 //! 3. No short results: Send, Write and SendFile are whole; Read is short only at end of file; Recv gives `at_least`
 //!    bytes or end of stream.
-//! 4. A stream that failed stays failed: no later byte leaves, later ops on it end with the same errno.
+//! 4. A stream half that failed stays failed: no later byte leaves, later ops on it end with the same errno. The read
+//!    half of a stream whose write half failed still gives what the peer had sent.
 //! 5. A buffer that came back is not touched by the kernel again.
 //! 6. `submit_and_wait` never blocks while a completion is ready or the deadline is past, and allocates nothing per
 //!    stream or block operation once warm.
@@ -420,12 +421,12 @@ pub enum Cancel {
     Session(SessionId),
 }
 
-/// What a worker hands to its backend in one turn, in order: first the cancels, then the operations.
+/// What a worker hands to its backend in one turn: first the operations are started, then the cancels carried out.
 #[derive(Default, Debug)]
 pub struct Submissions {
     /// Operations to start.
     pub ops: Vec<Op>,
-    /// Cancels to carry out before.
+    /// Cancels to carry out after.
     pub cancels: SmallVec<[Cancel; 4]>,
 }
 
@@ -435,7 +436,7 @@ impl Submissions {
         self.ops.push(Op { token, kind });
     }
 
-    /// Cancels a transfer's ops. Ops of it pushed in this turn before are cancelled too.
+    /// Cancels ops, those pushed in this turn included. Close, CloseDir and CloseStream are carried out all the same.
     pub fn cancel(&mut self, cancel: Cancel) {
         self.cancels.push(cancel);
     }

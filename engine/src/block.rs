@@ -18,7 +18,7 @@ use crate::limits::{BLOCK_BYTES, PAGE_BYTES, SMALL_BYTES};
 use smallvec::SmallVec;
 use std::fmt;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 #[repr(C, align(4096))]
@@ -44,9 +44,25 @@ impl Class {
     }
 }
 
-/// Blocks of one class that are not in use, and how many were ever made.
+/// Memory of one block, with a number no other memory of this process ever had: an address may come to mean other
+/// memory, a number does not.
+#[derive(Default)]
+struct Pages {
+    number: u64,
+    pages: Box<[Page]>,
+}
+
+impl Pages {
+    fn new(class: Class) -> Pages {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let pages = bytemuck::zeroed_slice_box(class.bytes() / PAGE_BYTES);
+        Pages { number: NEXT.fetch_add(1, Ordering::Relaxed), pages }
+    }
+}
+
+/// Blocks of one class that are not in use, and how many are.
 struct Shelf {
-    free: Mutex<Vec<Box<[Page]>>>,
+    free: Mutex<Vec<Pages>>,
     out: AtomicUsize,
     limit: usize,
 }
@@ -78,18 +94,18 @@ impl Quota {
 }
 
 struct Storage {
-    pages: Box<[Page]>,
+    pages: Pages,
     shelf: Arc<Shelf>,
     quota: Option<Quota>,
 }
 
 impl Storage {
     fn bytes(&self) -> &[u8] {
-        bytemuck::cast_slice(&self.pages)
+        bytemuck::cast_slice(&self.pages.pages)
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
-        bytemuck::cast_slice_mut(&mut self.pages)
+        bytemuck::cast_slice_mut(&mut self.pages.pages)
     }
 }
 
@@ -136,7 +152,7 @@ impl Pool {
             return None;
         }
         let free = shelf.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let pages = free.unwrap_or_else(|| bytemuck::zeroed_slice_box(class.bytes() / PAGE_BYTES));
+        let pages = free.unwrap_or_else(|| Pages::new(class));
         shelf.out.fetch_add(1, Ordering::AcqRel);
         Some(Block { storage: Box::new(Storage { pages, shelf: shelf.clone(), quota: None }) })
     }
@@ -163,7 +179,12 @@ pub struct Block {
 impl Block {
     /// Bytes it holds.
     pub fn capacity(&self) -> usize {
-        self.storage.pages.len() * PAGE_BYTES
+        self.storage.pages.pages.len() * PAGE_BYTES
+    }
+
+    /// The number of its memory: the same each time this memory comes out of its pool, and never that of other memory.
+    pub fn number(&self) -> u64 {
+        self.storage.pages.number
     }
 
     /// All of it, for reading.
@@ -216,6 +237,11 @@ impl Slice {
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.block.bytes()[self.range.clone()]
+    }
+
+    /// The [`Block::number`] of its block.
+    pub fn block_number(&self) -> u64 {
+        self.block.number()
     }
 
     /// Number of bytes.

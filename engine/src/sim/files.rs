@@ -1,0 +1,349 @@
+//! Carries out operations on one host's disk.
+//!
+//! An operation takes effect at one moment, and is done or not done; only a failing Write may leave half of its bytes.
+
+use super::disk::{self, DirectoryRef, FileRef, Meta, Node};
+use super::faults::{Fault, Mutation};
+use super::random::Random;
+use super::slots::Slots;
+use crate::backend::{
+    DirEntry, DirId, Errno, FileId, Finish, FsOp, NO_ATTRIBUTES, OpKind, OpenMode, Output, Place, SessionId, Store,
+    Time,
+};
+use crate::block::{Block, Slice};
+use std::cell::RefCell;
+use std::rc::Rc;
+
+/// Most entries of one page: small, so that tests see directories of several pages.
+const MAX_PAGE: u64 = 16;
+
+/// An open file.
+pub(super) struct OpenFile {
+    session: SessionId,
+    pub(super) node: FileRef,
+    /// Where it gets its name, when it is being made.
+    making: Option<Making>,
+}
+
+struct Making {
+    parent: DirectoryRef,
+    name: Vec<u8>,
+    overwrite: bool,
+}
+
+impl OpenFile {
+    /// The content, if others can get at it.
+    fn named(&self) -> Option<FileRef> {
+        self.making.is_none().then(|| self.node.clone())
+    }
+}
+
+/// An open directory.
+struct OpenDirectory {
+    node: DirectoryRef,
+    /// Who opened it and which names are still to be told, in reverse; `None` for a root.
+    reading: Option<(SessionId, Vec<Vec<u8>>)>,
+}
+
+/// A host's tree and what is open in it.
+pub(super) struct Disk {
+    pub(super) root: DirectoryRef,
+    /// Bytes of content it holds at most.
+    pub(super) capacity: u64,
+    files: Slots<OpenFile>,
+    directories: Slots<OpenDirectory>,
+}
+
+/// What an operation needs of the world.
+pub(super) struct Around<'a> {
+    pub(super) random: &'a mut Random,
+    pub(super) now: Time,
+    pub(super) session: SessionId,
+    pub(super) fault: Option<Fault>,
+    pub(super) mutation: Option<Mutation>,
+}
+
+type Outcome = Result<Output, Errno>;
+
+impl Disk {
+    pub(super) fn new() -> Disk {
+        let root = Node::directory(Meta::new(0o755, Time(0)));
+        Disk { root, capacity: u64::MAX, files: Slots::default(), directories: Slots::default() }
+    }
+
+    pub(super) fn add_root(&mut self, node: DirectoryRef) -> DirId {
+        self.directories.insert(OpenDirectory { node, reading: None })
+    }
+
+    /// The end of the process that had things open: what has no name is gone.
+    pub(super) fn close_everything(&mut self) {
+        self.files = Slots::default();
+        self.directories = Slots::default();
+    }
+
+    pub(super) fn close_session(&mut self, session: SessionId) {
+        self.files.retain(|file| file.session != session);
+        self.directories.retain(|directory| directory.reading.as_ref().is_none_or(|(owner, _)| *owner != session));
+    }
+
+    /// Files being made that have no name yet.
+    pub(super) fn unpublished(&self) -> usize {
+        self.files.iter().filter(|file| file.making.is_some()).count()
+    }
+
+    /// Everything open, roots apart.
+    pub(super) fn open_count(&self) -> usize {
+        self.files.iter().count() + self.directories.iter().filter(|directory| directory.reading.is_some()).count()
+    }
+
+    /// A file opened for reading.
+    pub(super) fn source(&self, file: FileId) -> Result<FileRef, Errno> {
+        Ok(self.files.get(file)?.node.clone())
+    }
+
+    /// Closes a file whose Publish was cancelled.
+    pub(super) fn give_up(&mut self, file: FileId) {
+        // Stale already is closed already.
+        let _ = self.files.remove(file);
+    }
+
+    fn root_of(&self, place: &Place) -> Result<DirectoryRef, Errno> {
+        Ok(self.directories.get(place.dir)?.node.clone())
+    }
+
+    fn find(&self, place: &Place, follow: bool) -> Result<Node, Errno> {
+        disk::find(&self.root_of(place)?, &place.target, follow)
+    }
+
+    fn require_space(&self, bytes: u64) -> Result<(), Errno> {
+        if self.capacity == u64::MAX {
+            return Ok(());
+        }
+        let unnamed = self.files.iter().filter(|file| file.making.is_some());
+        let unnamed: u64 = unnamed.map(|file| file.node.borrow().content.len() as u64).sum();
+        let used = unnamed + Node::Directory(self.root.clone()).bytes();
+        if used.saturating_add(bytes) > self.capacity { Err(Errno::NO_SPACE) } else { Ok(()) }
+    }
+
+    /// Carries an operation out.
+    pub(super) fn perform(&mut self, kind: &mut OpKind, around: &mut Around<'_>) -> Outcome {
+        match around.fault {
+            Some(Fault::ShortSource | Fault::Vanish) => self.spoil(kind, around),
+            // These have an effect even so: half a Write, a closed file.
+            Some(_) if matches!(kind, OpKind::Write { .. } | OpKind::Publish { .. } | OpKind::Close { .. }) => {}
+            Some(fault) => return Err(fault.errno()),
+            None => {}
+        }
+        match kind {
+            OpKind::Open { place, mode: OpenMode::Read } => self.open(place, around),
+            OpKind::Open { place, mode: OpenMode::Create { size, keep, overwrite } } => {
+                self.create(place, (*size, *keep, *overwrite), around)
+            }
+            OpKind::Close { file } => {
+                self.files.remove(*file)?;
+                around.fault.map_or(Ok(Output::Done), |fault| Err(fault.errno()))
+            }
+            OpKind::Read { file, offset, into, len } => self.read(*file, *offset, into, *len),
+            OpKind::Write { file, offset, from } => self.write(*file, *offset, from, around),
+            OpKind::Load { place, into } => self.load(place, into, around),
+            OpKind::Store(store) => self.store(store, around),
+            OpKind::Publish { file, finish } => self.publish(*file, finish, around),
+            OpKind::Fs(op) => self.perform_fs(op, around),
+            // Streams are no business of the disk.
+            _ => Err(Errno::UNSUPPORTED),
+        }
+    }
+
+    /// Somebody else shortens or removes what is about to be read.
+    fn spoil(&mut self, kind: &OpKind, around: &mut Around<'_>) {
+        let (node, place) = match kind {
+            OpKind::Read { file, .. } => (self.files.get(*file).ok().and_then(OpenFile::named), None),
+            OpKind::Load { place, .. } | OpKind::Open { place, .. } => {
+                (self.find(place, true).and_then(Node::into_file).ok(), Some(place))
+            }
+            OpKind::Fs(op) => match &**op {
+                FsOp::Stat { place, .. } | FsOp::OpenDir { place } => (None, Some(place)),
+                _ => (None, None),
+            },
+            _ => (None, None),
+        };
+        if around.fault == Some(Fault::ShortSource) {
+            if let Some(file) = node {
+                shorten(&file, around.random);
+            }
+        } else if let Some(place) = place {
+            let parent = self.root_of(place).and_then(|root| disk::find_parent(&root, &place.target, None));
+            if let Ok((parent, name)) = parent {
+                parent.borrow_mut().entries.remove(&name);
+            }
+        }
+    }
+
+    fn open(&mut self, place: &Place, around: &Around<'_>) -> Outcome {
+        let node = self.find(place, true)?.into_file()?;
+        let attributes = node.borrow().attributes();
+        let file = self.files.insert(OpenFile { session: around.session, node, making: None });
+        Ok(Output::Opened { file, attributes })
+    }
+
+    fn create(&mut self, place: &Place, (size, keep, overwrite): (u64, u64, bool), around: &Around<'_>) -> Outcome {
+        self.require_space(size)?;
+        let made = Meta::new(0o755, around.now);
+        let (parent, name) = disk::find_parent(&self.root_of(place)?, &place.target, Some(made))?;
+        let old = disk::check_replaceable(&parent, &name, overwrite)?;
+        let attributes = old.as_ref().map_or(NO_ATTRIBUTES, Node::attributes);
+        let kept = match old {
+            Some(Node::File(old)) => old.borrow().range(0, usize::try_from(keep).unwrap_or(usize::MAX)).to_vec(),
+            _ => Vec::new(),
+        };
+        if (kept.len() as u64) < keep {
+            return Err(Errno::SHORT_SOURCE);
+        }
+        let node = Node::file(kept, Meta::new(0o600, around.now));
+        let making = Some(Making { parent, name, overwrite });
+        let file = self.files.insert(OpenFile { session: around.session, node, making });
+        Ok(Output::Opened { file, attributes })
+    }
+
+    fn read(&self, file: FileId, offset: u64, into: &mut Block, len: usize) -> Outcome {
+        let node = self.source(file)?;
+        let node = node.borrow();
+        let bytes = node.range(offset, len.min(into.capacity()));
+        into.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
+        Ok(Output::Bytes(bytes.len()))
+    }
+
+    fn write(&self, file: FileId, offset: u64, from: &Slice, around: &mut Around<'_>) -> Outcome {
+        let open = self.files.get(file)?;
+        if open.making.is_none() {
+            return Err(Errno::STALE_ID);
+        }
+        let start = usize::try_from(offset).map_err(|_| Errno::INVALID)?;
+        let (bytes, end) = match around.fault {
+            Some(fault) => (&from.bytes()[..around.random.index(from.len() + 1)], Err(fault.errno())),
+            None => (from.bytes(), Ok(Output::Done)),
+        };
+        let old = open.node.borrow().content.len();
+        let new = old.max(start + bytes.len());
+        self.require_space((new - old) as u64)?;
+        if around.mutation == Some(Mutation::LoseWrites) && around.random.once_in(4) {
+            return end;
+        }
+        let content = &mut open.node.borrow_mut().content;
+        content.resize(new, 0);
+        content[start..start + bytes.len()].copy_from_slice(bytes);
+        end
+    }
+
+    fn load(&mut self, place: &Place, into: &mut Block, around: &Around<'_>) -> Outcome {
+        let node = self.find(place, true)?.into_file()?;
+        if node.borrow().content.len() > into.capacity() {
+            return self.open(place, around);
+        }
+        let node = node.borrow();
+        into.bytes_mut()[..node.content.len()].copy_from_slice(&node.content);
+        Ok(Output::Loaded { attributes: node.attributes(), len: node.content.len() })
+    }
+
+    fn store(&self, store: &Store, around: &Around<'_>) -> Outcome {
+        let content: Vec<u8> = store.from.iter().flat_map(Slice::bytes).copied().collect();
+        self.require_space(content.len() as u64)?;
+        let made = Meta::new(0o755, around.now);
+        let (parent, name) = disk::find_parent(&self.root_of(&store.place)?, &store.place.target, Some(made))?;
+        let file = Node::file(content, made);
+        finish(&parent, &name, file, &store.finish, (store.overwrite, around.now))
+    }
+
+    fn publish(&mut self, file: FileId, how: &Finish, around: &Around<'_>) -> Outcome {
+        if self.files.get(file)?.making.is_none() {
+            return Err(Errno::STALE_ID);
+        }
+        let OpenFile { node, making: Some(making), .. } = self.files.remove(file)? else { return Err(Errno::STALE_ID) };
+        if let Some(fault) = around.fault {
+            return Err(fault.errno());
+        }
+        finish(&making.parent, &making.name, node, how, (making.overwrite, around.now))
+    }
+
+    fn perform_fs(&mut self, op: &mut FsOp, around: &mut Around<'_>) -> Outcome {
+        match op {
+            FsOp::Stat { place, follow } => {
+                let node = self.find(place, *follow)?;
+                Ok(Output::Attributes { attributes: node.attributes(), link: node.link_text().to_vec() })
+            }
+            FsOp::StatOpen { file } => {
+                let attributes = self.source(*file)?.borrow().attributes();
+                Ok(Output::Attributes { attributes, link: Vec::new() })
+            }
+            FsOp::OpenDir { place } => self.open_directory(place, around),
+            FsOp::ReadDir { dir } => self.read_directory(*dir, around.random),
+            FsOp::CloseDir { dir } => {
+                let directory = self.directories.get(*dir)?;
+                if directory.reading.is_none() {
+                    return Err(Errno::INVALID);
+                }
+                self.directories.remove(*dir).map(|_| Output::Done)
+            }
+            FsOp::MakeDir { place } => {
+                let made = Meta::new(0o755, around.now);
+                disk::make_directory(&self.root_of(place)?, &place.target, made).map(|_| Output::Done)
+            }
+            FsOp::SetMeta { place, attributes, preserve } => {
+                let directory = self.find(place, true)?.into_directory()?;
+                directory.borrow_mut().meta.apply(*attributes, *preserve, false);
+                Ok(Output::Done)
+            }
+            FsOp::MakeLink { place, text, attributes, preserve } => {
+                let mut meta = Meta::new(0o777, around.now);
+                meta.apply(*attributes, *preserve, true);
+                let made = Meta::new(0o755, around.now);
+                let (parent, name) = disk::find_parent(&self.root_of(place)?, &place.target, Some(made))?;
+                let link = Node::Link(Rc::new(disk::Link { text: text.clone(), meta }));
+                disk::place(&parent, &name, link, true).map(|()| Output::Done)
+            }
+            FsOp::Clone { .. } => Err(Errno::UNSUPPORTED),
+        }
+    }
+
+    fn open_directory(&mut self, place: &Place, around: &mut Around<'_>) -> Outcome {
+        let node = Node::Directory(self.find(place, true)?.into_directory()?);
+        let attributes = node.attributes();
+        let node = node.into_directory()?;
+        // File systems list in an order of their own.
+        let mut names: Vec<Vec<u8>> = node.borrow().entries.keys().cloned().collect();
+        for end in (1..names.len()).rev() {
+            names.swap(end, around.random.index(end + 1));
+        }
+        let dir = self.directories.insert(OpenDirectory { node, reading: Some((around.session, names)) });
+        Ok(Output::OpenedDir { dir, attributes })
+    }
+
+    fn read_directory(&mut self, dir: DirId, random: &mut Random) -> Outcome {
+        let directory = self.directories.get_mut(dir)?;
+        let (_, names) = directory.reading.as_mut().ok_or(Errno::INVALID)?;
+        let count = (1 + random.below(MAX_PAGE) as usize).min(names.len());
+        let node = directory.node.borrow();
+        let page = names.split_off(names.len() - count);
+        let entries = page.into_iter().rev().map(|name| match node.entries.get(&name) {
+            Some(node) => DirEntry { attributes: Ok(node.attributes()), link: node.link_text().to_vec(), name },
+            None => DirEntry { attributes: Err(Errno::NOT_FOUND), link: Vec::new(), name },
+        });
+        // The end may come with the last entries or after them.
+        Ok(Output::Entries { entries: entries.collect(), end: names.is_empty() })
+    }
+}
+
+/// Gives a nameless file its attributes and its name.
+fn finish(parent: &DirectoryRef, name: &[u8], file: FileRef, how: &Finish, (overwrite, now): (bool, Time)) -> Outcome {
+    let old = disk::check_replaceable(parent, name, overwrite)?;
+    let old = old.and_then(|old| old.into_file().ok()).map(|old| old.borrow().meta);
+    file.borrow_mut().meta = Meta::finished(how, old, now);
+    disk::place(parent, name, Node::File(file), overwrite).map(|()| Output::Done)
+}
+
+/// Cuts a file anywhere.
+pub(super) fn shorten(file: &RefCell<disk::File>, random: &mut Random) {
+    let content = &mut file.borrow_mut().content;
+    let len = random.index(content.len() + 1);
+    content.truncate(len);
+}
