@@ -1,0 +1,101 @@
+//! Streams coming and going: Accept, Connect, CloseStream.
+
+use super::Uring;
+use super::files::is_again;
+use super::inflight::{Connecting, Flight, Work};
+use super::slots::{Kind, Stream};
+use super::sys::Call;
+use crate::backend::{Completion, Errno, Op, OpKind, Output, StreamId, Token};
+use rustix::net::addr::SocketAddrArg;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+
+impl Uring {
+    pub(super) fn start_accept(&mut self, token: Token, listener: StreamId, out: &mut Vec<Completion>) {
+        let op = Op { token, kind: OpKind::Accept { listener } };
+        match self.streams.open(listener) {
+            Ok(stream) if stream.source == Kind::Listener => self.launch_accept(listener, op),
+            Ok(_) => out.push(Completion { op, result: Err(Errno::INVALID) }),
+            Err(errno) => out.push(Completion { op, result: Err(errno) }),
+        }
+    }
+
+    fn launch_accept(&mut self, listener: StreamId, op: Op) {
+        let Some(stream) = self.streams.slot(listener) else { return };
+        stream.busy += 1;
+        self.ring.start(Flight::new(Some(listener), Work::Accept(op)), &Call::Accept(stream.read_fd()));
+    }
+
+    pub(super) fn on_accept(
+        &mut self,
+        op: Op,
+        cancelled: bool,
+        result: Result<usize, Errno>,
+        accepted: Option<OwnedFd>,
+        out: &mut Vec<Completion>,
+    ) {
+        let OpKind::Accept { listener } = op.kind else { return };
+        let closing = self.streams.slot(listener).is_none_or(|stream| stream.closing.is_some());
+        let result = match (accepted, result) {
+            (Some(socket), _) => self.adopt(socket),
+            (None, _) if cancelled || closing => Err(Errno::CANCELLED),
+            (None, Err(errno)) if is_again(errno) => return self.launch_accept(listener, op),
+            (None, result) => Err(result.err().unwrap_or(Errno::IO)),
+        };
+        out.push(Completion { op, result });
+    }
+
+    pub(super) fn start_connect(&mut self, token: Token, address: SocketAddr, out: &mut Vec<Completion>) {
+        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        match socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None) {
+            Ok(socket) => {
+                let connecting = Connecting { token, address, raw: Box::new(address.as_any()), socket };
+                self.ring.start(Flight::new(None, Work::Connect(connecting)), &Call::Connect);
+            }
+            Err(errno) => {
+                let op = Op { token, kind: OpKind::Connect { address } };
+                out.push(Completion { op, result: Err(errno.into()) });
+            }
+        }
+    }
+
+    pub(super) fn on_connect(
+        &mut self,
+        connecting: Connecting,
+        cancelled: bool,
+        result: Result<usize, Errno>,
+        out: &mut Vec<Completion>,
+    ) {
+        let op = connecting.op();
+        let result = match result {
+            Ok(_) => self.adopt(connecting.socket),
+            Err(_) if cancelled => Err(Errno::CANCELLED),
+            // An interrupted connect goes on by itself and cannot be asked again; a fresh attempt is the caller's choice.
+            Err(errno) => Err(errno),
+        };
+        out.push(Completion { op, result });
+    }
+
+    fn adopt(&mut self, socket: OwnedFd) -> Result<Output, Errno> {
+        let stream = self.streams.add(Stream::new(socket, None, true)?);
+        Ok(Output::Accepted { stream })
+    }
+
+    pub(super) fn start_close(&mut self, token: Token, id: StreamId, out: &mut Vec<Completion>) {
+        let op = Op { token, kind: OpKind::CloseStream { stream: id } };
+        let stream = match self.streams.open(id) {
+            Ok(stream) => stream,
+            Err(errno) => return out.push(Completion { op, result: Err(errno) }),
+        };
+        stream.closing = Some(op);
+        stream.queue.fail(Errno::CANCELLED);
+        stream.queue.end_all(Errno::CANCELLED, out);
+        stream.read_failed.get_or_insert(Errno::CANCELLED);
+        out.extend(stream.receives.drain(..).map(|waiting| waiting.end(Err(Errno::CANCELLED))));
+        if stream.busy > 0 {
+            self.ring.cancel_stream(id);
+        }
+        self.close_if_idle(id, out);
+    }
+}
