@@ -146,6 +146,11 @@ impl Io<'_, '_> {
     pub(crate) fn take(&mut self, class: Class) -> Option<crate::block::Block> {
         self.cx.pool.take(class, self.quotas.of(class))
     }
+
+    /// Blocks that `take` would give now.
+    pub(crate) fn left(&self, class: Class) -> usize {
+        self.quotas.of(class).left().min(self.cx.pool.available(class))
+    }
 }
 
 /// How an operation of a transfer came back, its buffers apart.

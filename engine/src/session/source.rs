@@ -183,7 +183,7 @@ impl Source {
         let State::Open(file) = self.state else { return };
         // Who waits for its turn keeps no block that the one whose turn it is may need: else both would wait for ever.
         let reserve = if ahead > 1 { 0 } else { READ_WINDOW_BLOCKS };
-        while self.window.len() < ahead && self.next_read < self.end && io.quotas.large.left() > reserve {
+        while self.window.len() < ahead && self.next_read < self.end && io.left(Class::Large) > reserve {
             let Some(into) = io.take(Class::Large) else { return };
             let (offset, left) = (self.next_read, self.end - self.next_read);
             let len = usize::try_from(left).unwrap_or(BLOCK_BYTES).min(BLOCK_BYTES);

@@ -1,0 +1,463 @@
+//! Client and server sessions over simulated hosts: thousands of seeds, each with its own tree, dialect, buffers, schedule
+//! and faults.
+//!
+//! What must hold at the end of every run, whatever went wrong: under every final name stands the old file or the whole
+//! new one; a file is reported as copied only if it is there and right; a client that reports no failure has copied
+//! everything; no byte follows a hole in any stream; nothing is left open or unnamed; and the same command run again
+//! without faults completes the job.
+//!
+//! `SEED=n` runs one seed and says what it did; `SEEDS=n` sets how many are run (default 1,500; CI runs 10,000).
+
+use haul_engine::backend::Broken;
+use haul_engine::block::{Class, Pool};
+use haul_engine::session::client::Opening;
+use haul_engine::session::plan::{Operand, Options};
+use haul_engine::session::report::{Progress, Report, Reporter};
+use haul_engine::session::server::Server;
+use haul_engine::session::{download, upload};
+use haul_engine::sim::random::Random;
+use haul_engine::sim::{Entry, Fault, FaultPlan, Hit, Mutation, SimBackend, World};
+use haul_engine::wire::frame::{Hash, Kind, Preserve};
+use haul_engine::wire::path::RequestPath;
+use haul_engine::worker::Worker;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Turns after which a run counts as stuck.
+const MAX_TURNS: u64 = 2_000_000;
+
+type Coverage = BTreeMap<(&'static str, &'static str, Fault), u64>;
+
+/// Everything a seed decides.
+#[derive(Debug)]
+struct Scenario {
+    up: bool,
+    version: u8,
+    extended: bool,
+    /// Large and small blocks of each side's pool.
+    blocks: [(usize, usize); 2],
+    options: Options,
+    sources: Vec<&'static str>,
+}
+
+impl Scenario {
+    fn draw(random: &mut Random) -> Scenario {
+        let extended = !random.once_in(4);
+        let pool = |random: &mut Random| match random.below(4) {
+            0 => (2, 0),
+            1 => (2, 2),
+            2 => (3, 1),
+            _ => (32, 64),
+        };
+        let blocks = [pool(random), pool(random)];
+        let preserve = if random.once_in(2) { Preserve::MODE } else { Preserve::default() };
+        let options = Options { recursive: true, links: random.once_in(2), preserve, exact_target: false };
+        let sources = match random.below(4) {
+            0 => vec!["src/"],
+            1 => vec!["src/one"],
+            2 => vec!["src/one", "src/two", "src/d"],
+            _ => vec!["src"],
+        };
+        let version = if extended { 1 } else { 1 + u8::try_from(random.below(2)).unwrap() };
+        Scenario { up: random.once_in(2), version, extended, blocks, options, sources }
+    }
+
+    fn opening(&self) -> Opening {
+        if self.extended { Opening::full(None) } else { Opening::base(self.version) }
+    }
+
+    fn from_host(&self) -> &'static str {
+        if self.up { "client" } else { "server" }
+    }
+
+    fn to_host(&self) -> &'static str {
+        if self.up { "server" } else { "client" }
+    }
+}
+
+/// Sizes at the edges of what the sessions treat differently.
+fn size(random: &mut Random) -> usize {
+    const EDGES: [usize; 6] = [0, 1, 64 * 1024, 64 * 1024 + 1, 512 * 1024, 512 * 1024 + 1];
+    match random.below(12) {
+        0..=2 => EDGES[random.index(EDGES.len())],
+        3 => random.index(1_600_000),
+        4..=6 => random.index(200_000),
+        _ => random.index(5_000),
+    }
+}
+
+fn content(len: usize, seed: u64) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+/// The tree that is copied, on the source's disk, and some old files where it goes.
+fn populate(world: &World, scenario: &Scenario, random: &mut Random) {
+    let (from, to) = (scenario.from_host(), scenario.to_host());
+    // Hosts are numbered in the order they are named: the client is 0.
+    world.put_directory("client", "dst");
+    world.put_directory("server", "dst");
+    let put = |path: &str, random: &mut Random| {
+        let len = size(random);
+        world.put_file(from, path, &content(len, random.next()));
+    };
+    for path in ["src/one", "src/two", "src/d/three"] {
+        put(path, random);
+    }
+    for number in 0..random.below(12) {
+        put(&format!("src/d/e/{number}"), random);
+    }
+    world.put_directory(from, "src/empty");
+    world.put_link(from, "src/d/link", b"three");
+    for path in ["dst/one", "dst/src/one", "dst/d/three", "dst/src/d/three", "dst/src/d/e/0"] {
+        if random.once_in(3) {
+            world.put_file(to, path, b"old content");
+        }
+    }
+}
+
+fn operand(path: &str) -> Operand {
+    Operand { path: RequestPath::parse(path.as_bytes()).unwrap(), shown: path.into(), contents: path.ends_with('/') }
+}
+
+/// One client and one server at work on one command.
+struct Pair {
+    client: Option<Worker<SimBackend>>,
+    server: Option<Worker<SimBackend>>,
+    reports: Rc<RefCell<Vec<Report>>>,
+    blocks: [(usize, usize); 2],
+}
+
+impl Pair {
+    fn new(world: &Rc<World>, scenario: &Scenario) -> Pair {
+        let mut hosts = [world.host("client"), world.host("server")];
+        let roots = [hosts[0].root(), hosts[1].root()];
+        let [ref mut one, ref mut two] = hosts;
+        let (stream, served) = world.connect(one, two);
+        let [client_host, server_host] = hosts;
+        let reports = Rc::new(RefCell::new(Vec::new()));
+        let collect = reports.clone();
+        let reporter: Reporter = Box::new(move |report| collect.borrow_mut().push(report));
+        let (sources, target) = (scenario.sources.iter().map(|path| operand(path)).collect(), operand("dst/"));
+        let (options, progress) = (scenario.options, Arc::new(Progress::default()));
+        let session = if scenario.up {
+            let plan = upload::Plan { local: roots[0], sources, target, options, same_machine: None };
+            upload::client(stream, scenario.opening(), plan, progress, reporter)
+        } else {
+            let plan = download::Plan { sources, local: roots[0], target, options };
+            download::client(stream, scenario.opening(), plan, progress, reporter)
+        };
+        let worker = |host, (large, small)| Worker::new(host, Pool::new(small, large));
+        let mut client = worker(client_host, scenario.blocks[0]);
+        client.add(Box::new(session));
+        let mut server = worker(server_host, scenario.blocks[1]);
+        server.add(Box::new(Server::new(served, roots[1], Box::new(|_| {}))));
+        Pair { client: Some(client), server: Some(server), reports, blocks: scenario.blocks }
+    }
+
+    /// Runs until both ends have ended. A host that crashes is dropped; its peer goes on alone.
+    fn run(&mut self, world: &World, coverage: &mut Coverage) -> Result<(), String> {
+        for _ in 0..MAX_TURNS {
+            turn(&mut self.client);
+            turn(&mut self.server);
+            let busy = |worker: &Option<Worker<SimBackend>>| worker.as_ref().is_some_and(Worker::is_busy);
+            let alive = busy(&self.client) || busy(&self.server);
+            let moved = world.advance();
+            self.cover(&world.new_faults(), coverage);
+            if !alive {
+                return self.check_blocks();
+            }
+            if !moved {
+                return Err(format!("deadlock; {}", self.states()));
+            }
+        }
+        Err(format!("no end in sight; {}", self.states()))
+    }
+
+    fn states(&mut self) -> String {
+        let side = |worker: &mut Option<Worker<SimBackend>>| match worker {
+            Some(worker) => format!("busy: {}, out: {}", worker.is_busy(), worker.backend().outstanding()),
+            None => "crashed".to_string(),
+        };
+        let (client, server) = (side(&mut self.client), side(&mut self.server));
+        format!("client {client}; server {server}; the last report: {:?}", self.reports.borrow().last())
+    }
+
+    fn cover(&self, hits: &[Hit], coverage: &mut Coverage) {
+        for hit in hits {
+            let (side, worker) = if hit.host == 0 { ("client", &self.client) } else { ("server", &self.server) };
+            let state = match (hit.op, worker) {
+                (Some((token, _)), Some(worker)) => worker.state_of(token),
+                _ => "any",
+            };
+            *coverage.entry((side, state, hit.fault)).or_default() += 1;
+        }
+    }
+
+    fn check_blocks(&self) -> Result<(), String> {
+        for (worker, blocks) in [&self.client, &self.server].into_iter().zip(self.blocks) {
+            let Some(worker) = worker else { continue };
+            let left = (worker.blocks_available(Class::Large), worker.blocks_available(Class::Small));
+            if left != blocks {
+                return Err(format!("blocks lost: {left:?} of {blocks:?} came back"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn turn(worker: &mut Option<Worker<SimBackend>>) {
+    if let Some(running) = worker
+        && running.is_busy()
+        && matches!(running.turn(), Err(Broken { .. }))
+    {
+        *worker = None;
+    }
+}
+
+/// What a client said at the end.
+#[derive(Default)]
+struct Verdict {
+    copied: BTreeMap<Vec<u8>, Hash>,
+    failures: Vec<String>,
+}
+
+impl Verdict {
+    fn of(reports: &[Report]) -> Verdict {
+        let mut verdict = Verdict::default();
+        for report in reports {
+            match report {
+                Report::Copied { target, hash, .. } => _ = verdict.copied.insert(target.clone(), *hash),
+                Report::Failed(failure) | Report::Fatal(failure) => {
+                    verdict.failures.push(format!("{}: {}", failure.path.escape_ascii(), failure.reason()));
+                }
+                _ => {}
+            }
+        }
+        verdict
+    }
+}
+
+/// Files below the target, with the source each should equal.
+fn expected(scenario: &Scenario, source: &BTreeMap<Vec<u8>, Entry>) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    for operand in &scenario.sources {
+        let prefix = operand.trim_end_matches('/').as_bytes();
+        for (path, entry) in source {
+            if entry.attributes.kind != Kind::Regular || !path.starts_with(prefix) {
+                continue;
+            }
+            let below = &path[prefix.len()..];
+            if !below.is_empty() && below[0] != b'/' {
+                continue;
+            }
+            let name: &[u8] = match operand.ends_with('/') {
+                true => b"",
+                false => prefix.rsplit(|&byte| byte == b'/').next().unwrap(),
+            };
+            let slash: &[u8] = if name.is_empty() { b"dst" } else { b"dst/" };
+            files.insert([slash, name, below].concat(), entry.content.clone());
+        }
+    }
+    files
+}
+
+/// Runs one seed to its end. `Err` says which promise was broken.
+fn run(seed: u64, mutation: Option<Mutation>, coverage: &mut Coverage) -> Result<(), String> {
+    let mut random = Random::new(seed);
+    let scenario = Scenario::draw(&mut random);
+    if std::env::var_os("SEED").is_some() {
+        println!("{scenario:?}");
+    }
+    let faults = if random.once_in(4) { FaultPlan::none() } else { FaultPlan::random(2) };
+    let world = match mutation {
+        Some(mutation) => World::mutated(seed, faults, mutation),
+        None => World::new(seed, faults),
+    };
+    populate(&world, &scenario, &mut random);
+    let (before_source, before_target) = (world.snapshot(scenario.from_host()), world.snapshot(scenario.to_host()));
+    let mut pair = Pair::new(&world, &scenario);
+    pair.run(&world, coverage)?;
+    let faults = world.faults_hit();
+    if std::env::var_os("SEED").is_some() {
+        println!("{:?}\n{faults:?}\n{:#?}", world.plan(), pair.reports.borrow());
+    }
+    let verdict = Verdict::of(&pair.reports.borrow());
+    drop(pair);
+    check_world(&world)?;
+
+    // Sources that a fault changed may have been copied in either form.
+    let after_source = world.snapshot(scenario.from_host());
+    let (old_form, new_form) = (expected(&scenario, &before_source), expected(&scenario, &after_source));
+    let now = world.snapshot(scenario.to_host());
+    for (path, content) in &old_form {
+        let name = path.escape_ascii();
+        let found = now.get(path).map(|entry| &entry.content);
+        let old = before_target.get(path).map(|entry| &entry.content);
+        let whole = found == Some(content) || (found.is_some() && found == new_form.get(path));
+        if !whole && found != old {
+            return Err(format!("{name} is neither the old file nor the new one"));
+        }
+        let hash = found.map(|content| *blake3::hash(content).as_bytes());
+        if verdict.copied.contains_key(path) && (!whole || hash.as_ref() != verdict.copied.get(path)) {
+            return Err(format!("{name} was reported as copied, and is not"));
+        }
+        if verdict.failures.is_empty() && faults.is_empty() && !verdict.copied.contains_key(path) {
+            return Err(format!("{name} was neither copied nor reported"));
+        }
+    }
+    let crashed = faults.iter().any(|hit| hit.fault == Fault::Crash && hit.host == 0);
+    if verdict.failures.is_empty() && !crashed && verdict.copied.len() < new_form.len() {
+        return Err(format!("success, but only {} of {} files copied", verdict.copied.len(), new_form.len()));
+    }
+    if faults.is_empty() && !verdict.failures.is_empty() {
+        return Err(format!("nothing went wrong, and yet: {:?}", verdict.failures));
+    }
+    let names: BTreeSet<_> = now.keys().filter(|path| now[*path].attributes.kind == Kind::Regular).collect();
+    // Towards base peers a link to a file inside the root is listed as that file.
+    let listed_link = |path: &[u8]| !scenario.up && !scenario.extended && path.ends_with(b"/link");
+    let known = |path: &Vec<u8>| {
+        let known = old_form.contains_key(path) || before_target.contains_key(path) || before_source.contains_key(path);
+        known || listed_link(path)
+    };
+    if let Some(litter) = names.into_iter().find(|path| !known(path)) {
+        return Err(format!("litter: {}", litter.escape_ascii()));
+    }
+    if mutation.is_none() { again(&world, &scenario, &faults) } else { Ok(()) }
+}
+
+fn check_world(world: &World) -> Result<(), String> {
+    if let Some(violation) = world.violations().first() {
+        return Err(violation.clone());
+    }
+    for host in ["client", "server"] {
+        if world.open_count(host) > 0 || world.unpublished(host) > 0 {
+            let (open, unpublished) = (world.open_count(host), world.unpublished(host));
+            return Err(format!("{host} left {open} files open and {unpublished} without a name"));
+        }
+    }
+    Ok(())
+}
+
+/// The same command once more, in a world where the planned faults have mostly struck already: unless another one strikes,
+/// it completes the job.
+fn again(world: &Rc<World>, scenario: &Scenario, before: &[Hit]) -> Result<(), String> {
+    if before.is_empty() {
+        return Ok(());
+    }
+    world.crash("client");
+    world.crash("server");
+    let source = world.snapshot(scenario.from_host());
+    if scenario.sources.iter().any(|path| !source.contains_key(path.trim_end_matches('/').as_bytes())) {
+        return Ok(());
+    }
+    let mut pair = Pair::new(world, scenario);
+    pair.run(world, &mut Coverage::new()).map_err(|why| format!("again: {why}"))?;
+    if world.faults_hit().len() > before.len() {
+        return check_world(world);
+    }
+    let verdict = Verdict::of(&pair.reports.borrow());
+    if !verdict.failures.is_empty() {
+        return Err(format!("again: {:?}", verdict.failures));
+    }
+    let now = world.snapshot(scenario.to_host());
+    for (path, content) in expected(scenario, &source) {
+        if now.get(&path).map(|entry| &entry.content) != Some(&content) {
+            return Err(format!("again: {} was not copied", path.escape_ascii()));
+        }
+    }
+    Ok(())
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
+}
+
+/// Runs seeds on all cores; the first failure, lowest seed first, or the merged coverage.
+fn run_seeds(seeds: u64, mutation: Option<Mutation>) -> Result<Coverage, (u64, String)> {
+    let next = AtomicU64::new(0);
+    let failure = Mutex::new(None::<(u64, String)>);
+    let coverage = Mutex::new(Coverage::new());
+    let threads = std::thread::available_parallelism().map_or(2, usize::from).min(8);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                let mut own = Coverage::new();
+                while failure.lock().unwrap().is_none() {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds {
+                        break;
+                    }
+                    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(seed, mutation, &mut own)));
+                    let result = result.unwrap_or_else(|_| Err("it panicked".to_string()));
+                    if let Err(why) = result {
+                        let mut failure = failure.lock().unwrap();
+                        if failure.as_ref().is_none_or(|(first, _)| seed < *first) {
+                            *failure = Some((seed, why));
+                        }
+                    }
+                }
+                let mut all = coverage.lock().unwrap();
+                for (pair, times) in own {
+                    *all.entry(pair).or_default() += times;
+                }
+            });
+        }
+    });
+    match failure.into_inner().unwrap() {
+        Some(failure) => Err(failure),
+        None => Ok(coverage.into_inner().unwrap()),
+    }
+}
+
+#[test]
+fn whatever_goes_wrong_no_wrong_file_gets_a_final_name() {
+    if let Some(seed) = number("SEED") {
+        let mut coverage = Coverage::new();
+        let result = run(seed, None, &mut coverage);
+        println!("SEED={seed}: {result:?}; struck: {coverage:?}");
+        return result.unwrap();
+    }
+    let seeds = number("SEEDS").unwrap_or(1_500);
+    let coverage = run_seeds(seeds, None).unwrap_or_else(|(seed, why)| panic!("SEED={seed}: {why}"));
+    let states: BTreeSet<_> = coverage.keys().map(|(side, state, _)| (side, state)).collect();
+    println!("{seeds} seeds: {} (state x fault) pairs in {} states", coverage.len(), states.len());
+    for ((side, state, fault), times) in &coverage {
+        println!("  {side}: {state} x {fault:?}: {times}");
+    }
+    assert!(coverage.len() >= 40, "only {} (state x fault) pairs were reached", coverage.len());
+}
+
+#[test]
+fn a_backend_that_forgets_a_failed_stream_is_caught_within_1000_seeds() {
+    let (seed, why) = run_seeds(1_000, Some(Mutation::ForgetFailedStream)).expect_err("nobody noticed");
+    println!("seed {seed}: {why}");
+}
+
+#[test]
+fn a_backend_with_short_receives_is_caught_within_1000_seeds() {
+    let (seed, why) = run_seeds(1_000, Some(Mutation::ShortRecv)).expect_err("nobody noticed");
+    println!("seed {seed}: {why}");
+}
+
+#[test]
+fn a_backend_that_loses_writes_is_caught_within_1000_seeds() {
+    let (seed, why) = run_seeds(1_000, Some(Mutation::LoseWrites)).expect_err("nobody noticed");
+    println!("seed {seed}: {why}");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    for seed in [3, 77, 1234] {
+        let runs = [(), ()].map(|()| {
+            let mut coverage = Coverage::new();
+            (run(seed, None, &mut coverage), coverage)
+        });
+        assert_eq!(runs[0], runs[1]);
+    }
+}
