@@ -81,7 +81,6 @@ fn demo(args: &DemoArgs, choice: Choice) -> Result<(), Error> {
     dir.close().map_err(|error| format!("cannot remove the temporary directory: {error}"))
 }
 
-#[allow(clippy::print_stdout)]
 fn println_out(line: &str) {
     println!("{line}");
     let _ = io::stdout().flush();

@@ -313,11 +313,6 @@ impl Output {
             }),
         );
     }
-
-    /// The exit code so far.
-    pub(crate) fn exit(&self) -> Exit {
-        self.exit
-    }
 }
 
 fn load(counter: &std::sync::atomic::AtomicU64) -> u64 {

@@ -70,11 +70,11 @@ impl Scenario {
         if self.extended { Opening::full(None) } else { Opening::base(self.version) }
     }
 
-    fn from_host(&self) -> &'static str {
+    fn source_host(&self) -> &'static str {
         if self.up { "client" } else { "server" }
     }
 
-    fn to_host(&self) -> &'static str {
+    fn target_host(&self) -> &'static str {
         if self.up { "server" } else { "client" }
     }
 }
@@ -98,7 +98,7 @@ fn content(len: usize, seed: u64) -> Vec<u8> {
 
 /// The tree that is copied, on the source's disk, and some old files where it goes.
 fn populate(world: &World, scenario: &Scenario, random: &mut Random) {
-    let (from, to) = (scenario.from_host(), scenario.to_host());
+    let (from, to) = (scenario.source_host(), scenario.target_host());
     // Hosts are numbered in the order they are named: the client is 0.
     world.put_directory("client", "dst");
     world.put_directory("server", "dst");
@@ -280,7 +280,7 @@ fn run(seed: u64, mutation: Option<Mutation>, coverage: &mut Coverage) -> Result
         None => World::new(seed, faults),
     };
     populate(&world, &scenario, &mut random);
-    let (before_source, before_target) = (world.snapshot(scenario.from_host()), world.snapshot(scenario.to_host()));
+    let (before_source, before_target) = (world.snapshot(scenario.source_host()), world.snapshot(scenario.target_host()));
     let mut pair = Pair::new(&world, &scenario);
     pair.run(&world, coverage)?;
     let faults = world.faults_hit();
@@ -292,9 +292,9 @@ fn run(seed: u64, mutation: Option<Mutation>, coverage: &mut Coverage) -> Result
     check_world(&world)?;
 
     // Sources that a fault changed may have been copied in either form.
-    let after_source = world.snapshot(scenario.from_host());
+    let after_source = world.snapshot(scenario.source_host());
     let (old_form, new_form) = (expected(&scenario, &before_source), expected(&scenario, &after_source));
-    let now = world.snapshot(scenario.to_host());
+    let now = world.snapshot(scenario.target_host());
     for (path, content) in &old_form {
         let name = path.escape_ascii();
         let found = now.get(path).map(|entry| &entry.content);
@@ -352,7 +352,7 @@ fn again(world: &Rc<World>, scenario: &Scenario, before: &[Hit]) -> Result<(), S
     }
     world.crash("client");
     world.crash("server");
-    let source = world.snapshot(scenario.from_host());
+    let source = world.snapshot(scenario.source_host());
     if scenario.sources.iter().any(|path| !source.contains_key(path.trim_end_matches('/').as_bytes())) {
         return Ok(());
     }
@@ -365,7 +365,7 @@ fn again(world: &Rc<World>, scenario: &Scenario, before: &[Hit]) -> Result<(), S
     if !verdict.failures.is_empty() {
         return Err(format!("again: {:?}", verdict.failures));
     }
-    let now = world.snapshot(scenario.to_host());
+    let now = world.snapshot(scenario.target_host());
     for (path, content) in expected(scenario, &source) {
         if now.get(&path).map(|entry| &entry.content) != Some(&content) {
             return Err(format!("again: {} was not copied", path.escape_ascii()));

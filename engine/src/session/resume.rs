@@ -18,7 +18,7 @@ const LOOK: u32 = 60;
 
 enum State {
     Looking,
-    Hashing { size: u64, source: Source },
+    Hashing { size: u64, source: Box<Source> },
     Ready(Result<Frame, Failure>),
 }
 
@@ -53,6 +53,7 @@ impl Serve {
             blocks => {
                 let offset = (blocks - 1) * RESUME_BLOCK_BYTES;
                 let source = Source::start(self.place.clone(), path, offset, Some(RESUME_BLOCK_BYTES), io);
+                let source = Box::new(source);
                 State::Hashing { size, source }
             }
         };

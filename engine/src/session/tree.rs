@@ -11,7 +11,7 @@ use super::client::{Reply, Simple};
 use super::server::{Verb, reply};
 use super::walk::{Found, Step, Walker};
 use super::{Failure, Io, Outcome};
-use crate::backend::{OpKind, Place};
+use crate::backend::{Errno, OpKind, Place};
 use crate::limits::{MAX_WALKS, PAGE_ENTRIES, PAGE_NAME_BYTES};
 use crate::wire::frame::{ErrorCode, Frame, PathField, TreeEntry};
 use crate::wire::path::Target;
@@ -65,7 +65,7 @@ impl Serve {
     fn add(&mut self, found: Found) {
         let path = found.path.map(|path| PathField(path.as_bytes().to_vec())).unwrap_or_default();
         self.bytes += path.0.len() + found.link.len();
-        let error = found.error.map_or(ErrorCode::NONE, |errno| errno.code());
+        let error = found.error.map_or(ErrorCode::NONE, Errno::code);
         self.entries.push(TreeEntry { path, attributes: found.attributes, link: found.link, error });
         self.full |= self.entries.len() >= PAGE_ENTRIES || self.bytes >= PAGE_NAME_BYTES;
     }
