@@ -545,6 +545,8 @@ impl Errno {
     pub const SHORT_SOURCE: Errno = Errno(100_002);
     /// This backend or this pair of file systems cannot do it.
     pub const UNSUPPORTED: Errno = Errno(100_003);
+    /// A file was written to while it was read.
+    pub const CHANGED: Errno = Errno(100_005);
     /// The content is not what it should be.
     pub const HASH_MISMATCH: Errno = Errno(100_004);
     /// The operation was cancelled before it had any effect.
@@ -607,6 +609,7 @@ impl fmt::Display for Errno {
             Errno::NOT_REGULAR => f.write_str("Not a regular file"),
             Errno::OUTSIDE_ROOT => f.write_str("Path escapes server root"),
             Errno::SHORT_SOURCE => f.write_str("File became shorter while it was read"),
+            Errno::CHANGED => f.write_str("File changed while it was read"),
             Errno::UNSUPPORTED => f.write_str("Not supported here"),
             Errno::HASH_MISMATCH => f.write_str("Content does not match its hash"),
             Errno(n) => {

@@ -130,7 +130,8 @@ pub struct Pool {
 impl Pool {
     /// A pool that never has more than these numbers of blocks out.
     pub fn new(small: usize, large: usize) -> Pool {
-        let shelf = |limit| Arc::new(Shelf { free: Mutex::new(Vec::with_capacity(limit)), out: AtomicUsize::new(0), limit });
+        let shelf =
+            |limit| Arc::new(Shelf { free: Mutex::new(Vec::with_capacity(limit)), out: AtomicUsize::new(0), limit });
         Pool { small: shelf(small), large: shelf(large) }
     }
 

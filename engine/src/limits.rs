@@ -53,6 +53,32 @@ pub const PIPE_BYTES: usize = 1024 * 1024;
 /// Bytes moved by one hop of the file-to-stream path.
 pub const SPLICE_BYTES: usize = 1024 * 1024;
 
+/// Files at least this large are checked against the free space of the file system before they are begun.
+pub const SPACE_CHECK_BYTES: u64 = 1024 * 1024;
+/// Random names tried before giving up; two tries colliding by chance is a matter of 2^64.
+pub const NAME_TRIES: usize = 8;
+/// Bytes of one copy_file_range: a cancel is noticed between two.
+pub const COPY_STEP_BYTES: u64 = 64 * 1024 * 1024;
+/// Bytes of components waiting in one walk, as PATH_MAX: bounds what nested links can pile up, and the handles held.
+pub const MAX_PATH_BYTES: usize = 4096;
+/// Pipes one backend leases at most. 8 of 1 MiB on each of 8 workers is the unprivileged budget of 64 of a user.
+pub const LEASED_PIPES: usize = 8;
+/// Splices beside those through leased pipes that may wait at the same time (streams that are pipes themselves).
+pub const OTHER_SPLICES: u32 = 64;
+/// Below this a copy through user space costs less processor time (64 KiB pipe 0.40 s/GiB, copy 0.26, measured).
+pub const WORTHWHILE_BYTES: usize = PIPE_BYTES / 4;
+/// Ops in one gathered write.
+pub const GATHER_OPS: usize = 256;
+/// How long a blocking send may hold an io-wq thread. It only concerns splice into a socket, the one operation the ring
+/// carries out by blocking; everything else waits by poll and never sees this limit.
+pub const WORKER_HOLD: std::time::Duration = std::time::Duration::from_millis(50);
+/// Completion queue entries per submission queue entry: many operations stay in the kernel over many turns.
+pub const COMPLETIONS_PER_SUBMISSION: u32 = 4;
+/// How long dropping a ring waits for the kernel to let go of memory.
+pub const DRAIN_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
+/// Parts of one message, as far as the kernel takes them (`UIO_MAXIOV`, include/uapi/linux/uio.h).
+pub const MESSAGE_PARTS: usize = 1024;
+
 /// Threads that carry out file-system calls for one backend.
 pub const OFFLOAD_THREADS: usize = 2;
 /// Submission queue entries of a ring.

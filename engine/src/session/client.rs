@@ -107,8 +107,9 @@ impl Ask for Simple {
             Frame::Error { message, code } => {
                 Err(Failure { path: self.path.clone(), what: self.what, cause: Cause::There { code, message } })
             }
-            frame => Ok((self.reply)(frame)
-                .ok_or_else(|| Failure::connection("protocol error", "the server sent another reply than asked for"))?),
+            frame => Ok((self.reply)(frame).ok_or_else(|| {
+                Failure::connection("protocol error", "the server sent another reply than asked for")
+            })?),
         });
         Ok(true)
     }
@@ -201,7 +202,10 @@ impl Asks {
 enum Phase {
     /// The remote shell prints what it likes until this line comes.
     Preamble(Vec<u8>),
-    Greeting { deadline: Option<Time>, sent: Greeting },
+    Greeting {
+        deadline: Option<Time>,
+        sent: Greeting,
+    },
     Working,
     Leaving,
 }
@@ -369,9 +373,7 @@ impl Client {
     }
 
     fn receive(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
-        while let Some(incoming) =
-            self.link.next().map_err(|error| Failure::connection("protocol error", error))?
-        {
+        while let Some(incoming) = self.link.next().map_err(|error| Failure::connection("protocol error", error))? {
             let Some(&transfer) = self.asks.unanswered.front() else {
                 return Err(Failure::connection("protocol error", "the server sent a reply to nothing"));
             };

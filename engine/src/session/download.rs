@@ -86,13 +86,7 @@ pub(crate) struct Download {
 }
 
 /// A client that carries `plan` out over `stream`.
-pub fn client(
-    stream: StreamId,
-    opening: Opening,
-    plan: Plan,
-    progress: SharedProgress,
-    reporter: Reporter,
-) -> Client {
+pub fn client(stream: StreamId, opening: Opening, plan: Plan, progress: SharedProgress, reporter: Reporter) -> Client {
     let many = plan.sources.len() > 1;
     let driver = Download {
         local: plan.local,

@@ -51,8 +51,7 @@ pub fn client(
     progress: SharedProgress,
     reporter: Reporter,
 ) -> Client {
-    let driver =
-        Inspect { question, operands: operands.into(), pending: HashMap::new(), next_tag: 0, walk: 0 };
+    let driver = Inspect { question, operands: operands.into(), pending: HashMap::new(), next_tag: 0, walk: 0 };
     Client::new(stream, opening, Box::new(driver), progress, reporter)
 }
 

@@ -12,9 +12,9 @@ use super::server::{Verb, reply, reply_failure};
 use super::walk::{Found, Step, Walker};
 use super::{Failure, Io, Outcome};
 use crate::backend::{Errno, FsOp, OpKind, Output, Place};
-use crate::wire::{MAX_COUNT, MAX_FRAME};
 use crate::wire::frame::{Frame, Kind, ListEntry, PathField};
 use crate::wire::path::{RelPath, Target};
+use crate::wire::{MAX_COUNT, MAX_FRAME};
 
 const LOOK: u32 = 70;
 
@@ -122,8 +122,13 @@ impl Verb for Serve {
 
 /// The client's half.
 pub(super) fn ask(target: Target, path: Vec<u8>) -> Simple {
-    Simple::new(path, "cannot list", move |ext| Frame::List { path: target.encode(ext) }, |frame| match frame {
-        Frame::ListResponse { entries } => Some(Reply::Listing(entries)),
-        _ => None,
-    })
+    Simple::new(
+        path,
+        "cannot list",
+        move |ext| Frame::List { path: target.encode(ext) },
+        |frame| match frame {
+            Frame::ListResponse { entries } => Some(Reply::Listing(entries)),
+            _ => None,
+        },
+    )
 }

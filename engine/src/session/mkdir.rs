@@ -100,8 +100,7 @@ pub(super) fn ask_symlink(
     preserve: Preserve,
     path: Vec<u8>,
 ) -> Simple {
-    let request =
-        move |ext| Frame::Symlink { path: target.encode(ext), target: text.clone(), attributes, preserve };
+    let request = move |ext| Frame::Symlink { path: target.encode(ext), target: text.clone(), attributes, preserve };
     Simple::new(path, "cannot make link", request, done)
 }
 

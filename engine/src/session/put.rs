@@ -67,7 +67,10 @@ impl Verb for Serve {
                 self.receiver.fail(failure, io);
             }
             Body::Abandon(code) => {
-                let cause = Cause::There { code: ErrorCode::ABANDONED, message: format!("given up by the sender, code {}", code.0).into() };
+                let cause = Cause::There {
+                    code: ErrorCode::ABANDONED,
+                    message: format!("given up by the sender, code {}", code.0).into(),
+                };
                 let path = self.receiver.order().path.clone();
                 self.receiver.fail(Failure { path, what: "given up by the sender", cause }, io);
                 self.receiver.finish(None, io);

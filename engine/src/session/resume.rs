@@ -103,8 +103,13 @@ impl Verb for Serve {
 
 /// The client's half.
 pub(super) fn ask(target: Target, path: Vec<u8>) -> Simple {
-    Simple::new(path, "cannot resume", move |ext| Frame::Resume { path: target.encode(ext) }, |frame| match frame {
-        Frame::ResumeResponse { size, hash } => Some(Reply::Resume { size, hash }),
-        _ => None,
-    })
+    Simple::new(
+        path,
+        "cannot resume",
+        move |ext| Frame::Resume { path: target.encode(ext) },
+        |frame| match frame {
+            Frame::ResumeResponse { size, hash } => Some(Reply::Resume { size, hash }),
+            _ => None,
+        },
+    )
 }

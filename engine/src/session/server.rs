@@ -24,10 +24,8 @@ use crate::wire::path::Target;
 use std::collections::VecDeque;
 
 /// What this server offers, on every kind of session.
-const OFFER: ServerOffer = ServerOffer {
-    caps: Caps(Caps::PUT_OFFSET.0),
-    ext: Ext(Ext::BYTES.0 | Ext::TREE.0 | Ext::META.0 | Ext::COMMIT.0),
-};
+const OFFER: ServerOffer =
+    ServerOffer { caps: Caps(Caps::PUT_OFFSET.0), ext: Ext(Ext::BYTES.0 | Ext::TREE.0 | Ext::META.0 | Ext::COMMIT.0) };
 
 /// What follows a Put.
 pub(super) enum Body {
@@ -233,9 +231,7 @@ impl Server {
             .and_then(|path| Target::decode(path, self.terms.dialect.ext).ok())
             .filter(|_| class == Class::Write);
         let conflict = self.active.len() >= MAX_ACTIVE_REQUESTS
-            || self.active.iter().any(|other| {
-                other.class != class || (target.is_some() && other.target == target)
-            });
+            || self.active.iter().any(|other| other.class != class || (target.is_some() && other.target == target));
         if conflict {
             self.pending = Some(request);
             return false;
@@ -254,18 +250,13 @@ impl Server {
             progress: &self.progress,
             transfer,
         };
-        let verb = begin(request, root, &mut self.walks, &mut io)
-            .unwrap_or_else(|failure| Box::new(Refused { failure }));
+        let verb =
+            begin(request, root, &mut self.walks, &mut io).unwrap_or_else(|failure| Box::new(Refused { failure }));
         self.active.push_back(Exchange { transfer, class, target, verb });
         true
     }
 
-    fn with_exchange(
-        &mut self,
-        transfer: u32,
-        cx: &mut Context<'_>,
-        act: impl FnOnce(&mut dyn Verb, &mut Io<'_, '_>),
-    ) {
+    fn with_exchange(&mut self, transfer: u32, cx: &mut Context<'_>, act: impl FnOnce(&mut dyn Verb, &mut Io<'_, '_>)) {
         let Some(exchange) = self.active.iter_mut().find(|exchange| exchange.transfer == transfer) else { return };
         let mut io = Io {
             cx,
@@ -291,7 +282,9 @@ impl Server {
                 progress: &self.progress,
                 transfer: exchange.transfer,
             };
-            if exchange.verb.advance(index == 0, &mut io) && index == 0 {
+            // A client that reads no replies gets no more of them, and its requests wait.
+            let head = index == 0 && io.link.has_room();
+            if exchange.verb.advance(head, &mut io) && head {
                 let done = self.active.pop_front().expect("there is a head");
                 // A Put that failed early: the rest of its body is dropped.
                 if self.body == BodyOf::Put(done.transfer) {
@@ -445,12 +438,7 @@ fn request_path(request: &Frame) -> Option<&PathField> {
 }
 
 /// Starts the verb of a request.
-fn begin(
-    request: Frame,
-    root: DirId,
-    walks: &mut tree::Walks,
-    io: &mut Io<'_, '_>,
-) -> Result<Box<dyn Verb>, Failure> {
+fn begin(request: Frame, root: DirId, walks: &mut tree::Walks, io: &mut Io<'_, '_>) -> Result<Box<dyn Verb>, Failure> {
     let place = match request_path(&request) {
         Some(path) => {
             let target = Target::decode(path, io.terms.dialect.ext)

@@ -96,9 +96,8 @@ impl Source {
                     self.state = State::Done;
                     return io.submit(CLOSE, OpKind::Close { file });
                 }
-                self.end = self.limit.map_or(attributes.size, |limit| {
-                    self.offset.saturating_add(limit).min(attributes.size)
-                });
+                self.end =
+                    self.limit.map_or(attributes.size, |limit| self.offset.saturating_add(limit).min(attributes.size));
                 self.attributes = Some(attributes);
                 self.state = State::Open(file);
             }

@@ -78,15 +78,20 @@ impl Verb for Serve {
 
 /// The client's half, towards any peer: kind, size and whole seconds.
 pub(super) fn ask(target: Target, path: Vec<u8>) -> Simple {
-    Simple::new(path, "cannot stat", move |ext| Frame::Stat { path: target.encode(ext) }, |frame| match frame {
-        Frame::StatResponse { size, mtime, is_dir } => {
-            let kind = if is_dir { Kind::Directory } else { Kind::Regular };
-            let mtime = crate::wire::frame::Timestamp { seconds: mtime, nanoseconds: 0 };
-            let attributes = Attributes { kind, size, mtime, ..crate::backend::NO_ATTRIBUTES };
-            Some(Reply::Attributes(attributes))
-        }
-        _ => None,
-    })
+    Simple::new(
+        path,
+        "cannot stat",
+        move |ext| Frame::Stat { path: target.encode(ext) },
+        |frame| match frame {
+            Frame::StatResponse { size, mtime, is_dir } => {
+                let kind = if is_dir { Kind::Directory } else { Kind::Regular };
+                let mtime = crate::wire::frame::Timestamp { seconds: mtime, nanoseconds: 0 };
+                let attributes = Attributes { kind, size, mtime, ..crate::backend::NO_ATTRIBUTES };
+                Some(Reply::Attributes(attributes))
+            }
+            _ => None,
+        },
+    )
 }
 
 /// The client's half, towards haul: everything.

@@ -85,13 +85,7 @@ pub(crate) struct Upload {
 }
 
 /// A client that carries `plan` out over `stream`.
-pub fn client(
-    stream: StreamId,
-    opening: Opening,
-    plan: Plan,
-    progress: SharedProgress,
-    reporter: Reporter,
-) -> Client {
+pub fn client(stream: StreamId, opening: Opening, plan: Plan, progress: SharedProgress, reporter: Reporter) -> Client {
     let many = plan.sources.len() > 1;
     let landing = Landing { target: plan.target, options: plan.options, many, present: None };
     let driver = Upload {
@@ -197,19 +191,11 @@ impl Upload {
         desk.ask(tag, Box::new(mkdir::ask(target, shown)));
     }
 
-    fn file(
-        &mut self,
-        from: Place,
-        source: Vec<u8>,
-        target: Target,
-        attributes: Attributes,
-        desk: &mut Desk<'_, '_>,
-    ) {
+    fn file(&mut self, from: Place, source: Vec<u8>, target: Target, attributes: Attributes, desk: &mut Desk<'_, '_>) {
         desk.io.progress.expect(1, attributes.size);
         let Some(root) = self.same_machine else { return self.put(from, source, target, desk) };
         let to = Place { dir: root, target };
-        let finish =
-            Finish { attributes: Some(attributes), preserve: self.landing.options.preserve, sync: false };
+        let finish = Finish { attributes: Some(attributes), preserve: self.landing.options.preserve, sync: false };
         let op = FsOp::Clone { from: from.clone(), to: to.clone(), finish };
         desk.io.submit(CLONE, OpKind::Fs(Box::new(op)));
         self.cloning.push(Cloning { from, to, source });

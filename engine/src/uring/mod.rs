@@ -85,18 +85,13 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             entries: limits::RING_ENTRIES,
-            pipes: LEASED_PIPES,
+            pipes: limits::LEASED_PIPES,
             splice: true,
             registered: true,
             offload_threads: limits::OFFLOAD_THREADS,
         }
     }
 }
-
-/// Pipes one backend leases at most. 8 of 1 MiB on each of 8 workers is the unprivileged budget of 64 of a user.
-const LEASED_PIPES: usize = 8;
-/// Splices beside those through leased pipes that may wait at the same time (streams that are pipes themselves).
-const OTHER_SPLICES: u32 = 64;
 
 /// The io_uring backend of one worker thread.
 pub struct Uring {
@@ -131,7 +126,8 @@ impl Uring {
         let offload = Offload::new(options.offload_threads, waker(&wake)).map_err(|error| probe::refused(&error))?;
         let mut pipes = Pipes::new(if options.splice { options.pipes } else { 0 });
         // A limit above 2^32 is no limit.
-        let splices = u32::try_from(options.pipes).unwrap_or(u32::MAX).saturating_mul(2).saturating_add(OTHER_SPLICES);
+        let splices =
+            u32::try_from(options.pipes).unwrap_or(u32::MAX).saturating_mul(2).saturating_add(limits::OTHER_SPLICES);
         let mut notes = vec![ring.describe(), pipes.describe(), ring.raise_workers(splices)];
         notes.push(if options.registered {
             ring.use_registered_buffers()

@@ -10,9 +10,6 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with};
 use std::os::fd::OwnedFd;
 
-/// Below this a copy through user space costs less processor time (64 KiB pipe 0.40 s/GiB, copy 0.26, measured).
-const WORTHWHILE_BYTES: usize = PIPE_BYTES / 4;
-
 /// Both ends of an empty pipe.
 pub(super) struct Pipe {
     pub(super) read: OwnedFd,
@@ -49,7 +46,10 @@ impl Pipes {
         if self.out >= self.limit {
             return None;
         }
-        let pipe = self.free.pop().or_else(|| Pipe::make().ok().filter(|pipe| pipe.bytes >= WORTHWHILE_BYTES))?;
+        let pipe = self
+            .free
+            .pop()
+            .or_else(|| Pipe::make().ok().filter(|pipe| pipe.bytes >= crate::limits::WORTHWHILE_BYTES))?;
         self.out += 1;
         Some(pipe)
     }
@@ -68,7 +68,7 @@ impl Pipes {
             return "splice through pipes is off: file bytes are copied".to_owned();
         }
         match Pipe::make() {
-            Ok(pipe) if pipe.bytes >= WORTHWHILE_BYTES => {
+            Ok(pipe) if pipe.bytes >= crate::limits::WORTHWHILE_BYTES => {
                 let note = format!("splice through up to {} pipes of {} KiB", self.limit, pipe.bytes / 1024);
                 self.free.push(pipe);
                 note

@@ -18,9 +18,6 @@ use crate::offload::OpenFile;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Ops in one gathered write.
-const GATHER_OPS: usize = 256;
-
 /// What stands in for bytes a file promised and did not have.
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
@@ -192,7 +189,7 @@ impl SendQueue {
             }
             bytes += item.unsent();
             items.extend(self.waiting.pop_front());
-            if ends_in_file || bytes >= SPLICE_BYTES as u64 || items.len() >= GATHER_OPS {
+            if ends_in_file || bytes >= SPLICE_BYTES as u64 || items.len() >= crate::limits::GATHER_OPS {
                 break;
             }
         }

@@ -14,11 +14,6 @@ use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
 use rustix::net::sockopt::{Timeout, set_socket_timeout, set_tcp_nodelay};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
-
-/// How long a blocking send may hold an io-wq thread. It only concerns splice into a socket, the one operation the ring
-/// carries out by blocking; everything else waits by poll and never sees this limit.
-const WORKER_HOLD: Duration = Duration::from_millis(50);
 
 /// What a descriptor is, as far as the choice of operations depends on it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -164,7 +159,7 @@ fn make_blocking(fd: BorrowedFd<'_>) -> Result<(), Errno> {
 fn tune(fd: BorrowedFd<'_>, kind: Kind) {
     if kind == Kind::Socket {
         let _ = set_tcp_nodelay(fd, true);
-        let _ = set_socket_timeout(fd, Timeout::Send, Some(WORKER_HOLD));
+        let _ = set_socket_timeout(fd, Timeout::Send, Some(crate::limits::WORKER_HOLD));
     }
 }
 

@@ -20,12 +20,6 @@ use std::time::{Duration, Instant};
 
 /// Fewest submission queue entries a ring is made with.
 pub(super) const LEAST_ENTRIES: u32 = 4;
-/// Completion queue entries per submission queue entry: many operations stay in the kernel over many turns.
-const COMPLETIONS_PER_SUBMISSION: u32 = 4;
-/// How long dropping a ring waits for the kernel to let go of memory.
-const DRAIN_LIMIT: Duration = Duration::from_secs(10);
-/// Parts of one message, as far as the kernel takes them (`UIO_MAXIOV`, include/uapi/linux/uio.h).
-const MESSAGE_PARTS: usize = 1024;
 /// Bytes one operation moves at most (`MAX_RW_COUNT`, include/linux/fs.h).
 const MAX_RW_BYTES: usize = 0x7fff_f000;
 
@@ -49,7 +43,7 @@ impl Message {
         self.parts.clear();
         let mut left = most;
         for part in parts {
-            if left == 0 || self.parts.len() == MESSAGE_PARTS {
+            if left == 0 || self.parts.len() == crate::limits::MESSAGE_PARTS {
                 return true;
             }
             let len = part.len().min(left);
@@ -160,7 +154,7 @@ impl Ring {
     /// A ring bound to this thread. Kernels before 6.1 lack the flags for that and get a plain one.
     pub(super) fn new(entries: u32) -> io::Result<Ring> {
         let mut builder = IoUring::builder();
-        builder.setup_cqsize(entries * COMPLETIONS_PER_SUBMISSION).dontfork();
+        builder.setup_cqsize(entries * crate::limits::COMPLETIONS_PER_SUBMISSION).dontfork();
         let mut modern = builder.clone();
         modern.setup_single_issuer().setup_defer_taskrun().setup_submit_all();
         let (ring, deferred) = match modern.build(entries) {
@@ -170,7 +164,7 @@ impl Ring {
         Ok(Ring {
             ring,
             flights: InFlight::default(),
-            ready: VecDeque::with_capacity((entries * COMPLETIONS_PER_SUBMISSION) as usize),
+            ready: VecDeque::with_capacity((entries * crate::limits::COMPLETIONS_PER_SUBMISSION) as usize),
             names: Vec::new(),
             buffers: Buffers::off(),
             broken: None,
@@ -343,7 +337,7 @@ impl Ring {
 
     fn drain(&mut self) {
         let start = Instant::now();
-        while self.flights.len() > 0 && start.elapsed() < DRAIN_LIMIT {
+        while self.flights.len() > 0 && start.elapsed() < crate::limits::DRAIN_LIMIT {
             let mut names = std::mem::take(&mut self.names);
             self.flights.of_stream(None, &mut names);
             self.cancel_named(names);

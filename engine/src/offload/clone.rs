@@ -1,0 +1,90 @@
+//! A copy inside one machine whose bytes user space moves only to hash them.
+//!
+//! ```text
+//! open source -> new file -> share extents, else copy in the kernel, else UNSUPPORTED
+//!             -> hash both by reading -> equal and the source unchanged -> publish
+//! ```
+//!
+//! The kernel's copy is not taken on trust: file systems have had bugs there, and the proof is what haul promises.
+
+use super::attributes::from_stat;
+use super::create::{Wanted, copy_in_kernel, create, share_extents};
+use super::open::{OpenFile, open_source, read_full};
+use super::publish::publish;
+use super::resolve::{self, Root};
+use crate::backend::{Errno, Finish, Output};
+use crate::limits::BLOCK_BYTES;
+use crate::wire::path::Target;
+use rustix::fs::{AtFlags, Stat, fstat};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Copies `from` to `to`. A file is never copied onto itself: [`Errno::INVALID`].
+pub(super) fn clone(
+    from: (&Root, &Target),
+    to: (&Root, &Target),
+    finish: &Finish,
+    give_up: &AtomicBool,
+) -> Result<Output, Errno> {
+    let (source, before) = open_source(&resolve::existing(from.0, from.1, true)?)?;
+    // Shared extents take no space, so the file system is not asked for it.
+    let wanted = Wanted { size: 0, keep: 0, overwrite: true, brief: false };
+    let (new, _) = create(to.0, to.1, wanted, give_up)?;
+    if new.is_sink() {
+        return Err(Errno::UNSUPPORTED);
+    }
+    refuse_same(&before, &new)?;
+    if share_extents(source.as_fd(), new.fd()).is_err() {
+        copy_in_kernel(source.as_fd(), new.fd(), u64::MAX, give_up)?.ok_or(Errno::UNSUPPORTED)?;
+    }
+    let mut buffer = vec![0; BLOCK_BYTES];
+    let (hash, size) = hash_all(source.as_fd(), &mut buffer, give_up)?;
+    let copied = hash_all(new.fd(), &mut buffer, give_up)?;
+    let after = fstat(&source)?;
+    // Files in /proc say they are empty and are copied as such, but can be read.
+    if before.st_size == 0 && size > 0 && copied.1 == 0 {
+        return Err(Errno::UNSUPPORTED);
+    }
+    if after.st_size < before.st_size {
+        return Err(Errno::SHORT_SOURCE);
+    }
+    if changed(&before, &after) {
+        return Err(Errno::CHANGED);
+    }
+    if (hash, size) != copied {
+        return Err(Errno::HASH_MISMATCH);
+    }
+    publish(&new, finish)?;
+    Ok(Output::Cloned { hash, size })
+}
+
+/// Fails when what stands at the target is the source itself.
+fn refuse_same(source: &Stat, new: &OpenFile) -> Result<(), Errno> {
+    let super::open::Role::Making(making) = &new.role else { return Ok(()) };
+    match rustix::fs::statat(&making.dir, &*making.name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(present) if (present.st_dev, present.st_ino) == (source.st_dev, source.st_ino) => Err(Errno::INVALID),
+        _ => Ok(()),
+    }
+}
+
+fn changed(before: &Stat, after: &Stat) -> bool {
+    let (before, after) = (from_stat(before), from_stat(after));
+    (before.size, before.mtime) != (after.size, after.mtime)
+}
+
+/// BLAKE3 and length of a whole file.
+fn hash_all(fd: BorrowedFd<'_>, buffer: &mut [u8], give_up: &AtomicBool) -> Result<([u8; 32], u64), Errno> {
+    let mut hasher = blake3::Hasher::new();
+    let mut offset = 0;
+    loop {
+        if give_up.load(Ordering::Relaxed) {
+            return Err(Errno::CANCELLED);
+        }
+        let count = read_full(fd, offset, buffer)?;
+        hasher.update(&buffer[..count]);
+        offset += count as u64;
+        if count < buffer.len() {
+            return Ok((*hasher.finalize().as_bytes(), offset));
+        }
+    }
+}

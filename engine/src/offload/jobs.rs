@@ -1,0 +1,76 @@
+//! From an op to the function that carries it out. Runs on a helper thread and never sees an id.
+
+use super::names::{self, OpenDir};
+use super::open::{self, Loaded, OpenFile};
+use super::{Held, clone, create, publish};
+use crate::backend::{Errno, FsOp, OpKind, OpenMode, Output};
+use crate::wire::frame::Attributes;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// What a job brought: an output, or something that shall get an id.
+pub(super) enum Made {
+    Output(Output),
+    File(Arc<OpenFile>, Attributes),
+    Dir(Arc<OpenDir>, Attributes),
+}
+
+/// Carries one op out. `give_up` becomes true when a long job may end early with [`Errno::CANCELLED`].
+pub(super) fn run(kind: &mut OpKind, held: &Held, give_up: &AtomicBool) -> Result<Made, Errno> {
+    match (kind, held) {
+        (OpKind::Open { place, mode: OpenMode::Read }, Held::Root(root)) => {
+            open::open(root, &place.target).map(|(file, attributes)| Made::File(Arc::new(file), attributes))
+        }
+        (OpKind::Open { place, mode: OpenMode::Create { size, keep, overwrite } }, Held::Root(root)) => {
+            let want = create::Wanted { size: *size, keep: *keep, overwrite: *overwrite, brief: false };
+            create::create(root, &place.target, want, give_up)
+                .map(|(file, attributes)| Made::File(Arc::new(file), attributes))
+        }
+        (OpKind::Load { place, into }, Held::Root(root)) => match open::load(root, &place.target, into.bytes_mut())? {
+            Loaded::Whole { attributes, len } => Ok(Made::Output(Output::Loaded { attributes, len })),
+            Loaded::TooLarge(file, attributes) => Ok(Made::File(Arc::new(file), attributes)),
+        },
+        (OpKind::Store(store), Held::Root(root)) => {
+            publish::store(root, &store.place.target, &store.from, &store.finish, store.overwrite).map(|()| done())
+        }
+        (OpKind::Read { offset, into, len, .. }, Held::File(file)) => {
+            let into = into.bytes_mut().get_mut(..*len).ok_or(Errno::INVALID)?;
+            open::read(file, *offset, into).map(|bytes| Made::Output(Output::Bytes(bytes)))
+        }
+        (OpKind::Write { offset, from, .. }, Held::File(file)) => {
+            open::write_all(file, *offset, from.bytes()).map(|()| done())
+        }
+        (OpKind::Publish { finish, .. }, Held::File(file)) => publish::publish(file, finish).map(|()| done()),
+        // The id is out of the table; dropping what is held does the rest.
+        (OpKind::Close { .. }, Held::File(_)) => Ok(done()),
+        (OpKind::Fs(fs), held) => run_fs(fs, held, give_up),
+        _ => Err(Errno::INVALID),
+    }
+}
+
+fn run_fs(op: &FsOp, held: &Held, give_up: &AtomicBool) -> Result<Made, Errno> {
+    match (op, held) {
+        (FsOp::Stat { place, follow }, Held::Root(root)) => names::stat(root, &place.target, *follow).map(Made::Output),
+        (FsOp::StatOpen { .. }, Held::File(file)) => names::stat_open(file).map(Made::Output),
+        (FsOp::OpenDir { place }, Held::Root(root)) => {
+            names::open_dir(root, &place.target).map(|(dir, attributes)| Made::Dir(Arc::new(dir), attributes))
+        }
+        (FsOp::ReadDir { .. }, Held::Dir(dir)) => dir.read_page().map(Made::Output),
+        (FsOp::CloseDir { .. }, Held::Dir(_)) => Ok(done()),
+        (FsOp::MakeDir { place }, Held::Root(root)) => names::make_dir(root, &place.target).map(|()| done()),
+        (FsOp::SetMeta { place, attributes, preserve }, Held::Root(root)) => {
+            names::set_meta(root, &place.target, attributes, *preserve).map(|()| done())
+        }
+        (FsOp::MakeLink { place, text, attributes, preserve }, Held::Root(root)) => {
+            names::make_link(root, &place.target, text, attributes, *preserve).map(|()| done())
+        }
+        (FsOp::Clone { from, to, finish }, Held::Roots { from: from_root, to: to_root }) => {
+            clone::clone((from_root, &from.target), (to_root, &to.target), finish, give_up).map(Made::Output)
+        }
+        _ => Err(Errno::INVALID),
+    }
+}
+
+fn done() -> Made {
+    Made::Output(Output::Done)
+}

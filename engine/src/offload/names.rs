@@ -1,0 +1,156 @@
+//! Names and attributes: stat, directories and their entries, symbolic links.
+
+use super::attributes::{self, from_stat, kind};
+use super::create::{check_replaceable, with_temp_name};
+use super::open::OpenFile;
+use super::resolve::{self, DIR_READ, Missing, Root, Spot, open_at};
+use crate::backend::{DirEntry, Errno, Output};
+use crate::limits::{PAGE_ENTRIES, PAGE_NAME_BYTES};
+use crate::wire::frame::{Attributes, Kind, Preserve};
+use crate::wire::path::Target;
+use rustix::fs::{AtFlags, Dir};
+use rustix::io::Errno as E;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Mutex, PoisonError};
+
+/// Bytes that one more entry may add to a page: NAME_MAX and PATH_MAX of every system we know.
+const ENTRY_NAME_BYTES: usize = 255 + 4096;
+
+const _: () = assert!(PAGE_NAME_BYTES > 2 * ENTRY_NAME_BYTES);
+
+/// Attributes of what a target names, with the text of a link that was not followed.
+pub(super) fn stat(root: &Root, target: &Target, follow: bool) -> Result<Output, Errno> {
+    let spot = resolve::existing(root, target, follow)?;
+    let attributes = from_stat(&spot.stat()?);
+    if attributes.kind != Kind::Symlink {
+        return Ok(Output::Attributes { attributes, link: Vec::new() });
+    }
+    if follow {
+        return Err(Errno::LOOP); // A link below an operand, or one that was put there just now.
+    }
+    let link = read_link(spot.dir.as_fd(), &spot.name)?;
+    Ok(Output::Attributes { attributes, link })
+}
+
+/// Attributes of an open file.
+pub(super) fn stat_open(file: &OpenFile) -> Result<Output, Errno> {
+    Ok(Output::Attributes { attributes: from_stat(&file.stat()?), link: Vec::new() })
+}
+
+fn read_link(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<u8>, Errno> {
+    Ok(rustix::fs::readlinkat(dir, name, Vec::new())?.into_bytes())
+}
+
+/// A directory whose entries are being read. Its place in the directory lives in the stream, so a page continues where
+/// the one before ended.
+pub(super) struct OpenDir {
+    stream: Mutex<Dir>,
+}
+
+/// Opens a directory for reading its entries.
+pub(super) fn open_dir(root: &Root, target: &Target) -> Result<(OpenDir, Attributes), Errno> {
+    let handle = resolve::directory(root, target, Missing::Fail)?;
+    let dir = open_at(handle.as_fd(), b".", DIR_READ)?;
+    let attributes = from_stat(&rustix::fs::fstat(&dir)?);
+    Ok((OpenDir { stream: Mutex::new(Dir::new(dir)?) }, attributes))
+}
+
+impl OpenDir {
+    /// The next entries: at most `PAGE_ENTRIES` of them with `PAGE_NAME_BYTES` of names and link texts.
+    pub(super) fn read_page(&self) -> Result<Output, Errno> {
+        let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        while entries.len() < PAGE_ENTRIES && bytes + ENTRY_NAME_BYTES <= PAGE_NAME_BYTES {
+            let Some(entry) = stream.read() else {
+                return Ok(Output::Entries { entries, end: true });
+            };
+            let name = entry?.file_name().to_bytes().to_vec();
+            if matches!(&name[..], b"." | b"..") {
+                continue;
+            }
+            if let Some(entry) = describe(stream.fd()?, name) {
+                bytes += entry.name.len() + entry.link.len();
+                entries.push(entry);
+            }
+        }
+        Ok(Output::Entries { entries, end: false })
+    }
+}
+
+/// One entry with its attributes; `None` when it is gone.
+fn describe(dir: BorrowedFd<'_>, name: Vec<u8>) -> Option<DirEntry> {
+    let attributes = match rustix::fs::statat(dir, &*name, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(E::NOENT) => return None,
+        Err(error) => Err(error.into()),
+        Ok(stat) => Ok(from_stat(&stat)),
+    };
+    if !attributes.is_ok_and(|attributes| attributes.kind == Kind::Symlink) {
+        return Some(DirEntry { name, attributes, link: Vec::new() });
+    }
+    match read_link(dir, &name) {
+        Err(Errno::NOT_FOUND) => None,
+        Err(errno) => Some(DirEntry { name, attributes: Err(errno), link: Vec::new() }),
+        Ok(link) => Some(DirEntry { name, attributes, link }),
+    }
+}
+
+/// As `mkdir -p`.
+pub(super) fn make_dir(root: &Root, target: &Target) -> Result<(), Errno> {
+    resolve::directory_made(root, target).map(|_| ())
+}
+
+/// Attributes of an existing directory.
+pub(super) fn set_meta(root: &Root, target: &Target, attributes: &Attributes, preserve: Preserve) -> Result<(), Errno> {
+    let handle = resolve::directory_to_change(root, target)?;
+    let dir = open_at(handle.as_fd(), b".", DIR_READ)?;
+    attributes::apply_to_dir(dir.as_fd(), attributes, preserve)
+}
+
+/// A symbolic link, in place of a file or link of that name.
+pub(super) fn make_link(
+    root: &Root,
+    target: &Target,
+    text: &[u8],
+    attributes: &Attributes,
+    preserve: Preserve,
+) -> Result<(), Errno> {
+    let times = attributes::timestamps(attributes)?;
+    let spot = resolve::new(root, target)?;
+    let dir = spot.dir.as_fd();
+    let finish = |name: &[u8]| -> rustix::io::Result<()> {
+        if preserve.has(Preserve::OWNER) {
+            let (owner, group) = attributes::owner(attributes);
+            match rustix::fs::chownat(dir, name, owner, group, AtFlags::SYMLINK_NOFOLLOW) {
+                Err(error) if !attributes::not_ours_to_give(error) => return Err(error),
+                _ => {}
+            }
+        }
+        match rustix::fs::utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW) {
+            // Not every file system keeps times of links.
+            Err(E::OPNOTSUPP | E::NOSYS) => Ok(()),
+            result => result,
+        }
+    };
+    match rustix::fs::symlinkat(text, dir, &*spot.name) {
+        Err(E::EXIST) => {}
+        result => return Ok(result.and_then(|()| finish(&spot.name))?),
+    }
+    let ((), temp) = with_temp_name(|name| rustix::fs::symlinkat(text, dir, name))?;
+    let replaced = finish(&temp).map_err(Errno::from).and_then(|()| {
+        check_spot(&spot)?;
+        Ok(rustix::fs::renameat(dir, &temp[..], dir, &*spot.name)?)
+    });
+    replaced.inspect_err(|_| {
+        let _ = rustix::fs::unlinkat(dir, &temp[..], AtFlags::empty());
+    })
+}
+
+fn check_spot(spot: &Spot<'_>) -> Result<(), Errno> {
+    match spot.stat() {
+        Err(Errno::NOT_FOUND) => Ok(()),
+        Ok(stat) if kind(&stat) == Kind::Directory => Err(Errno::IS_DIRECTORY),
+        Ok(stat) => check_replaceable(&stat),
+        Err(errno) => Err(errno),
+    }
+}

@@ -1,0 +1,332 @@
+//! From a [`Target`] to a held directory and a name in it.
+//!
+//! ```text
+//! operand          plain root: the kernel follows every link. Confined root: links are followed while the result stays
+//!                  below the root, else Errno::OUTSIDE_ROOT.
+//! below            no link is followed, at any level, ever: ELOOP.
+//! last component   of what is made or replaced: never followed.
+//! ```
+//!
+//! The result is a [`Spot`]: a directory handle and a path that is either one component in it, not to be followed, or
+//! (the operand under a plain root) a whole path left to the kernel. Handles are O_PATH where that exists. With a handle
+//! held, whoever swaps a directory for a link meanwhile changes nothing for us.
+//!
+//! Fast path: openat2(2) with RESOLVE_BENEATH. Where it is missing or will not follow a link that a careful walk may
+//! follow, [`super::walk`] goes component by component.
+
+use super::walk;
+use crate::backend::Errno;
+use crate::wire::path::{RelPath, Target};
+use rustix::fs::{AtFlags, Mode, OFlags, Stat};
+use rustix::io::Errno as E;
+use rustix::io::retry_on_intr;
+use std::borrow::Cow;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// How a directory is opened only to reach what is in it.
+#[cfg(target_os = "linux")]
+pub(super) const DIR_HANDLE: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+/// How a directory is opened only to reach what is in it.
+#[cfg(not(target_os = "linux"))]
+pub(super) const DIR_HANDLE: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+/// How a directory is opened to be read, synced or changed.
+pub(super) const DIR_READ: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+/// Where paths begin, and whether they may lead elsewhere.
+#[derive(Clone)]
+pub struct Root(Arc<Inner>);
+
+#[derive(Clone)]
+struct Inner {
+    dir: Arc<OwnedFd>,
+    /// The root's own absolute path, when nothing may lead out of it.
+    confined_to: Option<PathBuf>,
+    read_only: bool,
+}
+
+impl Root {
+    /// Absolute operands begin at `/`, relative ones at `base`. Links are followed by the kernel.
+    pub fn plain(base: OwnedFd) -> Root {
+        Root(Arc::new(Inner { dir: Arc::new(base), confined_to: None, read_only: false }))
+    }
+
+    /// Everything stays below `dir`, whose absolute path without links is `canonical`. Absolute operands must begin with
+    /// `canonical`; relative ones begin at `dir`.
+    pub fn confined(dir: OwnedFd, canonical: PathBuf) -> Root {
+        Root(Arc::new(Inner { dir: Arc::new(dir), confined_to: Some(canonical), read_only: false }))
+    }
+
+    /// The same root, under which every change is refused with EROFS.
+    pub fn read_only(self) -> Root {
+        Root(Arc::new(Inner { read_only: true, ..Inner::clone(&self.0) }))
+    }
+
+    fn handle(&self) -> Handle<'_> {
+        Handle::Borrowed(self.0.dir.as_fd())
+    }
+
+    fn check_writable(&self) -> Result<(), Errno> {
+        if self.0.read_only { Err(E::ROFS.into()) } else { Ok(()) }
+    }
+
+    /// The part of an operand below the directory handle, for a confined root always relative to it.
+    fn rest<'t>(&self, target: &'t Target) -> Result<&'t [u8], Errno> {
+        let operand = target.operand.as_bytes();
+        match &self.0.confined_to {
+            Some(canonical) if target.operand.is_absolute() => {
+                walk::below_prefix(operand, canonical.as_os_str().as_bytes()).ok_or(Errno::OUTSIDE_ROOT)
+            }
+            _ => Ok(operand),
+        }
+    }
+
+    /// Opens the directory `path` (a result of [`Root::rest`] or the front of one), following links as the root allows.
+    fn open_operand(&self, path: &[u8]) -> Result<Handle<'_>, Errno> {
+        if path.is_empty() {
+            return Ok(self.handle());
+        }
+        let Some(canonical) = &self.0.confined_to else {
+            return Ok(Handle::Owned(open_at(self.0.dir.as_fd(), path, DIR_HANDLE)?));
+        };
+        match open_beneath(self.0.dir.as_fd(), path) {
+            Some(result) => Ok(Handle::Owned(result?)),
+            None => {
+                let end =
+                    walk::walk(self.0.dir.as_fd(), canonical.as_os_str().as_bytes(), path, walk::Last::Directory)?;
+                Ok(end.dir)
+            }
+        }
+    }
+}
+
+/// A directory handle, our own or the root's.
+pub(super) enum Handle<'r> {
+    Borrowed(BorrowedFd<'r>),
+    Owned(OwnedFd),
+}
+
+impl Handle<'_> {
+    pub(super) fn into_owned(self) -> Result<OwnedFd, Errno> {
+        match self {
+            Handle::Owned(fd) => Ok(fd),
+            Handle::Borrowed(fd) => Ok(rustix::io::fcntl_dupfd_cloexec(fd, 0)?),
+        }
+    }
+}
+
+impl AsFd for Handle<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Handle::Borrowed(fd) => fd.as_fd(),
+            Handle::Owned(fd) => fd.as_fd(),
+        }
+    }
+}
+
+/// Something that may exist: what stands under `name` in `dir`.
+pub(super) struct Spot<'r> {
+    pub(super) dir: Handle<'r>,
+    /// One component, or a whole path that the kernel shall resolve.
+    pub(super) name: Cow<'r, [u8]>,
+    /// A link here is not followed.
+    pub(super) no_follow: bool,
+}
+
+impl Spot<'_> {
+    /// Attributes of what stands here.
+    pub(super) fn stat(&self) -> Result<Stat, Errno> {
+        let flags = if self.no_follow { AtFlags::SYMLINK_NOFOLLOW } else { AtFlags::empty() };
+        Ok(retry_on_intr(|| rustix::fs::statat(&self.dir, &*self.name, flags))?)
+    }
+
+    /// Opens what stands here. It must exist; opening never blocks, and never makes a terminal ours.
+    pub(super) fn open(&self, access: OFlags) -> Result<OwnedFd, Errno> {
+        let follow = if self.no_follow { OFlags::NOFOLLOW } else { OFlags::empty() };
+        let flags = access | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC | follow;
+        open_at(self.dir.as_fd(), &self.name, flags)
+    }
+}
+
+/// Where something shall be read. `follow` is about the last component of an operand; below one nothing is followed.
+pub(super) fn existing<'r>(root: &'r Root, target: &'r Target, follow: bool) -> Result<Spot<'r>, Errno> {
+    let path = root.rest(target)?;
+    if let Some(below) = &target.below {
+        let operand = root.open_operand(path)?;
+        let dir = below_parent(operand, below, Missing::Fail)?;
+        return Ok(Spot { dir, name: Cow::Borrowed(below.file_name()), no_follow: true });
+    }
+    let Some(canonical) = root.0.confined_to.as_deref().filter(|_| !path.is_empty()) else {
+        let name = if path.is_empty() { b"." } else { path };
+        return Ok(Spot { dir: root.handle(), name: Cow::Borrowed(name), no_follow: !follow });
+    };
+    let (parent, name) = split(path);
+    let spot = Spot { dir: root.open_operand(parent)?, name: Cow::Borrowed(name), no_follow: true };
+    if !follow || !is_link(&spot)? {
+        return Ok(spot);
+    }
+    let end = walk::walk(root.0.dir.as_fd(), canonical.as_os_str().as_bytes(), path, walk::Last::Any)?;
+    Ok(Spot { dir: end.dir, name: Cow::Owned(end.name), no_follow: true })
+}
+
+/// Where something shall be made: its directory, made if it is missing, and a name that is not followed. The root itself
+/// has no name and cannot be made.
+pub(super) fn new<'r>(root: &'r Root, target: &'r Target) -> Result<Spot<'r>, Errno> {
+    root.check_writable()?;
+    let path = root.rest(target)?;
+    if let Some(below) = &target.below {
+        let operand = operand_dir(root, path, Missing::Make)?;
+        let dir = below_parent(operand, below, Missing::Make)?;
+        return Ok(Spot { dir, name: Cow::Borrowed(below.file_name()), no_follow: true });
+    }
+    let (parent, name) = split(path);
+    if name.is_empty() {
+        return Err(Errno::IS_DIRECTORY);
+    }
+    Ok(Spot { dir: operand_dir(root, parent, Missing::Make)?, name: Cow::Borrowed(name), no_follow: true })
+}
+
+/// What to do about directories that are not there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Missing {
+    Fail,
+    Make,
+}
+
+/// A directory: in an operand perhaps through links, below one never.
+pub(super) fn directory<'r>(root: &'r Root, target: &'r Target, missing: Missing) -> Result<Handle<'r>, Errno> {
+    let operand = operand_dir(root, root.rest(target)?, missing)?;
+    match &target.below {
+        None => Ok(operand),
+        Some(below) => dirs_below(operand, below.as_bytes(), missing),
+    }
+}
+
+/// As [`directory`], for changing the directory's own attributes.
+pub(super) fn directory_to_change<'r>(root: &'r Root, target: &'r Target) -> Result<Handle<'r>, Errno> {
+    root.check_writable()?;
+    directory(root, target, Missing::Fail)
+}
+
+/// As [`directory`], making what is missing.
+pub(super) fn directory_made<'r>(root: &'r Root, target: &'r Target) -> Result<Handle<'r>, Errno> {
+    root.check_writable()?;
+    directory(root, target, Missing::Make)
+}
+
+fn below_parent<'r>(operand: Handle<'r>, below: &RelPath, missing: Missing) -> Result<Handle<'r>, Errno> {
+    let parent = split(below.as_bytes()).0;
+    if parent.is_empty() { Ok(operand) } else { dirs_below(operand, parent, missing) }
+}
+
+/// The directory `path` below `dir`, no link followed.
+fn dirs_below<'r>(dir: Handle<'r>, path: &[u8], missing: Missing) -> Result<Handle<'r>, Errno> {
+    match open_no_links(dir.as_fd(), path) {
+        Some(Err(Errno::NOT_FOUND)) if missing == Missing::Make => walk::steps(dir, path, missing),
+        Some(result) => Ok(Handle::Owned(result?)),
+        None => walk::steps(dir, path, missing),
+    }
+}
+
+/// The directory an operand names. What is missing is made from the deepest part that exists; the new levels are
+/// reached without following links.
+fn operand_dir<'r>(root: &'r Root, path: &[u8], missing: Missing) -> Result<Handle<'r>, Errno> {
+    let mut front = path;
+    let base = loop {
+        match root.open_operand(front) {
+            Err(Errno::NOT_FOUND) if missing == Missing::Make && !matches!(front, b"" | b"/") => front = split(front).0,
+            result => break result?,
+        }
+    };
+    match walk::steps(base, &path[front.len()..], missing) {
+        // The link in the way is one of those that could be followed but lead nowhere.
+        Err(Errno::LOOP) => Err(Errno::NOT_FOUND),
+        result => result,
+    }
+}
+
+/// `a/b/c` -> `a/b` and `c`; `/c` -> `/` and `c`; `c` -> nothing and `c`; `/` -> `/` and nothing.
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|&byte| byte == b'/') {
+        None => (b"", path),
+        Some(0) => (&path[..1], &path[1..]),
+        Some(slash) => (&path[..slash], &path[slash + 1..]),
+    }
+}
+
+fn is_link(spot: &Spot<'_>) -> Result<bool, Errno> {
+    match spot.stat() {
+        Ok(stat) => Ok(rustix::fs::FileType::from_raw_mode(stat.st_mode).is_symlink()),
+        Err(Errno::NOT_FOUND) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+pub(super) fn open_at(dir: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+    Ok(retry_on_intr(|| rustix::fs::openat(dir, path, flags, Mode::empty()))?)
+}
+
+/// A directory below `dir`, links followed by the kernel as long as they stay below. `None` where it takes a walk to know.
+fn open_beneath(dir: BorrowedFd<'_>, path: &[u8]) -> Option<Result<OwnedFd, Errno>> {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::ResolveFlags;
+        // EXDEV: an absolute link, or `..` on the way. EAGAIN: somebody renames directories under a `..`.
+        match fast::open(dir, path, ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)? {
+            Err(E::XDEV | E::AGAIN) => None,
+            result => Some(result.map_err(Errno::from)),
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = (dir, path);
+        None
+    }
+}
+
+/// A directory below `dir` without any link on the way. `None` where it takes a walk to know.
+fn open_no_links(dir: BorrowedFd<'_>, path: &[u8]) -> Option<Result<OwnedFd, Errno>> {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::ResolveFlags;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        match fast::open(dir, path, resolve)? {
+            // A path longer than PATH_MAX is no obstacle to a walk.
+            Err(E::AGAIN | E::NAMETOOLONG) => None,
+            result => Some(result.map_err(Errno::from)),
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = (dir, path);
+        None
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod fast {
+    use super::DIR_HANDLE;
+    use rustix::fs::{Mode, ResolveFlags};
+    use rustix::io::{Errno as E, retry_on_intr};
+    use std::os::fd::{BorrowedFd, OwnedFd};
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    /// Set when this kernel (before 5.6) or a seccomp filter was found not to offer openat2.
+    static MISSING: AtomicBool = AtomicBool::new(false);
+
+    pub(super) fn open(dir: BorrowedFd<'_>, path: &[u8], resolve: ResolveFlags) -> Option<rustix::io::Result<OwnedFd>> {
+        if MISSING.load(Ordering::Relaxed) || super::super::old_kernel() {
+            return None;
+        }
+        match retry_on_intr(|| rustix::fs::openat2(dir, path, DIR_HANDLE, Mode::empty(), resolve)) {
+            Err(E::NOSYS | E::PERM) => {
+                MISSING.store(true, Ordering::Relaxed);
+                None
+            }
+            result => Some(result),
+        }
+    }
+}
