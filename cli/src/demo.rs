@@ -55,13 +55,12 @@ fn demo(args: &DemoArgs, choice: Choice) -> Result<(), Error> {
     let dir = dir.map_err(|error| format!("no temporary directory: {error}"))?;
     let path = dir.path().canonicalize().map_err(|error| format!("no temporary directory: {error}"))?;
     let files = format!("{} files of {}", args.files, output::size(args.file_size << 10));
-    println_out(&format!(
-        "making a file of {} and {files} in {}",
-        output::size(args.size << 20),
-        path.display()
-    ));
+    println_out(&format!("making a file of {} and {files} in {}", output::size(args.size << 20), path.display()));
     let expected = make_sources(&path, args).map_err(|error| format!("cannot make the files: {error}"))?;
-    println_out(&format!("\n{:<10} {:<34} {:>9} {:>9} {:>10} {:>9}", "backend", "what", "seconds", "MB/s", "Gbit/s", "files/s"));
+    println_out(&format!(
+        "\n{:<10} {:<34} {:>9} {:>9} {:>10} {:>9}",
+        "backend", "what", "seconds", "MB/s", "Gbit/s", "files/s"
+    ));
     let choices = match choice {
         Choice::Auto => vec![Choice::Uring, Choice::Poll],
         one => vec![one],
@@ -111,7 +110,10 @@ fn make_sources(dir: &Path, args: &DemoArgs) -> io::Result<Hashes> {
         fs::create_dir_all(dir.join("small").join(&folder))?;
         let path = format!("{folder}/{name}");
         let mut file = fs::File::create(dir.join("small").join(&path))?;
-        hashes.insert(path.into_bytes(), content(u64::from(number) + 1, args.file_size << 10, |bytes| file.write_all(bytes))?);
+        hashes.insert(
+            path.into_bytes(),
+            content(u64::from(number) + 1, args.file_size << 10, |bytes| file.write_all(bytes))?,
+        );
     }
     if args.files == 0 {
         fs::create_dir_all(dir.join("small"))?;
@@ -178,7 +180,8 @@ fn one_backend(dir: &Path, args: &DemoArgs, choice: Choice, expected: &Hashes) -
         if files == 0 {
             continue;
         }
-        let bytes = if source.contains("big") { args.size << 20 } else { u64::from(args.files) * (args.file_size << 10) };
+        let bytes =
+            if source.contains("big") { args.size << 20 } else { u64::from(args.files) * (args.file_size << 10) };
         let result = transfer(choice, &server.address, dir, up, source, target)?;
         let seconds = result.elapsed.as_secs_f64();
         println_out(&format!(
@@ -213,7 +216,14 @@ fn operand(path: &Path, contents: bool) -> Result<Operand, Error> {
 }
 
 /// One copy, timed from the connection to the last answer.
-fn transfer(choice: Choice, address: &str, dir: &Path, up: bool, source: &str, target: &str) -> Result<Transferred, Error> {
+fn transfer(
+    choice: Choice,
+    address: &str,
+    dir: &Path,
+    up: bool,
+    source: &str,
+    target: &str,
+) -> Result<Transferred, Error> {
     let (mut backend, _) = backend::make(choice)?;
     let name = backend.features().backend;
     let started = Instant::now();

@@ -66,9 +66,10 @@ fn url(whole: &[u8], rest: &[u8]) -> Result<Parsed, String> {
     };
     let path = decode_percent(path).ok_or_else(|| format!("`{}` has a broken % escape", whole.escape_ascii()))?;
     // `/~/x` is below the login directory, as other tools have it.
-    let path = path.strip_prefix(b"/~").filter(|rest| rest.is_empty() || rest[0] == b'/').map_or(path.clone(), |rest| {
-        [b"~", rest].concat()
-    });
+    let path = path
+        .strip_prefix(b"/~")
+        .filter(|rest| rest.is_empty() || rest[0] == b'/')
+        .map_or(path.clone(), |rest| [b"~", rest].concat());
     remote(Host::parse(host, port)?, whole, &path)
 }
 

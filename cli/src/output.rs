@@ -135,7 +135,8 @@ impl Output {
                     let line = format!("{}  {}", hex(&hash), Printable(&target));
                     self.print(|| eprintln!("{line}"));
                 }
-                let mut fields = json!({"bytes": size, "blake3": hex(&hash), "direction": format!("{direction:?}").to_lowercase()});
+                let mut fields =
+                    json!({"bytes": size, "blake3": hex(&hash), "direction": format!("{direction:?}").to_lowercase()});
                 put_name(&mut fields, "source", &source);
                 put_name(&mut fields, "target", &target);
                 self.json("file", fields);
@@ -219,12 +220,7 @@ impl Output {
             _ => "-:--".to_string(),
         };
         let files = format!("{}/{} files", load(&progress.files), load(&progress.total_files));
-        let text = format!(
-            "{} of {}  {}  ETA {eta}  {files}",
-            size(moved),
-            size(total),
-            rate(speed as u64, 1.0),
-        );
+        let text = format!("{} of {}  {}  ETA {eta}  {files}", size(moved), size(total), rate(speed as u64, 1.0),);
         let bar = self.bar.get_or_insert_with(|| {
             let bar = ProgressBar::new_spinner();
             bar.set_style(ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()));

@@ -2,7 +2,7 @@
 
 use crate::args::{Choice, OutputArgs, RemoteArgs};
 use crate::backend::{self, AnyBackend};
-use crate::exit::Exit;
+use crate::exit::{self, Exit};
 use crate::operand::Parsed;
 use crate::output::Output;
 use crate::remote::{self, Host};
@@ -92,7 +92,15 @@ pub(crate) fn client(
         Some(spawn_client(choice, opening, stream, make, progress.clone(), sender)),
         server.map(|stream| std::thread::spawn(move || serve_here(choice, stream))),
     ];
-    let stopped = show(&news, &progress, output, &mut extra);
+    let mut fatal = None;
+    let stopped = show(&news, &progress, output, &mut |report, output| match report {
+        Report::Fatal(failure) => {
+            // Told once it is known how ssh ended, which may be the reason.
+            fatal = Some(failure);
+            None
+        }
+        report => extra(report, output),
+    });
     if stopped {
         output.interrupted(&progress);
         let until = Instant::now() + CLEAN_UP;
@@ -107,12 +115,16 @@ pub(crate) fn client(
     for thread in threads.into_iter().flatten() {
         let _ = thread.join();
     }
-    let ssh = child.and_then(|mut child| child.wait().ok()).and_then(|status| status.code());
-    let exit = output.finish();
-    if exit != Exit::Success && progress.connected.load(std::sync::atomic::Ordering::Relaxed) == 0 && ssh == Some(255) {
-        return Exit::Ssh;
+    let shell = child.and_then(|mut child| child.wait().ok()).and_then(|status| status.code());
+    if let Some(failure) = fatal {
+        let connected = progress.connected.load(std::sync::atomic::Ordering::Relaxed) > 0;
+        match shell {
+            // ssh has said on stderr what is wrong.
+            Some(255) if !connected => output.fatal(&Failure::connection("ssh failed", ""), Exit::Ssh),
+            _ => output.fatal(&failure, exit::of_fatal(&failure)),
+        }
     }
-    exit
+    output.finish()
 }
 
 type Opened = (Option<Child>, Opening, (OwnedFd, Option<OwnedFd>), Option<UnixStream>);
@@ -185,7 +197,8 @@ fn worker(choice: Choice, news: Option<&SyncSender<News>>) -> Result<Worker<AnyB
 }
 
 fn attach(worker: &mut Worker<AnyBackend>, read: OwnedFd, write: Option<OwnedFd>) -> Result<(DirId, StreamId), String> {
-    let directory = working_directory().map_err(|error| format!("the working directory: {}", crate::output::reason(&error)))?;
+    let directory =
+        working_directory().map_err(|error| format!("the working directory: {}", crate::output::reason(&error)))?;
     let root = worker.backend().add_root(Root::plain(directory));
     let stream = worker.backend().add_stream(read, write, true).map_err(|errno| errno.to_string())?;
     Ok((root, stream))

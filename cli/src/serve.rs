@@ -50,7 +50,9 @@ fn serve(args: &ServeArgs, choice: Choice) -> Result<Exit, (String, Exit)> {
             worker
         }
         None => {
-            let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().map_err(|e| (output::reason(&e), Exit::Socket));
+            let own = |fd: std::os::fd::BorrowedFd<'_>| {
+                fd.try_clone_to_owned().map_err(|e| (output::reason(&e), Exit::Socket))
+            };
             let (stdin, stdout) = (own(std::io::stdin().as_fd())?, own(std::io::stdout().as_fd())?);
             let stream = backend.add_stream(stdin, Some(stdout), false).map_err(failed)?;
             close_stdio();
@@ -105,7 +107,8 @@ fn listen(address: SocketAddr) -> Result<TcpListener, (String, Exit)> {
         let why = format!("{address}: only loopback addresses can be listened on, because nobody is asked who he is");
         return Err((why, Exit::Usage));
     }
-    let failed = |error: std::io::Error| (format!("{address}: cannot listen: {}", output::reason(&error)), Exit::Socket);
+    let failed =
+        |error: std::io::Error| (format!("{address}: cannot listen: {}", output::reason(&error)), Exit::Socket);
     let listener = TcpListener::bind(address).map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     let mut stdout = std::io::stdout().lock();
