@@ -392,8 +392,8 @@ impl State {
     }
 
     pub(super) fn cancel_on_stream(&mut self, end: usize, cancel: Cancel) {
-        if self.ends[end].sends.front().is_some_and(|front| front.written > 0 && cancel.covers(front.op.token)) {
-            let front = self.ends[end].sends.pop_front().expect("just seen");
+        let begun = |front: &mut Sending| front.written > 0 && cancel.covers(front.op.token);
+        if let Some(front) = self.ends[end].sends.pop_front_if(begun) {
             if self.mutation != Some(Mutation::ForgetFailedStream) {
                 self.ends[end].send_error = Some(Errno::BROKEN_PIPE);
             }
