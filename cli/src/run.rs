@@ -27,6 +27,8 @@ use std::time::{Duration, Instant};
 
 /// How often the progress line moves.
 const TICK: Duration = Duration::from_millis(100);
+/// How long the remote shell has to end once its streams are closed.
+const SHELL_END: Duration = Duration::from_secs(3);
 /// How long a run that was told to stop may clean up.
 const CLEAN_UP: Duration = Duration::from_millis(300);
 
@@ -115,7 +117,7 @@ pub(crate) fn client(
     for thread in threads.into_iter().flatten() {
         let _ = thread.join();
     }
-    let shell = child.and_then(|mut child| child.wait().ok()).and_then(|status| status.code());
+    let shell = child.and_then(|mut child| end_shell(&mut child));
     if let Some(failure) = fatal {
         let connected = progress.connected.load(std::sync::atomic::Ordering::Relaxed) > 0;
         match shell {
@@ -125,6 +127,21 @@ pub(crate) fn client(
         }
     }
     output.finish()
+}
+
+/// Waits for the remote shell to end by itself, which it does when its streams are closed; not for ever.
+fn end_shell(child: &mut Child) -> Option<i32> {
+    let until = Instant::now() + SHELL_END;
+    while Instant::now() < until {
+        match child.try_wait() {
+            Ok(None) => std::thread::sleep(Duration::from_millis(2)),
+            Ok(Some(status)) => return status.code(),
+            Err(_) => return None,
+        }
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+    None
 }
 
 type Opened = (Option<Child>, Opening, (OwnedFd, Option<OwnedFd>), Option<UnixStream>);

@@ -88,6 +88,8 @@ pub const MAX_LINKS_FOLLOWED: usize = 40;
 
 /// Nanoseconds a peer has for its part of the handshake.
 pub const HANDSHAKE_TIMEOUT: u64 = 30 * SECOND;
+/// Nanoseconds a server has to end the stream once its client has nothing more to ask.
+pub const LEAVE_TIMEOUT: u64 = 5 * SECOND;
 /// Nanoseconds without any progress of a started send after which the peer is cut off.
 pub const STALL_TIMEOUT: u64 = 60 * SECOND;
 

@@ -10,7 +10,7 @@ use super::link::{Incoming, Link};
 use super::report::{Report, Reporter, SharedProgress};
 use super::{Cause, Context, Failure, Flow, Io, Outcome, Quotas, Session, Terms};
 use crate::backend::{Completion, OpKind, StreamId, Time, Token};
-use crate::limits::{CLIENT_LOAD_AHEAD, CLIENT_WINDOW_REQUESTS, HANDSHAKE_TIMEOUT, MAX_PREAMBLE_BYTES};
+use crate::limits::{CLIENT_LOAD_AHEAD, CLIENT_WINDOW_REQUESTS, HANDSHAKE_TIMEOUT, LEAVE_TIMEOUT, MAX_PREAMBLE_BYTES};
 use crate::wire::decode::Role;
 use crate::wire::display::Printable;
 use crate::wire::frame::{Attributes, Caps, Dialect, Ext, Frame, Hash, ListEntry, TreeEntry};
@@ -207,7 +207,10 @@ enum Phase {
         sent: Greeting,
     },
     Working,
-    Leaving,
+    /// Everything is done; the server is given until then to end the stream.
+    Leaving {
+        deadline: Time,
+    },
 }
 
 /// How a client begins.
@@ -447,7 +450,7 @@ impl Client {
             }
         }
         if self.driver.is_finished() && self.asks.all.is_empty() {
-            self.phase = Phase::Leaving;
+            self.phase = Phase::Leaving { deadline: cx.now.after(LEAVE_TIMEOUT) };
         }
         Ok(())
     }
@@ -462,13 +465,13 @@ impl Client {
             self.work(cx)?;
         }
         self.link.flush(cx);
-        if let Phase::Leaving = self.phase {
+        if let Phase::Leaving { deadline } = self.phase {
             if self.link.is_drained() {
                 self.link.shutdown(cx);
             }
             // Nothing is expected any more: the end of the stream, a failure of it, or a babbling peer are all the end.
             let babble = !matches!(self.link.next(), Ok(None));
-            if babble || self.link.at_end() {
+            if babble || self.link.at_end() || deadline <= cx.now {
                 self.link.close(cx);
                 return Ok(Flow::Finished);
             }
@@ -519,11 +522,12 @@ impl Session for Client {
     }
 
     fn next_deadline(&self) -> Option<Time> {
-        let greeting = match self.phase {
+        let phase = match self.phase {
             Phase::Greeting { deadline, .. } => deadline,
-            _ => None,
+            Phase::Leaving { deadline } => Some(deadline),
+            Phase::Preamble(_) | Phase::Working => None,
         };
-        [greeting, self.link.stall_deadline()].into_iter().flatten().min()
+        [phase, self.link.stall_deadline()].into_iter().flatten().min()
     }
 
     fn state_of(&self, token: Token) -> &'static str {
@@ -533,7 +537,7 @@ impl Session for Client {
             (Phase::Greeting { .. }, None) => "client greeting",
             (Phase::Working, None) if token.transfer == DRIVER => self.driver.state(),
             (Phase::Working, None) => "client working",
-            (Phase::Leaving, None) => "client leaving",
+            (Phase::Leaving { .. }, None) => "client leaving",
         }
     }
 }
