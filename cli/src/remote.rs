@@ -54,7 +54,7 @@ const START: &str = "PATH=\"$PATH:$HOME/.local/bin:$HOME/.cargo/bin:/usr/local/b
 pub(crate) fn start_line() -> String {
     let mut random = [0; 16];
     // Only uniqueness within one connection matters; a failure leaves zeros, which are as good.
-    let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty());
+    let _ = getrandom::fill(&mut random);
     random.iter().fold(String::from("haul-"), |line, byte| format!("{line}{byte:02x}"))
 }
 

@@ -280,7 +280,8 @@ fn run(seed: u64, mutation: Option<Mutation>, coverage: &mut Coverage) -> Result
         None => World::new(seed, faults),
     };
     populate(&world, &scenario, &mut random);
-    let (before_source, before_target) = (world.snapshot(scenario.source_host()), world.snapshot(scenario.target_host()));
+    let (before_source, before_target) =
+        (world.snapshot(scenario.source_host()), world.snapshot(scenario.target_host()));
     let mut pair = Pair::new(&world, &scenario);
     pair.run(&world, coverage)?;
     let faults = world.faults_hit();
@@ -393,7 +394,8 @@ fn run_seeds(seeds: u64, mutation: Option<Mutation>) -> Result<Coverage, (u64, S
                     if seed >= seeds {
                         break;
                     }
-                    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(seed, mutation, &mut own)));
+                    let result =
+                        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(seed, mutation, &mut own)));
                     let result = result.unwrap_or_else(|_| Err("it panicked".to_string()));
                     if let Err(why) = result {
                         let mut failure = failure.lock().unwrap();

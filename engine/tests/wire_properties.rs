@@ -143,8 +143,7 @@ fn extension() -> impl Strategy<Value = Frame> {
         error,
     });
     prop_oneof![
-        (any::<u32>(), path(), any::<bool>())
-            .prop_map(|(walk, path, recursive)| Frame::Tree { walk, path, recursive }),
+        (any::<u32>(), path(), any::<bool>()).prop_map(|(walk, path, recursive)| Frame::Tree { walk, path, recursive }),
         any::<u32>().prop_map(|walk| Frame::TreeNext { walk }),
         (path(), any::<bool>()).prop_map(|(path, follow)| Frame::Lookup { path, follow }),
         hash().prop_map(|hash| Frame::Commit { hash }),

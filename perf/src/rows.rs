@@ -1,0 +1,197 @@
+//! What is measured: haul and its peers as commands, and the turns they take.
+
+use crate::process::{self, Sample};
+use crate::sshd::Sshd;
+use anyhow::{Context as _, Result, bail, ensure};
+use std::ffi::OsString;
+use std::fs;
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// What is copied.
+pub(crate) struct Shape {
+    pub(crate) title: String,
+    /// Name below the source directory.
+    pub(crate) name: &'static str,
+    pub(crate) recursive: bool,
+    pub(crate) files: u64,
+    pub(crate) bytes: u64,
+}
+
+/// From where to where.
+pub(crate) struct Place<'a> {
+    pub(crate) source: &'a Path,
+    pub(crate) target: &'a Path,
+    pub(crate) on_tmpfs: bool,
+}
+
+/// Which way over ssh.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    Up,
+    Down,
+    /// Within this machine, no ssh.
+    Local,
+}
+
+impl Way {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Way::Up => "up",
+            Way::Down => "down",
+            Way::Local => "local",
+        }
+    }
+}
+
+/// One tool, one way.
+pub(crate) struct Row {
+    /// Tool and way; `haul uring up`.
+    pub(crate) name: String,
+    /// Tool alone, to find the peers of a haul row.
+    pub(crate) tool: String,
+    pub(crate) way: Way,
+    pub(crate) program: PathBuf,
+    /// Before source and target.
+    arguments: Vec<OsString>,
+    /// HAUL_BACKEND for the near end; the far end's is its sshd's.
+    backend: &'static str,
+    /// Index of the sshd in use.
+    sshd: Option<usize>,
+}
+
+impl Row {
+    pub(crate) fn is_installed(&self) -> bool {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        self.program.is_absolute() || std::env::split_paths(&path).any(|dir| dir.join(&self.program).is_file())
+    }
+
+    fn command(&self, shape: &Shape, place: &Place<'_>, target: &Path) -> Command {
+        let source = place.source.join(shape.name);
+        let operand = |host: &str, path: &Path| {
+            let mut operand = OsString::from(host);
+            operand.push(path);
+            operand
+        };
+        let (from_host, to_host) = match self.way {
+            Way::Up => ("", "far:"),
+            Way::Down => ("far:", ""),
+            Way::Local => ("", ""),
+        };
+        let (from, to) = (operand(from_host, &source), operand(to_host, target));
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments).arg(from).arg(to).env("HAUL_BACKEND", self.backend);
+        command
+    }
+}
+
+/// A row and its samples, or why there are none.
+pub(crate) struct Measured {
+    pub(crate) row: Row,
+    pub(crate) samples: Result<Vec<Sample>, String>,
+}
+
+/// All rows of a shape, in the order of their turns.
+pub(crate) fn all(haul: &Path, sshds: &[Sshd], recursive: bool) -> Vec<Row> {
+    let recurse: &[&str] = if recursive { &["-r"] } else { &[] };
+    let mut rows = Vec::new();
+    let mut add = |tool: &str, way: Way, program: &Path, arguments: Vec<OsString>, sshd: Option<usize>| {
+        let backend = sshd.and_then(|index| sshds.get(index)).map_or("auto", |sshd| sshd.backend);
+        let (name, tool, program) = (format!("{tool} {}", way.name()), tool.to_string(), program.to_path_buf());
+        rows.push(Row { name, tool, way, program, arguments, backend, sshd });
+    };
+    let words = |words: &[&str]| -> Vec<OsString> { words.iter().chain(recurse).map(OsString::from).collect() };
+    for way in [Way::Up, Way::Down].into_iter().filter(|_| !sshds.is_empty()) {
+        for (index, sshd) in sshds.iter().enumerate() {
+            let config = sshd.ssh_config();
+            let config = config.to_string_lossy();
+            let copy = words(&["copy", "-q", "-F", &config]);
+            add(&format!("haul {}", sshd.backend), way, haul, copy, Some(index));
+            let copy = words(&["copy", "-q", "-F", &config, "-o", &format!("Ciphers={FAST_CIPHER}")]);
+            add(&format!("haul {} aes128-gcm", sshd.backend), way, haul, copy, Some(index));
+        }
+        let config = sshds[0].ssh_config();
+        let config = config.to_string_lossy();
+        add("scp", way, Path::new("scp"), words(&["-q", "-F", &config]), Some(0));
+        add("scp aes128-gcm", way, Path::new("scp"), words(&["-q", "-F", &config, "-c", FAST_CIPHER]), Some(0));
+        let rsync = ["-aW", "-e", &format!("ssh -F {config}")].map(OsString::from).to_vec();
+        add("rsync", way, Path::new("rsync"), rsync, Some(0));
+    }
+    add("cp", Way::Local, Path::new("cp"), words(&[]), None);
+    rows
+}
+
+/// The fastest cipher of ssh on machines with AES instructions; not its default.
+const FAST_CIPHER: &str = "aes128-gcm@openssh.com";
+
+/// Rows take turns; the first round is dropped. Every run copies into a fresh directory.
+pub(crate) fn measure(
+    rows: Vec<Row>,
+    shape: &Shape,
+    place: &Place<'_>,
+    sshds: &[Sshd],
+    rounds: u32,
+) -> Result<Vec<Measured>> {
+    // Whoever stops this wants the sshds ended and the directories removed, which is done on the way out.
+    let stopped = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, stopped.clone())?;
+    }
+    let mut measured: Vec<Measured> = rows.into_iter().map(|row| Measured { row, samples: Ok(Vec::new()) }).collect();
+    for round in 0..rounds {
+        warm(&place.source.join(shape.name))?;
+        for (number, Measured { row, samples }) in measured.iter_mut().enumerate() {
+            let Ok(so_far) = samples else { continue };
+            if std::io::stderr().is_terminal() {
+                eprint!("\r{}: round {} of {rounds}: {:<28}\r", shape.title, round + 1, row.name);
+            }
+            let target = place.target.join(format!("{}-{round}-{number}", shape.name));
+            fs::create_dir(&target)?;
+            let far = row.sshd.map(|index| sshds[index].child.id());
+            let sample = process::run(row.command(shape, place, &target), far);
+            if stopped.load(Ordering::Relaxed) {
+                bail!("stopped in round {} of {rounds}, {}", round + 1, row.name);
+            }
+            match sample.and_then(|sample| check(shape, &target).map(|()| sample)) {
+                Ok(sample) if round > 0 => so_far.push(sample),
+                Ok(_) => {}
+                Err(why) => *samples = Err(format!("{why:#}")),
+            }
+            // Memory runs out if nothing is removed, and tmpfs forgets at once. On disk, removing a tree makes the
+            // creates that follow slower (ext4 looks for inodes not freed just now), so trees stay to the end there.
+            if place.on_tmpfs || !shape.recursive {
+                fs::remove_dir_all(&target)?;
+            }
+        }
+    }
+    Ok(measured)
+}
+
+/// A peer that exits with 0 and has not copied everything is not measured.
+fn check(shape: &Shape, target: &Path) -> Result<()> {
+    let (files, bytes) = walk(&target.join(shape.name), &mut |path| Ok(fs::symlink_metadata(path)?.len()))?;
+    ensure!((files, bytes) == (shape.files, shape.bytes), "{files} files of {bytes} bytes in all arrived");
+    Ok(())
+}
+
+/// Reads everything once, so that no row finds the page cache colder than the others do.
+fn warm(source: &Path) -> Result<()> {
+    let read = |path: &Path| Ok(std::io::copy(&mut fs::File::open(path)?, &mut std::io::sink())?);
+    walk(source, &mut { read }).map(drop)
+}
+
+/// Number of files at or below `path`, and the sum of what `each` says of them.
+fn walk(path: &Path, each: &mut impl FnMut(&Path) -> Result<u64>) -> Result<(u64, u64)> {
+    if !path.is_dir() {
+        return Ok((1, each(path).with_context(|| path.display().to_string())?));
+    }
+    let mut sum = (0, 0);
+    for entry in fs::read_dir(path)? {
+        let (files, bytes) = walk(&entry?.path(), each)?;
+        sum = (sum.0 + files, sum.1 + bytes);
+    }
+    Ok(sum)
+}
