@@ -9,6 +9,8 @@ use crate::remote::{self, Host};
 use crate::signals;
 use haul_engine::backend::{Backend as _, DirId, StreamId};
 use haul_engine::block::Pool;
+#[cfg(target_os = "linux")]
+use haul_engine::limits::PIPE_BYTES;
 use haul_engine::limits::{POOL_LARGE_BLOCKS, POOL_SMALL_BLOCKS};
 use haul_engine::offload::Root;
 use haul_engine::session::Failure;
@@ -18,7 +20,7 @@ use haul_engine::session::report::{Progress, Report, Reporter, SharedProgress};
 use haul_engine::session::server::Server;
 use haul_engine::worker::Worker;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Child;
 use std::sync::Arc;
@@ -129,6 +131,15 @@ pub(crate) fn client(
     output.finish()
 }
 
+/// Asks for a large pipe: each hand-over between two processes then moves more. What is not a pipe, or too much for the
+/// user's budget, stays as it is.
+pub(crate) fn widen(end: &impl AsFd) {
+    #[cfg(target_os = "linux")]
+    let _ = rustix::pipe::fcntl_setpipe_size(end, PIPE_BYTES);
+    #[cfg(not(target_os = "linux"))]
+    let _ = end;
+}
+
 /// Waits for the remote shell to end by itself, which it does when its streams are closed; not for ever.
 fn end_shell(child: &mut Child) -> Option<i32> {
     let until = Instant::now() + SHELL_END;
@@ -156,6 +167,8 @@ fn open(peer: Peer) -> Result<Opened, String> {
             let (Some(stdout), Some(stdin)) = (child.stdout.take(), child.stdin.take()) else {
                 return Err("the remote shell has no pipes".to_string());
             };
+            widen(&stdout);
+            widen(&stdin);
             Ok((Some(child), opening, (stdout.into(), Some(stdin.into())), None))
         }
     }

@@ -54,6 +54,8 @@ fn serve(args: &ServeArgs, choice: Choice) -> Result<Exit, (String, Exit)> {
                 fd.try_clone_to_owned().map_err(|e| (output::reason(&e), Exit::Socket))
             };
             let (stdin, stdout) = (own(std::io::stdin().as_fd())?, own(std::io::stdout().as_fd())?);
+            crate::run::widen(&stdin);
+            crate::run::widen(&stdout);
             let stream = backend.add_stream(stdin, Some(stdout), false).map_err(failed)?;
             close_stdio();
             let mut worker = Worker::new(backend, Pool::new(POOL_SMALL_BLOCKS, blocks));
