@@ -5,9 +5,12 @@ use crate::exit::Exit;
 use crate::operand::{self, Parsed};
 use crate::output::Output;
 use crate::run::{self, MakeClient};
-use haul_engine::session::plan::Options;
+use haul_engine::session::plan::{Operand, Options};
 use haul_engine::session::{Failure, download, upload};
 use haul_engine::wire::frame::Preserve;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 
 pub(crate) fn run(args: &CopyArgs, choice: Choice) -> Exit {
     let parsed: Result<Vec<Parsed>, String> = args.paths.iter().map(|path| operand::parse(path)).collect();
@@ -36,8 +39,22 @@ pub(crate) fn run(args: &CopyArgs, choice: Choice) -> Exit {
         }
     };
     let same_machine = from.is_none() && target.host.is_none();
-    let sources: Vec<_> = sources.into_iter().map(|source| source.operand).collect();
+    let mut sources: Vec<_> = sources.into_iter().map(|source| source.operand).collect();
     let target = target.operand;
+    let mut output = Output::new(&args.output);
+    if same_machine && options.recursive {
+        sources.retain(|source| {
+            let endless = is_inside_itself(source, &target, options.exact_target);
+            if endless {
+                let rule = "a directory cannot be copied into itself";
+                output.failed(&Failure::rule(&source.shown, "left out", rule));
+            }
+            !endless
+        });
+        if sources.is_empty() {
+            return output.finish();
+        }
+    }
     let make: MakeClient = if from.is_some() {
         Box::new(move |around| {
             let plan = download::Plan { sources, local: around.local, target, options };
@@ -51,8 +68,37 @@ pub(crate) fn run(args: &CopyArgs, choice: Choice) -> Exit {
             upload::client(around.stream, around.opening, plan, around.progress, around.reporter)
         })
     };
-    let mut output = Output::new(&args.output);
     run::client(choice, peer, make, &mut output, |report, _| Some(report))
+}
+
+/// True when the copy of a directory would lie inside it: the walk would find what it has just made, without end.
+fn is_inside_itself(source: &Operand, target: &Operand, exact: bool) -> bool {
+    let Ok(from) = path(source).canonicalize() else { return false };
+    if !from.is_dir() {
+        return false;
+    }
+    let mut to = real(&path(target));
+    if !source.contents && !exact {
+        to.extend(source.path.file_name().map(OsStr::from_bytes));
+    }
+    to != from && to.starts_with(&from)
+}
+
+fn path(operand: &Operand) -> PathBuf {
+    let bytes = operand.path.as_bytes();
+    PathBuf::from(OsStr::from_bytes(if bytes.is_empty() { b"." } else { bytes }))
+}
+
+/// The path without links, as far as it exists.
+fn real(path: &Path) -> PathBuf {
+    if let Ok(real) = path.canonicalize() {
+        return real;
+    }
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) if parent.as_os_str().is_empty() => real(Path::new(".")).join(name),
+        (Some(parent), Some(name)) => real(parent).join(name),
+        _ => path.to_path_buf(),
+    }
 }
 
 fn options(args: &CopyArgs) -> Options {

@@ -9,7 +9,7 @@
 //! it has been answered.
 
 use super::client::{Answer, Client, Desk, Driver, Opening, Reply};
-use super::plan::{Landing, Operand, Options, skip_reason};
+use super::plan::{Landing, Operand, Options, describe, skip_reason};
 use super::report::{Direction, Report, Reporter, SharedProgress};
 use super::{Cause, Failure, Outcome, get, list, stat, tree};
 use crate::backend::{DirId, Errno, FsOp, NO_ATTRIBUTES, OpKind, Output, Place, StreamId};
@@ -440,10 +440,4 @@ fn from_base(entry: ListEntry) -> TreeEntry {
     let mtime = Timestamp { seconds: entry.mtime, nanoseconds: 0 };
     let attributes = Attributes { kind, size: entry.size, mtime, ..NO_ATTRIBUTES };
     TreeEntry { path: entry.path, attributes, link: Vec::new(), error: ErrorCode::NONE }
-}
-
-/// The words for a number the server gave.
-fn describe(code: ErrorCode) -> Vec<u8> {
-    let errno = code.0.checked_sub(ErrorCode::ERRNO_BASE).map(|n| Errno(i32::from(n)));
-    errno.map_or_else(|| format!("error {}", code.0), |errno| errno.to_string()).into_bytes()
 }

@@ -5,7 +5,7 @@
 //! ```
 
 use super::client::{Answer, Client, Desk, Driver, Opening, Reply};
-use super::plan::Operand;
+use super::plan::{Operand, describe};
 use super::report::{Report, Reporter, SharedProgress};
 use super::{Cause, Failure, Outcome, hash, list, resume, stat, tree};
 use crate::backend::{NO_ATTRIBUTES, OpKind, StreamId};
@@ -112,7 +112,8 @@ impl Inspect {
                         desk.report(Report::Listed { path, attributes, link: entry.link });
                     } else {
                         let path = [&operand.shown, b"/".as_slice(), &entry.path.0].concat();
-                        let cause = Cause::There { code: entry.error, message: b"cannot read".to_vec() };
+                        let message = [b"cannot read: ".as_slice(), &describe(entry.error)].concat();
+                        let cause = Cause::There { code: entry.error, message };
                         desk.report(Report::Failed(Failure { path, what: "cannot list", cause }));
                     }
                 }

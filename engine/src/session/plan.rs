@@ -2,7 +2,7 @@
 
 use super::Failure;
 use crate::backend::Errno;
-use crate::wire::frame::{Kind, Preserve};
+use crate::wire::frame::{ErrorCode, Kind, Preserve};
 use crate::wire::path::{RelPath, RequestPath, Target};
 
 /// A path the user named, on either side.
@@ -87,6 +87,12 @@ pub(crate) fn skip_reason(kind: Kind) -> &'static str {
         Kind::Socket => "socket",
         Kind::CharDevice | Kind::BlockDevice => "device",
     }
+}
+
+/// The words for a number the server gave.
+pub(crate) fn describe(code: ErrorCode) -> Vec<u8> {
+    let errno = code.0.checked_sub(ErrorCode::ERRNO_BASE).map(|n| Errno(i32::from(n)));
+    errno.map_or_else(|| format!("error {}", code.0), |errno| errno.to_string()).into_bytes()
 }
 
 #[cfg(test)]

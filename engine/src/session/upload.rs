@@ -65,9 +65,18 @@ enum What {
 
 /// A copy that the kernel is trying.
 struct Cloning {
+    number: u64,
     from: Place,
     to: Place,
     source: Vec<u8>,
+}
+
+/// A directory that the walk has left; its attributes wait for the copies numbered below `after`. Requests need no such
+/// care: the server answers them in order.
+struct Leaving {
+    after: u64,
+    target: Target,
+    attributes: Attributes,
 }
 
 pub(crate) struct Upload {
@@ -81,6 +90,8 @@ pub(crate) struct Upload {
     cloning: Vec<Cloning>,
     /// Files the kernel could not copy by itself.
     uncloned: VecDeque<Cloning>,
+    next_clone: u64,
+    leaving: VecDeque<Leaving>,
     noticed: bool,
 }
 
@@ -98,6 +109,8 @@ pub fn client(stream: StreamId, opening: Opening, plan: Plan, progress: SharedPr
         next_tag: 0,
         cloning: Vec::new(),
         uncloned: VecDeque::new(),
+        next_clone: 0,
+        leaving: VecDeque::new(),
         noticed: false,
     };
     Client::new(stream, opening, Box::new(driver), progress, reporter)
@@ -198,7 +211,8 @@ impl Upload {
         let finish = Finish { attributes: Some(attributes), preserve: self.landing.options.preserve, sync: false };
         let op = FsOp::Clone { from: from.clone(), to: to.clone(), finish };
         desk.io.submit(CLONE, OpKind::Fs(Box::new(op)));
-        self.cloning.push(Cloning { from, to, source });
+        self.next_clone += 1;
+        self.cloning.push(Cloning { number: self.next_clone, from, to, source });
     }
 
     fn put(&mut self, local: Place, source: Vec<u8>, remote: Target, desk: &mut Desk<'_, '_>) {
@@ -209,8 +223,9 @@ impl Upload {
         desk.ask(tag, Box::new(put::Upload::new(offered)));
     }
 
-    fn on_cloned(&mut self, to: &Place, outcome: Outcome, desk: &mut Desk<'_, '_>) {
-        let Some(index) = self.cloning.iter().position(|cloning| cloning.to == *to) else { return };
+    fn on_cloned(&mut self, from: &Place, to: &Place, outcome: Outcome, desk: &mut Desk<'_, '_>) {
+        let this = |cloning: &Cloning| cloning.from == *from && cloning.to == *to;
+        let Some(index) = self.cloning.iter().position(this) else { return };
         let cloning = self.cloning.swap_remove(index);
         match outcome {
             Ok(Output::Cloned { hash, size }) => {
@@ -253,7 +268,8 @@ impl Upload {
                 }
                 Step::Leave(path, attributes) => {
                     let target = base.child(path.as_ref());
-                    self.leave(target, attributes, desk);
+                    self.leaving.push_back(Leaving { after: self.next_clone + 1, target, attributes });
+                    self.leave(desk);
                 }
             }
         }
@@ -283,14 +299,21 @@ impl Upload {
         }
     }
 
-    fn leave(&mut self, target: Target, attributes: Attributes, desk: &mut Desk<'_, '_>) {
-        if !desk.io.terms.ext(Ext::META) {
-            return self.notice(desk);
+    /// Asks for the attributes of directories that nothing more will be put into.
+    fn leave(&mut self, desk: &mut Desk<'_, '_>) {
+        let oldest = self.cloning.iter().chain(&self.uncloned).map(|cloning| cloning.number).min();
+        while desk.has_room()
+            && let Some(leaving) = self.leaving.pop_front_if(|next| oldest.is_none_or(|oldest| oldest >= next.after))
+        {
+            if !desk.io.terms.ext(Ext::META) {
+                self.notice(desk);
+                continue;
+            }
+            let shown = self.landing.shown(&leaving.target);
+            let tag = self.tag(What::Attributes, Vec::new(), shown.clone());
+            let preserve = self.landing.options.preserve;
+            desk.ask(tag, Box::new(mkdir::ask_set_meta(leaving.target, leaving.attributes, preserve, shown)));
         }
-        let shown = self.landing.shown(&target);
-        let tag = self.tag(What::Attributes, Vec::new(), shown.clone());
-        let preserve = self.landing.options.preserve;
-        desk.ask(tag, Box::new(mkdir::ask_set_meta(target, attributes, preserve, shown)));
     }
 
     fn notice(&mut self, desk: &mut Desk<'_, '_>) {
@@ -308,6 +331,7 @@ impl Driver for Upload {
         {
             self.put(cloning.from, cloning.source, cloning.to.target, desk);
         }
+        self.leave(desk);
         while desk.has_room() {
             match &self.state {
                 State::LookAtTarget => self.look_at_target(desk),
@@ -341,7 +365,7 @@ impl Driver for Upload {
     fn on_completion(&mut self, kind: OpKind, outcome: Outcome, desk: &mut Desk<'_, '_>) {
         if let OpKind::Fs(op) = &kind {
             match &**op {
-                FsOp::Clone { to, .. } => return self.on_cloned(to, outcome, desk),
+                FsOp::Clone { from, to, .. } => return self.on_cloned(from, to, outcome, desk),
                 FsOp::Stat { .. } => {
                     if let State::LookAtSource(source) = std::mem::replace(&mut self.state, State::NextSource) {
                         self.on_source(source, outcome, desk);
@@ -357,7 +381,8 @@ impl Driver for Upload {
     }
 
     fn is_finished(&self) -> bool {
-        matches!(self.state, State::Done) && self.cloning.is_empty() && self.uncloned.is_empty()
+        let copied = self.cloning.is_empty() && self.uncloned.is_empty();
+        matches!(self.state, State::Done) && copied && self.leaving.is_empty()
     }
 
     fn state(&self) -> &'static str {

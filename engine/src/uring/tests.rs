@@ -248,7 +248,7 @@ fn more_stalled_files_than_pipes_leave_a_healthy_one_alone_and_drop_ends_them() 
     let content = vec![9; 16 << 20];
     let file = bench.open("source", &content);
     let mut peers = Vec::new();
-    for _ in 0..LEASED_PIPES + 4 {
+    for _ in 0..limits::LEASED_PIPES + 4 {
         let (near, far) = tcp();
         let stream = bench.ring.add_stream(near.into(), None, true).unwrap();
         bench.send_file(stream, file, 16 << 20);
