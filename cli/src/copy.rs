@@ -32,9 +32,9 @@ pub(crate) fn run(args: &CopyArgs, choice: Choice) -> Exit {
     let options = options(args);
     let peer = match run::connect(from.as_ref().or(target.host.as_ref()), &args.remote) {
         Ok(peer) => peer,
-        Err(why) => {
+        Err(failure) => {
             let mut output = Output::new(&args.output);
-            output.fatal(&Failure::connection("cannot start", why), Exit::Start);
+            output.fatal(&failure, Exit::Start);
             return output.finish();
         }
     };

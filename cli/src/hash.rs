@@ -4,7 +4,6 @@ use crate::args::{Choice, HashArgs};
 use crate::exit::Exit;
 use crate::output::{Output, hex, put_name};
 use crate::run;
-use haul_engine::session::Failure;
 use haul_engine::session::inspect::{self, Question};
 use haul_engine::session::report::Report;
 use serde_json::json;
@@ -18,8 +17,8 @@ pub(crate) fn run(args: &HashArgs, choice: Choice) -> Exit {
     let mut output = Output::new(&run::quiet(&args.output));
     let peer = match run::connect(host.as_ref(), &args.remote) {
         Ok(peer) => peer,
-        Err(why) => {
-            output.fatal(&Failure::connection("cannot start", why), Exit::Start);
+        Err(failure) => {
+            output.fatal(&failure, Exit::Start);
             return output.finish();
         }
     };

@@ -1,6 +1,7 @@
 //! The other machine: a host name that is safe to hand to ssh, and the ssh process that starts haul there.
 
 use crate::args::RemoteArgs;
+use haul_engine::session::Failure;
 use std::ffi::OsString;
 use std::fmt;
 use std::os::unix::ffi::OsStringExt;
@@ -59,10 +60,11 @@ pub(crate) fn start_line() -> String {
 }
 
 /// Starts haul on `host`: its stdin and stdout are the stream, its stderr is ours.
-pub(crate) fn spawn(host: &Host, args: &RemoteArgs, start_line: &str) -> Result<Child, String> {
+pub(crate) fn spawn(host: &Host, args: &RemoteArgs, start_line: &str) -> Result<Child, Failure> {
     let shell = args.rsh.as_deref().unwrap_or("ssh");
-    let mut words = split_words(shell)?.into_iter();
-    let program = words.next().ok_or("the remote shell given with -e is empty")?;
+    let unusable = |why| Failure::rule(shell.as_bytes(), "cannot be the remote shell", why);
+    let mut words = split_words(shell).map_err(unusable)?.into_iter();
+    let program = words.next().ok_or_else(|| unusable("it is empty"))?;
     let mut command = Command::new(&program);
     command.args(words);
     if let Some(file) = &args.ssh_config {
@@ -86,7 +88,7 @@ pub(crate) fn spawn(host: &Host, args: &RemoteArgs, start_line: &str) -> Result<
     command.arg("--").arg(OsString::from_vec(host.name.clone()));
     command.arg(format!("exec sh -c {} {start_line} {}", quote(START), quote(&args.remote_path)));
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
-    command.spawn().map_err(|error| format!("{program}: cannot start: {}", crate::output::reason(&error)))
+    command.spawn().map_err(|error| Failure::here(program.as_bytes(), "cannot start", error.into()))
 }
 
 /// Quotes a word for any Bourne-like shell.
@@ -95,7 +97,7 @@ fn quote(word: &str) -> String {
 }
 
 /// Splits the argument of -e into words; single and double quotes and backslashes work as in a shell.
-fn split_words(text: &str) -> Result<Vec<String>, String> {
+fn split_words(text: &str) -> Result<Vec<String>, &'static str> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
     let mut quoted = None;
@@ -113,7 +115,7 @@ fn split_words(text: &str) -> Result<Vec<String>, String> {
         }
     }
     if quoted.is_some() {
-        return Err(format!("the remote shell `{text}` has an open quote"));
+        return Err("it has an open quote");
     }
     words.extend(word);
     Ok(words)

@@ -56,7 +56,7 @@ pub(crate) enum Peer {
 }
 
 /// Connects to the other end.
-pub(crate) fn connect(host: Option<&Host>, args: &RemoteArgs) -> Result<Peer, String> {
+pub(crate) fn connect(host: Option<&Host>, args: &RemoteArgs) -> Result<Peer, Failure> {
     let Some(host) = host else { return Ok(Peer::Here) };
     let line = remote::start_line();
     let child = remote::spawn(host, args, &line)?;

@@ -31,6 +31,8 @@ pub const MAX_SESSIONS: usize = 16;
 pub const DAEMON_SESSION_BLOCKS: usize = 4;
 /// Large blocks the pool of a listening server holds at most.
 pub const DAEMON_LARGE_BLOCKS: usize = MAX_SESSIONS * (DAEMON_SESSION_BLOCKS + 1);
+/// Bytes of the longest path a request may name: an operand and a path below it, each at most PATH_MAX.
+pub const MAX_REQUEST_PATH_BYTES: usize = 16 * 1024;
 /// Requests a server session works on at the same time.
 pub const MAX_ACTIVE_REQUESTS: usize = 32;
 /// Requests a client keeps unanswered.

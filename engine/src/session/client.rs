@@ -246,7 +246,10 @@ pub struct Client {
     reporter: Reporter,
     asks: Asks,
     driver: Box<dyn Driver>,
+    /// The line of the preamble that is not complete yet, and what came before it, for the message.
     unprinted: Vec<u8>,
+    printed: Vec<u8>,
+    printed_bytes: usize,
 }
 
 impl Client {
@@ -278,6 +281,8 @@ impl Client {
             },
             driver,
             unprinted: Vec::new(),
+            printed: Vec::new(),
+            printed_bytes: 0,
         }
     }
 
@@ -320,11 +325,9 @@ impl Client {
             let used = newline.map_or(input.len(), |at| at + 1);
             self.unprinted.extend_from_slice(&input[..used]);
             self.link.consume_preamble(used);
-            if newline.is_none() {
-                if self.unprinted.len() > MAX_PREAMBLE_BYTES {
-                    return Err(self.no_start_line());
-                }
-                return Ok(());
+            self.printed_bytes += used;
+            if newline.is_none() || self.printed_bytes > MAX_PREAMBLE_BYTES {
+                return if self.printed_bytes > MAX_PREAMBLE_BYTES { Err(self.no_start_line()) } else { Ok(()) };
             }
             // Text without a newline may stand before the line.
             let text = self.unprinted.trim_ascii_end();
@@ -334,13 +337,17 @@ impl Client {
             } else if text.ends_with(&missing) {
                 return Err(Failure::connection("cannot start haul on the remote side", "it is not installed there"));
             }
+            if self.printed.len() < 256 {
+                self.printed.extend_from_slice(&self.unprinted);
+            }
             self.unprinted.clear();
         }
         Ok(())
     }
 
     fn no_start_line(&self) -> Failure {
-        let printed = &self.unprinted[..self.unprinted.len().min(120)];
+        let printed = [self.printed.as_slice(), &self.unprinted].concat();
+        let printed = &printed[..printed.len().min(120)];
         if printed.trim_ascii().is_empty() {
             return Failure::connection("cannot start haul on the remote side", "the connection closed without a word");
         }

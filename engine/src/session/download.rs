@@ -9,9 +9,9 @@
 //! it has been answered.
 
 use super::client::{Answer, Client, Desk, Driver, Opening, Reply};
-use super::plan::{Landing, Operand, Options, describe, skip_reason};
+use super::plan::{Landing, Operand, Options, skip_reason, unreadable};
 use super::report::{Direction, Report, Reporter, SharedProgress};
-use super::{Cause, Failure, Outcome, get, list, stat, tree};
+use super::{Failure, Outcome, get, list, stat, tree};
 use crate::backend::{DirId, Errno, FsOp, NO_ATTRIBUTES, OpKind, Output, Place, StreamId};
 use crate::limits::PAGE_ENTRIES;
 use crate::wire::frame::{Attributes, ErrorCode, Ext, Kind, ListEntry, Timestamp, TreeEntry};
@@ -132,7 +132,7 @@ impl Download {
             Ok(Output::Attributes { attributes, .. }) => self.landing.present = Some(attributes.kind),
             Ok(_) | Err(Errno::NOT_FOUND) => {}
             Err(errno) => {
-                desk.report(Report::Failed(Failure::here(&self.landing.target.shown, "cannot use it", errno)));
+                desk.report(Report::Failed(Failure::here(&self.landing.target.shown, "cannot stat", errno)));
                 self.sources.clear();
             }
         }
@@ -159,7 +159,11 @@ impl Download {
         self.state = State::NextSource;
         let target = match self.landing.of(&source, attributes.kind) {
             Ok(target) => target,
-            Err(failure) => return desk.report(Report::Failed(failure)),
+            Err(failure) => {
+                // What is wrong with the target is wrong for every source.
+                self.sources.clear();
+                return desk.report(Report::Failed(failure));
+            }
         };
         match attributes.kind {
             Kind::Directory if self.landing.options.recursive => self.begin_listing(source, target, attributes, desk),
@@ -247,9 +251,8 @@ impl Download {
         };
         let shown = listing.source.shown_below(path.as_ref());
         if entry.error != ErrorCode::NONE {
-            let message = [b"cannot read: ".as_slice(), &describe(entry.error)].concat();
-            let cause = Cause::There { code: entry.error, message };
-            return desk.report(Report::Failed(Failure { path: shown, what: "cannot read", cause }));
+            let failure = unreadable(shown, path.is_none(), &entry);
+            return desk.report(Report::Failed(failure));
         }
         let remote = Target { operand: listing.source.path.clone(), below: path.clone() };
         let target = listing.base.child(path.as_ref());

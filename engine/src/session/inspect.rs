@@ -5,9 +5,9 @@
 //! ```
 
 use super::client::{Answer, Client, Desk, Driver, Opening, Reply};
-use super::plan::{Operand, describe};
+use super::plan::{Operand, unreadable};
 use super::report::{Report, Reporter, SharedProgress};
-use super::{Cause, Failure, Outcome, hash, list, resume, stat, tree};
+use super::{Outcome, hash, list, resume, stat, tree};
 use crate::backend::{NO_ATTRIBUTES, OpKind, StreamId};
 use crate::wire::frame::{Attributes, ErrorCode, Ext, Kind, Timestamp};
 use crate::wire::path::Target;
@@ -111,10 +111,10 @@ impl Inspect {
                         let (path, attributes) = (entry.path.0, entry.attributes);
                         desk.report(Report::Listed { path, attributes, link: entry.link });
                     } else {
-                        let path = [&operand.shown, b"/".as_slice(), &entry.path.0].concat();
-                        let message = [b"cannot read: ".as_slice(), &describe(entry.error)].concat();
-                        let cause = Cause::There { code: entry.error, message };
-                        desk.report(Report::Failed(Failure { path, what: "cannot list", cause }));
+                        let base = entry.path.0.is_empty();
+                        let below: &[u8] = if base || operand.shown.ends_with(b"/") { b"" } else { b"/" };
+                        let path = [&operand.shown, below, &entry.path.0].concat();
+                        desk.report(Report::Failed(unreadable(path, base, &entry)));
                     }
                 }
                 if !last {

@@ -94,7 +94,8 @@ impl Verb for Serve {
     }
 
     fn advance(&mut self, head: bool, io: &mut Io<'_, '_>) -> bool {
-        while self.ended.is_none() && self.looking.is_none() {
+        // A listing may be as large as a frame: only the one whose turn it is is gathered.
+        while head && self.ended.is_none() && self.looking.is_none() {
             match self.walker.next(io) {
                 Step::Entry(found) => self.found(found, io),
                 Step::Leave(..) => {}

@@ -1,8 +1,8 @@
 //! What the two copying drivers share: operands, options, and rsync's rule for where a source lands.
 
-use super::Failure;
+use super::{Cause, Failure};
 use crate::backend::Errno;
-use crate::wire::frame::{ErrorCode, Kind, Preserve};
+use crate::wire::frame::{ErrorCode, Kind, Preserve, TreeEntry};
 use crate::wire::path::{RelPath, RequestPath, Target};
 
 /// A path the user named, on either side.
@@ -89,8 +89,15 @@ pub(crate) fn skip_reason(kind: Kind) -> &'static str {
     }
 }
 
+/// What a TREE entry says that could not be read; `base`: the walked directory itself.
+pub(crate) fn unreadable(path: Vec<u8>, base: bool, entry: &TreeEntry) -> Failure {
+    let what = if base || entry.attributes.kind == Kind::Directory { "cannot list" } else { "cannot stat" };
+    let message = [what.as_bytes(), b": ", &describe(entry.error)].concat();
+    Failure { path, what, cause: Cause::There { code: entry.error, message } }
+}
+
 /// The words for a number the server gave.
-pub(crate) fn describe(code: ErrorCode) -> Vec<u8> {
+fn describe(code: ErrorCode) -> Vec<u8> {
     let errno = code.0.checked_sub(ErrorCode::ERRNO_BASE).map(|n| Errno(i32::from(n)));
     errno.map_or_else(|| format!("error {}", code.0), |errno| errno.to_string()).into_bytes()
 }

@@ -16,7 +16,7 @@ use super::{Cause, Context, Failure, Flow, Io, Outcome, Quotas, Session, Terms};
 use super::{get, hash, list, mkdir, put, resume, stat, tree};
 use crate::backend::{Completion, DirId, OpKind, Place, StreamId, Time, Token};
 use crate::block::{Quota, Slice};
-use crate::limits::{HANDSHAKE_TIMEOUT, MAX_ACTIVE_REQUESTS};
+use crate::limits::{HANDSHAKE_TIMEOUT, MAX_ACTIVE_REQUESTS, MAX_REQUEST_PATH_BYTES};
 use crate::wire::decode::Role;
 use crate::wire::frame::{Attributes, Caps, Dialect, ErrorCode, Ext, Frame, Hash, PathField, Preserve};
 use crate::wire::hello::{self, Greeting, ServerOffer};
@@ -70,6 +70,13 @@ enum Phase {
     Draining,
 }
 
+/// What the client sent, before it is begun.
+enum Pending {
+    Request(Frame),
+    /// Something that is no request: it is answered with an Error in its turn.
+    Refusal(Failure),
+}
+
 /// Where the pieces of a body go.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum BodyOf {
@@ -91,8 +98,8 @@ pub struct Server {
     quotas: Quotas,
     progress: Progress,
     active: VecDeque<Exchange>,
-    /// A request that has to wait for those before it.
-    pending: Option<Frame>,
+    /// What has to wait for those before it.
+    pending: Option<Pending>,
     body: BodyOf,
     walks: tree::Walks,
     next_transfer: u32,
@@ -158,7 +165,7 @@ impl Server {
             request => {
                 // A request inside a body ends it; the Put finds itself incomplete.
                 self.end_body(Body::Done, "", cx);
-                self.pending = Some(request);
+                self.pending = Some(self.bounded(request));
             }
         }
         Ok(())
@@ -166,8 +173,10 @@ impl Server {
 
     fn on_hello(&mut self, frame: &Frame) -> Result<(), Failure> {
         let &Frame::Hello { version, caps, ext } = frame else {
-            self.refuse("the first frame must be Hello");
-            return Err(Failure::connection("handshake", "the first frame was not Hello"));
+            let message = b"the first frame must be Hello".to_vec();
+            self.send(&Frame::Error { message, code: ErrorCode::PROTOCOL });
+            self.phase = Phase::Draining;
+            return Ok(());
         };
         match hello::answer(Greeting { version, caps, ext }, OFFER) {
             Ok((agreed, welcome)) => {
@@ -186,14 +195,32 @@ impl Server {
     }
 
     /// Answers with an Error that belongs to no request.
-    fn refuse(&mut self, message: &str) {
-        self.send(&Frame::Error { message: message.into(), code: ErrorCode::PROTOCOL });
+    fn refuse(&mut self, name: &'static str) {
+        self.pending = Some(Pending::Refusal(Failure::rule(b"", "unexpected message", name)));
     }
 
-    fn unexpected(&mut self, name: &str) {
+    fn unexpected(&mut self, name: &'static str) {
         // One Error, then whatever belongs to the same body is dropped.
         self.body = BodyOf::Discarded;
-        self.refuse(&format!("unexpected message: {name}"));
+        self.refuse(name);
+    }
+
+    /// Paths longer than any system's are not kept: a request may wait for long, and a frame can be large.
+    fn bounded(&self, request: Frame) -> Pending {
+        match request_path(&request) {
+            Some(path) if path.0.len() > MAX_REQUEST_PATH_BYTES => {
+                if matches!(request, Frame::Put { .. }) {
+                    return Pending::Request(Frame::Put {
+                        path: PathField(vec![0]),
+                        size: 0,
+                        offset: 0,
+                        overwrite: true,
+                    });
+                }
+                Pending::Refusal(Failure::rule(b"", "cannot use this path", "it is too long"))
+            }
+            _ => Pending::Request(request),
+        }
     }
 
     fn send(&mut self, frame: &Frame) {
@@ -213,16 +240,27 @@ impl Server {
         }
     }
 
-    fn end_body(&mut self, body: Body, name: &str, cx: &mut Context<'_>) {
+    fn end_body(&mut self, body: Body, name: &'static str, cx: &mut Context<'_>) {
         if self.body == BodyOf::Nobody && !name.is_empty() {
-            self.refuse(&format!("unexpected message: {name}"));
+            self.refuse(name);
         }
         self.on_body(body, cx);
         self.body = BodyOf::Nobody;
     }
 
     /// Starts a request, or keeps it back. True when it was started.
-    fn admit(&mut self, request: Frame, cx: &mut Context<'_>) -> bool {
+    fn admit(&mut self, pending: Pending, cx: &mut Context<'_>) -> bool {
+        let request = match pending {
+            Pending::Request(request) => request,
+            Pending::Refusal(_) if self.active.len() >= MAX_ACTIVE_REQUESTS => {
+                self.pending = Some(pending);
+                return false;
+            }
+            Pending::Refusal(failure) => {
+                self.push(Class::Read, None, Box::new(Refused { failure }));
+                return true;
+            }
+        };
         let class = match request {
             Frame::Put { .. } | Frame::Mkdir { .. } | Frame::SetMeta { .. } | Frame::Symlink { .. } => Class::Write,
             _ => Class::Read,
@@ -233,11 +271,10 @@ impl Server {
         let conflict = self.active.len() >= MAX_ACTIVE_REQUESTS
             || self.active.iter().any(|other| other.class != class || (target.is_some() && other.target == target));
         if conflict {
-            self.pending = Some(request);
+            self.pending = Some(Pending::Request(request));
             return false;
         }
         let transfer = self.next_transfer;
-        self.next_transfer = self.next_transfer.wrapping_add(1).max(1);
         if matches!(request, Frame::Put { .. }) {
             self.body = BodyOf::Put(transfer);
         }
@@ -252,8 +289,15 @@ impl Server {
         };
         let verb =
             begin(request, root, &mut self.walks, &mut io).unwrap_or_else(|failure| Box::new(Refused { failure }));
-        self.active.push_back(Exchange { transfer, class, target, verb });
+        self.push(class, target, verb);
         true
+    }
+
+    /// Puts an exchange, which has the next number, at the end of the queue.
+    fn push(&mut self, class: Class, target: Option<Target>, verb: Box<dyn Verb>) {
+        let transfer = self.next_transfer;
+        self.next_transfer = self.next_transfer.wrapping_add(1).max(1);
+        self.active.push_back(Exchange { transfer, class, target, verb });
     }
 
     fn with_exchange(&mut self, transfer: u32, cx: &mut Context<'_>, act: impl FnOnce(&mut dyn Verb, &mut Io<'_, '_>)) {

@@ -179,6 +179,8 @@ impl Upload {
         let target = match self.landing.of(&source, attributes.kind) {
             Ok(target) => target,
             Err(failure) => {
+                // What is wrong with the target is wrong for every source.
+                self.sources.clear();
                 desk.report(Report::Failed(failure));
                 return;
             }
@@ -243,11 +245,8 @@ impl Upload {
                 let rule = "source and target are the same file";
                 desk.report(Report::Failed(Failure::rule(&cloning.source, "not copied", rule)));
             }
-            Err(errno) => {
-                let target = self.landing.shown(&to.target);
-                let path = if errno == Errno::NOT_FOUND { cloning.source } else { target };
-                desk.report(Report::Failed(Failure::here(&path, "cannot copy", errno)));
-            }
+            // Tried as an ordinary put, which works or says which side is to blame.
+            Err(_) => self.uncloned.push_back(cloning),
             Ok(_) => {}
         }
     }
