@@ -55,8 +55,9 @@ pub(crate) enum Peer {
     Here,
 }
 
-/// Connects to the other end.
+/// Connects to the other end. From here on a signal finds somebody who listens.
 pub(crate) fn connect(host: Option<&Host>, args: &RemoteArgs) -> Result<Peer, Failure> {
+    signals::install();
     let Some(host) = host else { return Ok(Peer::Here) };
     let line = remote::start_line();
     let child = remote::spawn(host, args, &line)?;
@@ -72,6 +73,8 @@ enum News {
     Backend(&'static str, Vec<String>),
     Report(Box<Report>),
     Broken(String),
+    /// The session has come to its own end.
+    Ended,
 }
 
 /// Runs one client to its end. `extra` sees every report first and may take it.
@@ -82,7 +85,6 @@ pub(crate) fn client(
     output: &mut Output,
     mut extra: impl FnMut(Report, &mut Output) -> Option<Report>,
 ) -> Exit {
-    signals::install();
     let (mut child, opening, stream, server) = match open(peer) {
         Ok(opened) => opened,
         Err(why) => {
@@ -191,6 +193,9 @@ fn spawn_client(
             let reporter: Reporter = Box::new(move |report| _ = reports.send(News::Report(Box::new(report))));
             worker.add(Box::new(make(Surroundings { stream, local, opening, progress, reporter })));
             worker.run(signals::stopped).map_err(|broken| broken.to_string())?;
+            if !worker.is_busy() {
+                let _ = sender.send(News::Ended);
+            }
             wind_up(worker);
             Ok(())
         };
@@ -253,8 +258,9 @@ fn show(
     extra: &mut impl FnMut(Report, &mut Output) -> Option<Report>,
 ) -> bool {
     let mut ticked = Instant::now();
+    let mut ended = false;
     loop {
-        if signals::stopped() {
+        if signals::stopped() && !ended {
             return true;
         }
         match news.recv_timeout(TICK) {
@@ -264,9 +270,11 @@ fn show(
                 }
             }
             Ok(News::Backend(name, notes)) => output.backend(name, &notes),
+            Ok(News::Ended) => ended = true,
             Ok(News::Broken(why)) => output.fatal(&Failure::connection("cannot go on", why), Exit::Stream),
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return false,
+            // A signal may have ended the session before it was seen here.
+            Err(RecvTimeoutError::Disconnected) => return !ended && signals::stopped(),
         }
         if ticked.elapsed() >= TICK {
             ticked = Instant::now();

@@ -79,7 +79,10 @@ fn said(result: Result<(), Failure>) -> Exit {
     match result {
         Ok(()) => Exit::Success,
         Err(failure) => {
-            output::error(&failure.reason());
+            // What is said here comes out on the client's terminal, and a client that is gone knows that it is.
+            if failure.what != "connection" {
+                output::error(&failure.reason());
+            }
             // As base servers: 1 for anything that is not the protocol.
             Exit::Usage
         }

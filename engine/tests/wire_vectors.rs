@@ -286,7 +286,7 @@ fn malformed_frames_are_refused_with_their_reason() {
 #[test]
 fn an_extension_frame_needs_its_extension_and_the_right_sender() {
     let frames: [(&str, Ext, &[Role]); 10] = [
-        ("0a 00 00 00 40 07 00 00 00 01 00 00 00 64", Ext::TREE, &[Role::Server]),
+        ("0b 00 00 00 40 07 00 00 00 01 00 00 00 64 01", Ext::TREE, &[Role::Server]),
         ("05 00 00 00 41 07 00 00 00", Ext::TREE, &[Role::Server]),
         ("08 00 00 00 42 02 00 00 00 2f 78 01", Ext::TREE, &[Role::Server]),
         (&format!("21 00 00 00 43 {}", hex(&[0; 32])), Ext::COMMIT, &[Role::Server]),

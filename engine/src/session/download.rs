@@ -175,7 +175,7 @@ impl Download {
                 let remote = Target { operand: source.path, below: None };
                 self.get(remote, source.shown, target, attributes, desk);
             }
-            _ => desk.report(Report::Failed(Failure::here(&source.shown, "cannot get", Errno::NOT_REGULAR))),
+            _ => desk.report(Report::Failed(Failure::here(&source.shown, "cannot open", Errno::NOT_REGULAR))),
         }
     }
 

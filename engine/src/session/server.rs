@@ -355,7 +355,7 @@ impl Server {
             return Err(Failure::connection("handshake", "the client did not greet in time"));
         }
         if self.link.stall_deadline().is_some_and(|deadline| deadline <= now) {
-            return Err(Failure::connection("connection", "the client has read nothing for a minute"));
+            return Err(Failure::connection("cut off", "the client has read nothing for a minute"));
         }
         Ok(())
     }
