@@ -125,6 +125,11 @@ pub(crate) fn client(
     if let Some(failure) = fatal {
         let connected = progress.connected.load(std::sync::atomic::Ordering::Relaxed) > 0;
         match shell {
+            // A terminal's Ctrl-C reaches ssh too, and its end may be seen before the signal.
+            _ if signals::stopped() => {
+                output.interrupted(&progress);
+                return Exit::Interrupted;
+            }
             // ssh has said on stderr what is wrong.
             Some(255) if !connected => output.fatal(&Failure::connection("ssh failed", ""), Exit::Ssh),
             _ => output.fatal(&failure, exit::of_fatal(&failure)),

@@ -10,7 +10,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use support::processes::{self, Running, assert_nobody_at_home, names, signal, wait_for};
+use support::processes::{self, Running, assert_nobody_at_home, names, signal, signal_group, wait_for};
 use support::transfer::{Content, Transfer, Way};
 use support::{BACKENDS, Pipes, Remote, at, binary, haul, random_file};
 
@@ -43,7 +43,17 @@ fn say(what: &str, mut latencies: Vec<Duration>) {
     eprintln!("{what}: {} stops, median {median:.0?}, longest {last:.0?}", latencies.len());
 }
 
+/// The client alone is told, as by `kill`.
 fn stops_of_the_client(backend: &'static str, way: Way) {
+    stops("client", backend, way, signal);
+}
+
+/// Both ends are told at the same time, as by Ctrl-C: the remote shell is of the same process group.
+fn stops_of_both(backend: &'static str, way: Way) {
+    stops("both", backend, way, signal_group);
+}
+
+fn stops(who: &str, backend: &'static str, way: Way, tell: fn(i32, Signal) -> bool) {
     let transfer = Transfer::new(backend, way, SIZE);
     let mut latencies = Vec::new();
     for moment in 0..MOMENTS {
@@ -53,7 +63,7 @@ fn stops_of_the_client(backend: &'static str, way: Way) {
         let goal = if moment == 0 && way != Way::Local { 0 } else { 1 + random(transfer.size * 9 / 10) };
         transfer.wait_for_bytes(goal, &mut client);
         let sent = Instant::now();
-        let alive = !client.is_over() && signal(client.pid(), [Signal::INT, Signal::TERM][moment % 2]);
+        let alive = !client.is_over() && tell(client.pid(), [Signal::INT, Signal::TERM][moment % 2]);
         let ended = client.finish();
         latencies.push(sent.elapsed());
         assert!(latencies[latencies.len() - 1] < SOON, "{latencies:?}");
@@ -68,7 +78,7 @@ fn stops_of_the_client(backend: &'static str, way: Way) {
             Content::New => transfer.restore(),
         }
     }
-    say(&format!("client, {backend}, {way:?}"), latencies);
+    say(&format!("{who}, {backend}, {way:?}"), latencies);
 }
 
 fn stops_of_the_server(backend: &'static str, way: Way) {
@@ -114,6 +124,10 @@ stops! {
     a_client_told_to_stop_receiving_is_gone_at_once_with_poll: stops_of_the_client, "poll", Down;
     a_copy_within_this_machine_told_to_stop_is_gone_at_once_with_uring: stops_of_the_client, "uring", Local;
     a_copy_within_this_machine_told_to_stop_is_gone_at_once_with_poll: stops_of_the_client, "poll", Local;
+    both_ends_told_to_stop_an_upload_are_one_interruption_with_uring: stops_of_both, "uring", Up;
+    both_ends_told_to_stop_an_upload_are_one_interruption_with_poll: stops_of_both, "poll", Up;
+    both_ends_told_to_stop_a_download_are_one_interruption_with_uring: stops_of_both, "uring", Down;
+    both_ends_told_to_stop_a_download_are_one_interruption_with_poll: stops_of_both, "poll", Down;
     a_server_told_to_stop_receiving_is_gone_at_once_with_uring: stops_of_the_server, "uring", Up;
     a_server_told_to_stop_receiving_is_gone_at_once_with_poll: stops_of_the_server, "poll", Up;
     a_server_told_to_stop_sending_is_gone_at_once_with_uring: stops_of_the_server, "uring", Down;

@@ -1,7 +1,7 @@
 //! Processes under test: every one has a limit of time, is ended by its id, and is found by the home it was given.
 
 use super::{Pipes, binary};
-use rustix::process::{Pid, Signal, geteuid, kill_process};
+use rustix::process::{Pid, Signal, geteuid, kill_process, kill_process_group};
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{Read, Write};
@@ -32,6 +32,11 @@ pub fn wait_for(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
 /// Sends a signal; false when there is no such process any more.
 pub fn signal(pid: i32, signal: Signal) -> bool {
     kill_process(Pid::from_raw(pid).unwrap(), signal).is_ok()
+}
+
+/// Sends a signal to a whole process group, as a terminal does; false when there is nobody in it any more.
+pub fn signal_group(leader: i32, signal: Signal) -> bool {
+    kill_process_group(Pid::from_raw(leader).unwrap(), signal).is_ok()
 }
 
 /// A process whose output is being collected.

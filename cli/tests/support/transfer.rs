@@ -4,6 +4,7 @@ use super::processes::{LIMIT, Running, arrived, names, wait_for};
 use super::{Pipes, Remote, at, hash_of, haul, random_file};
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
 /// Which way the file goes.
@@ -82,7 +83,8 @@ impl Transfer {
         });
         let mut command = haul(self.backend, args);
         command.env("HOME", self.dir.path().join("home")).env("TMPDIR", self.dir.path().join("tmp"));
-        command.current_dir(self.dir.path().join("home"));
+        // A process group of its own, as a terminal would give it.
+        command.current_dir(self.dir.path().join("home")).process_group(0);
         Running::start(&mut command)
     }
 

@@ -211,6 +211,11 @@ impl Link {
         self.unsent + self.outbox.len() < SEND_QUEUE_BYTES && self.failed.is_none()
     }
 
+    /// True when it will want a block for its next receive.
+    pub(crate) fn needs_block(&self) -> bool {
+        !self.receiving && self.inbox.is_none() && self.spare.is_none() && !self.ended && self.failed.is_none()
+    }
+
     /// True when everything queued has left.
     pub(crate) fn is_drained(&self) -> bool {
         self.unsent == 0 && self.outbox.is_empty()

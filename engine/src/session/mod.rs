@@ -144,12 +144,17 @@ impl Io<'_, '_> {
 
     /// A block of this session's share, or `None` until one comes back.
     pub(crate) fn take(&mut self, class: Class) -> Option<crate::block::Block> {
+        if self.left(class) == 0 {
+            return None;
+        }
         self.cx.pool.take(class, self.quotas.of(class))
     }
 
     /// Blocks that `take` would give now.
+    /// The last large block is for receiving: a session that only sends would never hear that it may go on.
     pub(crate) fn left(&self, class: Class) -> usize {
-        self.quotas.of(class).left().min(self.cx.pool.available(class))
+        let reserved = usize::from(class == Class::Large && self.link.needs_block());
+        self.quotas.of(class).left().min(self.cx.pool.available(class).saturating_sub(reserved))
     }
 }
 
