@@ -19,6 +19,7 @@ pub mod offload;
 pub mod session;
 #[cfg(feature = "test-rig")]
 pub mod sim;
+pub mod tree_hash;
 #[cfg(target_os = "linux")]
 pub mod uring;
 pub mod wire;

@@ -1,0 +1,209 @@
+//! The one true BLAKE3 of a file from blocks hashed in any order, anywhere.
+//!
+//! BLAKE3 is a binary tree over chunks of 1 KiB. A block of [`HASH_BLOCK_BYTES`], a power of two, at a multiple of its
+//! size is a whole subtree of it: its *chaining value* can be computed by whoever has the block, and chaining values are
+//! merged into the hash `b3sum` prints. A block's chaining value is not its hash: it depends on where the block stands, and
+//! the last merge is done differently ("root"). So a file of one block is hashed as root from the start.
+//!
+//! ```
+//! use haul_engine::tree_hash::{BlockHash, HASH_BLOCK_BYTES, TreeHash};
+//!
+//! let content = vec![7; HASH_BLOCK_BYTES + 1];
+//! let mut tree = TreeHash::new();
+//! tree.push(BlockHash::of(0, &content[..HASH_BLOCK_BYTES])); // hashed elsewhere
+//! tree.update(&content[HASH_BLOCK_BYTES..]);
+//! assert_eq!(tree.finalize(), *blake3::hash(&content).as_bytes());
+//! ```
+
+#![forbid(unsafe_code)]
+
+use crate::wire::frame::Hash;
+use blake3::Hasher;
+use blake3::hazmat::{self, HasherExt as _, Mode};
+
+/// Bytes of one block: a subtree of every file. Also the block of dedup and of resume, which the protocol fixes.
+pub const HASH_BLOCK_BYTES: usize = 4 * 1024 * 1024;
+
+/// What is known of one complete block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BlockHash {
+    /// BLAKE3 of the block alone: its name in a block store and in HaveBlocks.
+    pub plain: Hash,
+    /// Its chaining value at its place in the file.
+    pub chaining: Hash,
+}
+
+impl BlockHash {
+    /// Of the block with this index. Only the last block of a file may be shorter than [`HASH_BLOCK_BYTES`].
+    pub fn of(index: u64, block: &[u8]) -> BlockHash {
+        debug_assert!(!block.is_empty() && block.len() <= HASH_BLOCK_BYTES);
+        let mut hasher = at(index);
+        hasher.update(block);
+        let plain = match index {
+            0 => *hasher.finalize().as_bytes(),
+            _ => *blake3::hash(block).as_bytes(),
+        };
+        BlockHash { plain, chaining: hasher.finalize_non_root() }
+    }
+}
+
+/// A hasher for the block with this index.
+fn at(index: u64) -> Hasher {
+    let mut hasher = Hasher::new();
+    hasher.set_input_offset(index * HASH_BLOCK_BYTES as u64);
+    hasher
+}
+
+/// Hashes a file from its beginning: bytes as they pass, or whole blocks that were hashed elsewhere.
+#[derive(Clone)]
+pub struct TreeHash {
+    /// Roots of complete subtrees, larger ones first. Merged only when more comes, since the last merge is the root's.
+    stack: Vec<Hash>,
+    /// Complete blocks on the stack.
+    blocks: u64,
+    /// The first block's own hash, in case it stays the only one.
+    alone: Option<Hash>,
+    current: Hasher,
+    filled: usize,
+}
+
+impl Default for TreeHash {
+    fn default() -> TreeHash {
+        TreeHash::new()
+    }
+}
+
+impl TreeHash {
+    /// Of nothing yet.
+    pub fn new() -> TreeHash {
+        TreeHash { stack: Vec::new(), blocks: 0, alone: None, current: Hasher::new(), filled: 0 }
+    }
+
+    /// Bytes hashed so far.
+    pub fn position(&self) -> u64 {
+        self.blocks * HASH_BLOCK_BYTES as u64 + self.filled as u64
+    }
+
+    /// Adds bytes.
+    pub fn update(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            if self.filled == HASH_BLOCK_BYTES {
+                self.complete();
+            }
+            let (now, later) = bytes.split_at(bytes.len().min(HASH_BLOCK_BYTES - self.filled));
+            self.current.update(now);
+            self.filled += now.len();
+            bytes = later;
+        }
+    }
+
+    /// Adds a complete block hashed elsewhere. Panics inside a block: whoever mixes both knows where it stands.
+    pub fn push(&mut self, block: BlockHash) {
+        if self.filled == HASH_BLOCK_BYTES {
+            self.complete();
+        }
+        assert_eq!(self.filled, 0, "blocks are added between blocks");
+        if self.blocks == 0 {
+            self.alone = Some(block.plain);
+        }
+        self.append(block.chaining);
+    }
+
+    fn complete(&mut self) {
+        let chaining = self.current.finalize_non_root();
+        self.filled = 0;
+        self.append(chaining);
+    }
+
+    fn append(&mut self, chaining: Hash) {
+        self.merge();
+        self.stack.push(chaining);
+        self.blocks += 1;
+        self.current = at(self.blocks);
+    }
+
+    /// Merges what is known to have a right-hand neighbour: as many subtrees stay as the number of blocks has ones.
+    fn merge(&mut self) {
+        while self.stack.len() > self.blocks.count_ones() as usize {
+            let (right, left) = (self.stack.pop(), self.stack.pop());
+            let (Some(right), Some(left)) = (right, left) else { return };
+            self.stack.push(hazmat::merge_subtrees_non_root(&left, &right, Mode::Hash));
+        }
+    }
+
+    /// BLAKE3 of everything added so far.
+    pub fn finalize(&self) -> Hash {
+        let mut tree = self.clone();
+        let mut right = match (tree.filled, tree.blocks) {
+            (_, 0) => return *tree.current.finalize().as_bytes(),
+            (0, 1) => return tree.alone.unwrap_or_else(|| unreachable!("a first block that is complete was pushed")),
+            (0, _) => tree.stack.pop().unwrap_or_default(),
+            (_, _) => {
+                tree.merge();
+                tree.current.finalize_non_root()
+            }
+        };
+        while let Some(left) = tree.stack.pop() {
+            right = match tree.stack.is_empty() {
+                true => *hazmat::merge_subtrees_root(&left, &right, Mode::Hash).as_bytes(),
+                false => hazmat::merge_subtrees_non_root(&left, &right, Mode::Hash),
+            };
+        }
+        right
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn content(len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        blake3::Hasher::new().update(b"tree").finalize_xof().fill(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn blocks_hashed_anywhere_make_the_hash_of_the_file() {
+        const B: usize = HASH_BLOCK_BYTES;
+        let all = content(9 * B + 1);
+        for len in [0, 1, 1023, 1024, 1025, B - 1, B, B + 1, 2 * B - 1, 2 * B, 2 * B + 1, 3 * B, 4 * B, 7 * B + 5, 9 * B]
+        {
+            let bytes = &all[..len];
+            let expected = *blake3::hash(bytes).as_bytes();
+            // The first `elsewhere` blocks come as hashes, the rest as bytes in pieces that fit nothing.
+            for elsewhere in 0..=len / B {
+                let mut tree = TreeHash::new();
+                let (before, after) = bytes.split_at(elsewhere * B);
+                for (index, block) in before.chunks(B).enumerate() {
+                    tree.push(BlockHash::of(index as u64, block));
+                }
+                after.chunks(700_001).for_each(|piece| tree.update(piece));
+                assert_eq!(tree.position(), len as u64);
+                assert_eq!(tree.finalize(), expected, "{len} bytes, {elsewhere} blocks hashed elsewhere");
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_and_blocks_may_alternate() {
+        const B: usize = HASH_BLOCK_BYTES;
+        let all = content(5 * B + 77);
+        let mut tree = TreeHash::new();
+        tree.update(&all[..B]);
+        tree.push(BlockHash::of(1, &all[B..2 * B]));
+        tree.update(&all[2 * B..4 * B]);
+        tree.push(BlockHash::of(4, &all[4 * B..5 * B]));
+        assert_eq!(tree.finalize(), *blake3::hash(&all[..5 * B]).as_bytes());
+        tree.update(&all[5 * B..]);
+        assert_eq!(tree.finalize(), *blake3::hash(&all).as_bytes());
+    }
+
+    #[test]
+    fn the_plain_hash_of_a_block_is_that_of_its_bytes() {
+        let block = content(HASH_BLOCK_BYTES);
+        for index in [0, 1, 5] {
+            assert_eq!(BlockHash::of(index, &block).plain, *blake3::hash(&block).as_bytes());
+        }
+    }
+}
