@@ -154,7 +154,7 @@ fn receive(near: &mut Near, size: u64) -> Result<Sample> {
     let watch = Watch::start();
     let file = near.open("received", mode)?;
     recv_write(near, stream, file, size)?;
-    let finish = Finish { attributes: None, preserve: Preserve::default(), sync: false };
+    let finish = Finish { attributes: None, preserve: Preserve::default(), sync: false, verify: None };
     near.call(OpKind::Publish { file, finish: Box::new(finish) })?;
     let sample = watch.stop(join(far)?);
     near.call(OpKind::CloseStream { stream })?;

@@ -32,7 +32,7 @@ pub(crate) fn stores(dir: &Path) -> Result<Vec<Case>> {
 
 fn store(near: &mut Near, folder: &str) -> Result<()> {
     let quota = Quota::new(SESSION_SMALL_BLOCKS);
-    let finish = Finish { attributes: None, preserve: Preserve::default(), sync: false };
+    let finish = Finish { attributes: None, preserve: Preserve::default(), sync: false, verify: None };
     let (mut next, mut stored) = (0, 0);
     while stored < FILES {
         while next < FILES

@@ -44,6 +44,20 @@ pub(crate) enum Command {
     Demo(DemoArgs),
 }
 
+/// A way to compress, as the user names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Compress {
+    /// zstd where content and link make it pay.
+    Auto,
+    /// Zstandard, level 3.
+    Zstd,
+    /// LZ4.
+    Lz4,
+    /// None.
+    #[value(alias = "off")]
+    None,
+}
+
 /// How the other machine is reached.
 #[derive(Args, Debug, Clone, Default)]
 pub(crate) struct RemoteArgs {
@@ -82,6 +96,12 @@ pub(crate) struct OutputArgs {
     /// Print NDJSON on stdout: one object a line, schema haul/1, the summary last.
     #[arg(long)]
     pub(crate) json: bool,
+    /// Say at the end what was chosen, and why.
+    #[arg(long)]
+    pub(crate) stats: bool,
+    /// What has arrived of an incomplete file is kept.
+    #[arg(skip)]
+    pub(crate) keeps: bool,
 }
 
 /// `haul copy`
@@ -106,6 +126,32 @@ pub(crate) struct CopyArgs {
     /// DST is the name itself, never a directory to copy into.
     #[arg(short = 'T', long)]
     pub(crate) no_target_directory: bool,
+    /// Go on where an interrupted run stopped: what is there is proved by its hash and not sent again, and what arrives is
+    /// kept beside the target, as .haul-<16 hex>.part, until it is complete.
+    #[arg(short = 'C', long, visible_alias = "partial")]
+    pub(crate) resume: bool,
+    /// Same as --resume; progress is shown on a terminal anyway.
+    #[arg(short = 'P')]
+    pub(crate) partial_progress: bool,
+    /// Read every file again where it was written, before it gets its name, and compare.
+    #[arg(short = 'V', long)]
+    pub(crate) verify: bool,
+    /// Compression on the wire. auto takes zstd where content and link make it pay.
+    #[arg(long, value_name = "MODE", value_enum)]
+    pub(crate) compress: Option<Compress>,
+    /// Same as --compress=zstd.
+    #[arg(short = 'z', conflicts_with = "compress")]
+    pub(crate) zstd: bool,
+    /// Do not send blocks of 4 MiB that the server has seen before (uploads of 16 MiB and more). Every such file is read
+    /// and hashed as a whole before its first byte is sent.
+    #[arg(long)]
+    pub(crate) dedup: bool,
+    /// Downloads without a hash: the server's kernel sends the file. No compression unless --compress asks for it.
+    #[arg(long, visible_alias = "no-hash")]
+    pub(crate) fast: bool,
+    /// Flush every file and its directory to the disk before it counts as copied.
+    #[arg(long, visible_alias = "fsync")]
+    pub(crate) sync: bool,
     #[command(flatten)]
     pub(crate) remote: RemoteArgs,
     #[command(flatten)]
@@ -171,17 +217,13 @@ pub(crate) struct DemoArgs {
 }
 
 /// Spellings of other tools, and ours.
-const NEAREST: [(&str, &str); 12] = [
+const NEAREST: [(&str, &str); 8] = [
     ("--checksum", "every file is checked by its hash anyway"),
     ("-c", "every file is checked by its hash anyway"),
-    ("-P", "there is no resume yet; for the port of ssh use --port"),
-    ("--partial", "there is no resume yet"),
     ("--progress", "progress is shown on a terminal anyway"),
     ("--times", "times are kept anyway"),
     ("-t", "times are kept anyway"),
     ("--rsync-path", "use --remote-path"),
-    ("-z", "there is no compression on the wire yet"),
-    ("--compress", "there is no compression on the wire yet"),
     ("-n", "there is no dry run yet; `haul ls -R` lists what is there"),
     ("--delete", "haul never deletes"),
 ];

@@ -1,13 +1,15 @@
 //! `haul copy`
 
-use crate::args::{Choice, CopyArgs};
+use crate::args::{Choice, Compress, CopyArgs, OutputArgs};
 use crate::exit::Exit;
 use crate::operand::{self, Parsed};
 use crate::output::Output;
 use crate::run::{self, MakeClient};
+use haul_engine::queue::Queue;
 use haul_engine::session::plan::{Operand, Options};
+use haul_engine::session::report::Direction;
 use haul_engine::session::{Failure, download, upload};
-use haul_engine::wire::frame::Preserve;
+use haul_engine::wire::frame::{Caps, Preserve};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -29,7 +31,7 @@ pub(crate) fn run(args: &CopyArgs, choice: Choice) -> Exit {
     if from.is_some() && target.host.is_some() {
         return run::usage("one side of a copy must be this machine");
     }
-    let options = options(args);
+    let (options, caps) = (options(args), caps(args));
     let peer = match run::connect(from.as_ref().or(target.host.as_ref()), &args.remote) {
         Ok(peer) => peer,
         Err(failure) => {
@@ -41,7 +43,7 @@ pub(crate) fn run(args: &CopyArgs, choice: Choice) -> Exit {
     let same_machine = from.is_none() && target.host.is_none();
     let mut sources: Vec<_> = sources.into_iter().map(|source| source.operand).collect();
     let target = target.operand;
-    let mut output = Output::new(&args.output);
+    let mut output = Output::new(&OutputArgs { keeps: options.resume, ..args.output.clone() });
     if same_machine && options.recursive {
         sources.retain(|source| {
             let endless = is_inside_itself(source, &target, options.exact_target);
@@ -57,15 +59,17 @@ pub(crate) fn run(args: &CopyArgs, choice: Choice) -> Exit {
     }
     let make: MakeClient = if from.is_some() {
         Box::new(move |around| {
-            let plan = download::Plan { sources, local: around.local, target, options };
-            download::client(around.stream, around.opening, plan, around.progress, around.reporter)
+            let queue = Queue::new(Direction::Down, options);
+            let plan = download::Plan { sources, local: around.local, target, queue };
+            download::client(around.stream, around.opening.with_caps(caps), plan, around.progress, around.reporter)
         })
     } else {
         Box::new(move |around| {
             let local = around.local;
             let same_machine = same_machine.then_some(local);
-            let plan = upload::Plan { local, sources, target, options, same_machine };
-            upload::client(around.stream, around.opening, plan, around.progress, around.reporter)
+            let queue = Queue::new(Direction::Up, options);
+            let plan = upload::Plan { local, sources, target, queue, same_machine };
+            upload::client(around.stream, around.opening.with_caps(caps), plan, around.progress, around.reporter)
         })
     };
     run::client(choice, peer, make, &mut output, |report, _| Some(report))
@@ -109,10 +113,35 @@ fn options(args: &CopyArgs) -> Options {
     if args.archive && rustix::process::geteuid().is_root() {
         preserve = preserve.or(Preserve::OWNER);
     }
+    if args.verify {
+        preserve = preserve.or(Preserve::VERIFY);
+    }
     Options {
         recursive: args.recursive || args.archive,
         links: args.links || args.archive,
         preserve,
         exact_target: args.no_target_directory,
+        resume: args.resume || args.partial_progress,
+        sync: args.sync,
     }
+}
+
+/// The codecs that are offered to the peer.
+fn codecs(args: &CopyArgs) -> Caps {
+    match args.compress {
+        Some(Compress::None) => Caps::NONE,
+        Some(Compress::Lz4) => Caps::LZ4,
+        Some(Compress::Zstd) => Caps::ZSTD,
+        Some(Compress::Auto) => Caps::ZSTD.or(Caps::LZ4),
+        None if args.zstd => Caps::ZSTD,
+        None if args.fast => Caps::NONE,
+        None => Caps::ZSTD.or(Caps::LZ4),
+    }
+}
+
+fn caps(args: &CopyArgs) -> Caps {
+    [(args.dedup, Caps::DEDUP), (args.fast, Caps::FAST), (args.sync, Caps::SYNC)]
+        .into_iter()
+        .filter(|(wanted, _)| *wanted)
+        .fold(codecs(args), |caps, (_, cap)| caps.or(cap))
 }

@@ -11,9 +11,10 @@ use haul_engine::backend::Backend as _;
 use haul_engine::block::Pool;
 use haul_engine::limits::{POOL_LARGE_BLOCKS, POOL_SMALL_BLOCKS};
 use haul_engine::offload::Root;
+use haul_engine::queue::Queue;
 use haul_engine::session::client::Opening;
 use haul_engine::session::plan::{Operand, Options};
-use haul_engine::session::report::{Progress, Report, Reporter};
+use haul_engine::session::report::{Direction, Progress, Report, Reporter};
 use haul_engine::session::{download, upload};
 use haul_engine::wire::frame::Hash;
 use haul_engine::wire::path::RequestPath;
@@ -241,10 +242,12 @@ fn transfer(
     let (opening, progress) = (Opening::full(None), Arc::new(Progress::default()));
     let prefix = target.shown.clone();
     let client = if up {
-        let plan = upload::Plan { local, sources: vec![source], target, options, same_machine: None };
+        let queue = Queue::new(Direction::Up, options);
+        let plan = upload::Plan { local, sources: vec![source], target, queue, same_machine: None };
         upload::client(stream, opening, plan, progress, reporter)
     } else {
-        let plan = download::Plan { sources: vec![source], local, target, options };
+        let queue = Queue::new(Direction::Down, options);
+        let plan = download::Plan { sources: vec![source], local, target, queue };
         download::client(stream, opening, plan, progress, reporter)
     };
     let mut worker = Worker::new(backend, Pool::new(POOL_SMALL_BLOCKS, POOL_LARGE_BLOCKS));
@@ -257,7 +260,8 @@ fn transfer(
         match report {
             Report::Copied { target, hash, .. } => {
                 let below = target.strip_prefix(prefix.as_slice()).unwrap_or(&target);
-                hashes.insert(below.strip_prefix(b"/").unwrap_or(below).to_vec(), hash);
+                let below = below.strip_prefix(b"/").unwrap_or(below).to_vec();
+                hashes.extend(hash.map(|hash| (below, hash)));
             }
             Report::Failed(failure) | Report::Fatal(failure) => return Err(failure.reason()),
             _ => {}

@@ -60,6 +60,12 @@ pub(crate) struct Output {
     samples: VecDeque<(Instant, u64)>,
     files: u64,
     bytes: u64,
+    /// Files that were there already, and files nobody hashed.
+    unchanged: u64,
+    unhashed: u64,
+    /// Bytes that travelled, and bytes that need not: they are no speed.
+    moved: u64,
+    resumed: u64,
     directories: u64,
     links: u64,
     skipped: BTreeMap<&'static str, u64>,
@@ -79,6 +85,10 @@ impl Output {
             samples: VecDeque::new(),
             files: 0,
             bytes: 0,
+            unchanged: 0,
+            unhashed: 0,
+            moved: 0,
+            resumed: 0,
             directories: 0,
             links: 0,
             skipped: BTreeMap::new(),
@@ -131,18 +141,18 @@ impl Output {
             Report::Copied { source, target, size, hash, direction } => {
                 self.files += 1;
                 self.bytes += size;
-                if self.args.verbose && !self.args.json {
-                    let line = format!("{}  {}", hex(&hash), Printable(&target));
-                    self.print(|| eprintln!("{line}"));
+                let direction = format!("{direction:?}").to_lowercase();
+                self.file((source, target), (size, hash), &direction);
+            }
+            Report::Unchanged { source, target, size, hash } => {
+                self.unchanged += 1;
+                self.file((source, target), (size, hash), "unchanged");
+            }
+            Report::Stats(text) => {
+                if self.args.verbose || self.args.stats {
+                    self.note(&text);
                 }
-                let mut fields =
-                    json!({"bytes": size, "blake3": hex(&hash), "direction": format!("{direction:?}").to_lowercase()});
-                put_name(&mut fields, "source", &source);
-                put_name(&mut fields, "target", &target);
-                self.json("file", fields);
-                if self.hashes.len() <= SUMMARY_HASHES {
-                    self.hashes.push((target, hash));
-                }
+                self.json("stats", json!({"text": text}));
             }
             Report::Directory { .. } => self.directories += 1,
             Report::Link { .. } => self.links += 1,
@@ -164,6 +174,23 @@ impl Output {
                 self.json("notice", json!({"text": text}));
             }
             Report::Listed { .. } | Report::Hashed { .. } | Report::Resumable { .. } => {}
+        }
+    }
+
+    /// A file is where it shall be.
+    fn file(&mut self, (source, target): (Vec<u8>, Vec<u8>), (size, hash): (u64, Option<Hash>), direction: &str) {
+        let hash_text = hash.as_ref().map(hex);
+        if self.args.verbose && !self.args.json {
+            let line = format!("{:<64}  {}", hash_text.as_deref().unwrap_or("not hashed"), Printable(&target));
+            self.print(|| eprintln!("{line}"));
+        }
+        let mut fields = json!({"bytes": size, "blake3": hash_text, "direction": direction});
+        put_name(&mut fields, "source", &source);
+        put_name(&mut fields, "target", &target);
+        self.json("file", fields);
+        self.unhashed += u64::from(hash.is_none());
+        if let Some(hash) = hash.filter(|_| self.hashes.len() <= SUMMARY_HASHES) {
+            self.hashes.push((target, hash));
         }
     }
 
@@ -214,13 +241,15 @@ impl Output {
         let (then, before) = self.samples[0];
         let seconds = (now - then).as_secs_f64();
         let speed = if seconds > 0.05 { moved.saturating_sub(before) as f64 / seconds } else { 0.0 };
-        let left = total.saturating_sub(moved) as f64;
+        let there = load(&progress.skipped_bytes);
+        let left = total.saturating_sub(moved + there) as f64;
         let eta = match progress.totals_final.load(Ordering::Relaxed) {
             1 if speed > 1.0 => format!("{}:{:02}", (left / speed) as u64 / 60, (left / speed) as u64 % 60),
             _ => "-:--".to_string(),
         };
         let files = format!("{}/{} files", load(&progress.files), load(&progress.total_files));
-        let text = format!("{} of {}  {}  ETA {eta}  {files}", size(moved), size(total), rate(speed as u64, 1.0),);
+        let text =
+            format!("{} of {}  {}  ETA {eta}  {files}", size(moved + there), size(total), rate(speed as u64, 1.0),);
         let bar = self.bar.get_or_insert_with(|| {
             let bar = ProgressBar::new_spinner();
             bar.set_style(ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
@@ -233,17 +262,29 @@ impl Output {
     /// The line for a run that was told to stop.
     pub(crate) fn interrupted(&mut self, progress: &Progress) {
         let (moved, total) = (load(&progress.bytes), load(&progress.total_bytes));
-        let percent = (moved * 100).checked_div(total).unwrap_or(0).min(100);
+        self.count(progress);
+        let there = moved + self.resumed;
+        let percent = (there * 100).checked_div(total).unwrap_or(0).min(100);
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }
-        let files = self.files;
-        eprintln!(
-            "haul: interrupted at {percent} %; {files} complete {} kept, nothing else; run the same command to do it again",
-            if files == 1 { "file" } else { "files" }
-        );
+        let complete = self.files + self.unchanged;
+        let kept = match self.args.keeps {
+            true => format!("{} kept; run the same command to continue", size(there)),
+            false => {
+                let files = if complete == 1 { "file" } else { "files" };
+                format!("{complete} complete {files} kept, nothing else; run the same command to do it again")
+            }
+        };
+        eprintln!("haul: interrupted at {percent} %; {kept}");
         self.exit = Exit::Interrupted;
         self.summary();
+    }
+
+    /// Takes over what the counters say in the end.
+    pub(crate) fn count(&mut self, progress: &Progress) {
+        self.moved = load(&progress.bytes);
+        self.resumed = load(&progress.skipped_bytes);
     }
 
     /// The last line, and the exit code.
@@ -251,7 +292,7 @@ impl Output {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }
-        if !self.args.quiet && !self.args.json && (self.errors == 0 || self.files > 0) {
+        if !self.args.quiet && !self.args.json && (self.errors == 0 || self.files + self.unchanged > 0) {
             eprintln!("{}", self.last_line());
         }
         self.summary();
@@ -268,11 +309,18 @@ impl Output {
             parts.push(count(self.links, "link", "links"));
         }
         let mut line = format!(
-            "copied {}, {} in {seconds:.2} s ({}), every file verified",
+            "copied {}, {} in {seconds:.2} s ({})",
             parts.join(", "),
             size(self.bytes),
-            rate(self.bytes, seconds),
+            rate(self.moved, seconds),
         );
+        if self.unchanged > 0 {
+            line += &format!(", {} already there", count(self.unchanged, "file", "files"));
+        }
+        line += match self.unhashed {
+            0 => ", every file verified",
+            _ => ", not verified: --fast",
+        };
         for (why, number) in &self.skipped {
             line += &format!("; left out {}", count(*number, why, &format!("{why}s")));
         }
@@ -300,10 +348,13 @@ impl Output {
                 "directories": self.directories,
                 "links": self.links,
                 "bytes": self.bytes,
+                "unchanged": self.unchanged,
+                "resumed_bytes": self.resumed,
+                "verified": self.unhashed == 0 && self.errors == 0,
                 "skipped": self.skipped.values().sum::<u64>(),
                 "errors": self.errors,
                 "seconds": seconds,
-                "bytes_per_second": self.bytes as f64 / seconds.max(1e-9),
+                "bytes_per_second": self.moved as f64 / seconds.max(1e-9),
                 "backend": self.backend,
                 "hashes": hashes,
             }),

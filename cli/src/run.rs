@@ -121,6 +121,7 @@ pub(crate) fn client(
     for thread in threads.into_iter().flatten() {
         let _ = thread.join();
     }
+    output.count(&progress);
     let shell = child.and_then(|mut child| end_shell(&mut child));
     if let Some(failure) = fatal {
         let connected = progress.connected.load(std::sync::atomic::Ordering::Relaxed) > 0;

@@ -327,15 +327,10 @@ fn options_of_other_tools_are_refused_with_the_nearest_spelling() {
     let table = [
         ("--checksum", "hint: every file is checked by its hash anyway"),
         ("-c", "hint: every file is checked by its hash anyway"),
-        ("-P", "hint: there is no resume yet; for the port of ssh use --port"),
-        ("--partial", "hint: there is no resume yet"),
         ("--progress", "hint: progress is shown on a terminal anyway"),
         ("--times", "hint: times are kept anyway"),
         ("-t", "hint: times are kept anyway"),
         ("--rsync-path=x", "hint: use --remote-path"),
-        ("-z", "hint: there is no compression on the wire yet"),
-        ("-az", "hint: there is no compression on the wire yet"),
-        ("--compress", "hint: there is no compression on the wire yet"),
         ("-n", "hint: there is no dry run yet; `haul ls -R` lists what is there"),
         ("--delete", "hint: haul never deletes"),
     ];

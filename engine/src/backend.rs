@@ -22,7 +22,10 @@
 //!     another.
 
 use crate::block::{Block, Head, Slice, Slices};
-use crate::wire::frame::{Attributes, ErrorCode, Kind, Preserve};
+pub use crate::errno::Errno;
+use crate::tree_hash::BlockHash;
+use crate::wire::compress::{self, Codec};
+use crate::wire::frame::{Attributes, Hash, Kind, Preserve};
 use crate::wire::path::Target;
 use smallvec::SmallVec;
 use std::fmt;
@@ -226,6 +229,57 @@ pub enum OpKind {
     },
     /// Names and attributes.
     Fs(Box<FsOp>),
+    /// Processor time off the loop.
+    Compute(Box<Compute>),
+}
+
+/// Work on the content of blocks.
+#[derive(Debug)]
+pub enum Compute {
+    /// Compresses `from` into `into` -> [`Output::Packed`].
+    Pack {
+        /// How.
+        codec: Codec,
+        /// Content.
+        from: Slice,
+        /// Filled from its beginning.
+        into: Block,
+        /// Looks at samples first.
+        probe: bool,
+    },
+    /// Decompresses exactly `original` bytes -> [`Output::Done`], or [`Errno::BAD_BLOCK`].
+    Unpack {
+        /// How it was compressed.
+        codec: Codec,
+        /// What came.
+        from: Block,
+        /// Bytes of it.
+        len: usize,
+        /// Filled from its beginning.
+        into: Block,
+        /// Bytes it must make.
+        original: usize,
+    },
+}
+
+impl Compute {
+    /// Does the work on this thread.
+    pub fn run(&mut self) -> Result<Output, Errno> {
+        match self {
+            Compute::Pack { codec, from, into, probe } => {
+                let started = std::time::Instant::now();
+                let len = compress::compress(*codec, from.bytes(), into.bytes_mut(), *probe);
+                // 584 years fit.
+                Ok(Output::Packed { len, nanos: started.elapsed().as_nanos() as u64 })
+            }
+            Compute::Unpack { codec, from, len, into, original } => {
+                let from = from.bytes().get(..*len).ok_or(Errno::INVALID)?;
+                let into = into.bytes_mut().get_mut(..*original).ok_or(Errno::INVALID)?;
+                compress::decompress(*codec, from, into).map_err(|_| Errno::BAD_BLOCK)?;
+                Ok(Output::Done)
+            }
+        }
+    }
 }
 
 /// How a file is opened.
@@ -242,6 +296,19 @@ pub enum OpenMode {
         keep: u64,
         /// May replace an existing file.
         overwrite: bool,
+    },
+    /// As Create, but under a name that outlives the process: what an interrupted run leaves is there for the next one,
+    /// and how much that is says the size in [`Output::Opened`]. Where that cannot be had, as when another process is at
+    /// it, it is Create.
+    Continue {
+        /// Final size in bytes.
+        size: u64,
+    },
+    /// The target itself, to be written to where it stands; made if it is missing, as are its parents. A link is not
+    /// followed. Publish gives it no other name.
+    InPlace {
+        /// Emptied, then made this long (sparse).
+        truncate: Option<u64>,
     },
 }
 
@@ -267,6 +334,8 @@ pub struct Finish {
     pub preserve: Preserve,
     /// Flush file and directory to stable storage before success is reported.
     pub sync: bool,
+    /// Read the file again before it gets its name: it must have this hash, or it does not get one.
+    pub verify: Option<Hash>,
 }
 
 /// Operations on names.
@@ -283,6 +352,16 @@ pub enum FsOp {
     StatOpen {
         /// Which.
         file: FileId,
+    },
+    /// Hashes blocks of [`HASH_BLOCK_BYTES`](crate::tree_hash::HASH_BLOCK_BYTES), fewer where the file ends, the last
+    /// one perhaps shorter -> [`Output::BlockHashes`].
+    HashBlocks {
+        /// Which.
+        file: FileId,
+        /// Index of the first block.
+        first: u64,
+        /// Blocks at most.
+        count: usize,
     },
     /// Opens a directory for reading its entries -> [`Output::OpenedDir`].
     OpenDir {
@@ -323,6 +402,33 @@ pub enum FsOp {
         attributes: Attributes,
         /// Which of them exactly.
         preserve: Preserve,
+    },
+    /// Fills blocks of a file being made from a block store, each proved by its hash -> [`Output::Blocks`].
+    FillBlocks {
+        /// File being made.
+        file: FileId,
+        /// Where from.
+        store: DirId,
+        /// Bytes of the whole file.
+        size: u64,
+        /// Index of the first block.
+        first: u64,
+        /// Hashes of consecutive blocks.
+        hashes: Vec<Hash>,
+    },
+    /// Puts blocks of a file being made into a block store, then brings the store below its cap -> [`Output::Done`].
+    /// Trouble with the store is no error.
+    KeepBlocks {
+        /// File being made.
+        file: FileId,
+        /// Where to.
+        store: DirId,
+        /// Bytes of the whole file.
+        size: u64,
+        /// Index of the first block.
+        first: u64,
+        /// What consecutive blocks should hash to; one that does not is not kept.
+        hashes: Vec<Hash>,
     },
     /// A copy inside one machine, sharing extents or inside the kernel, proved by hashing both sides
     /// -> [`Output::Cloned`]; [`Errno::UNSUPPORTED`] where these two places cannot do it.
@@ -383,6 +489,17 @@ pub enum Output {
         /// True when there are no more.
         end: bool,
     },
+    /// A block went through a codec.
+    Packed {
+        /// Bytes it makes; `None` when that does not pay.
+        len: Option<usize>,
+        /// Processor time in nanoseconds.
+        nanos: u64,
+    },
+    /// For each hash asked for: the block was there, is at its place, and has these hashes.
+    Blocks(Vec<Option<BlockHash>>),
+    /// Hashes of consecutive blocks.
+    BlockHashes(Vec<BlockHash>),
     /// A copy was made.
     Cloned {
         /// BLAKE3 of both sides.
@@ -529,112 +646,6 @@ impl<B: Backend + ?Sized> Backend for Box<B> {
 
     fn now(&self) -> Time {
         (**self).now()
-    }
-}
-
-/// An error number of the operating system, or one of a few conditions systems have no number for.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Errno(pub i32);
-
-impl Errno {
-    /// Not a regular file.
-    pub const NOT_REGULAR: Errno = Errno(100_000);
-    /// The path leads out of the served root.
-    pub const OUTSIDE_ROOT: Errno = Errno(100_001);
-    /// A file ended before the bytes that were promised.
-    pub const SHORT_SOURCE: Errno = Errno(100_002);
-    /// This backend or this pair of file systems cannot do it.
-    pub const UNSUPPORTED: Errno = Errno(100_003);
-    /// A file was written to while it was read.
-    pub const CHANGED: Errno = Errno(100_005);
-    /// The content is not what it should be.
-    pub const HASH_MISMATCH: Errno = Errno(100_004);
-    /// The operation was cancelled before it had any effect.
-    pub const CANCELLED: Errno = Errno(rustix::io::Errno::CANCELED.raw_os_error());
-    /// The id is closed or was never given out.
-    pub const STALE_ID: Errno = Errno(rustix::io::Errno::BADF.raw_os_error());
-    /// The peer is gone.
-    pub const BROKEN_PIPE: Errno = Errno(rustix::io::Errno::PIPE.raw_os_error());
-    /// No such file or directory.
-    pub const NOT_FOUND: Errno = Errno(rustix::io::Errno::NOENT.raw_os_error());
-    /// Out of space.
-    pub const NO_SPACE: Errno = Errno(rustix::io::Errno::NOSPC.raw_os_error());
-    /// Input or output error.
-    pub const IO: Errno = Errno(rustix::io::Errno::IO.raw_os_error());
-    /// File exists.
-    pub const EXISTS: Errno = Errno(rustix::io::Errno::EXIST.raw_os_error());
-    /// Is a directory.
-    pub const IS_DIRECTORY: Errno = Errno(rustix::io::Errno::ISDIR.raw_os_error());
-    /// Not a directory.
-    pub const NOT_DIRECTORY: Errno = Errno(rustix::io::Errno::NOTDIR.raw_os_error());
-    /// Too many links on the way.
-    pub const LOOP: Errno = Errno(rustix::io::Errno::LOOP.raw_os_error());
-    /// Invalid argument.
-    pub const INVALID: Errno = Errno(rustix::io::Errno::INVAL.raw_os_error());
-
-    /// The number under which this error travels; Linux numbering.
-    pub fn code(self) -> ErrorCode {
-        match self {
-            Errno::OUTSIDE_ROOT => ErrorCode::OUTSIDE_ROOT,
-            Errno::HASH_MISMATCH => ErrorCode::HASH_MISMATCH,
-            Errno(n) => u16::try_from(n).ok().and_then(portable).map_or(ErrorCode::OTHER, ErrorCode),
-        }
-    }
-}
-
-/// `4096 + errno` in Linux numbering, for the errors whose number differs between systems translated.
-fn portable(n: u16) -> Option<u16> {
-    use rustix::io::Errno as E;
-    const NAMED: [(E, u16); 10] = [
-        (E::NAMETOOLONG, 36),
-        (E::NOTEMPTY, 39),
-        (E::LOOP, 40),
-        (E::CONNRESET, 104),
-        (E::TIMEDOUT, 110),
-        (E::CONNREFUSED, 111),
-        (E::DQUOT, 122),
-        (E::CANCELED, 125),
-        (E::OPNOTSUPP, 95),
-        (E::STALE, 116),
-    ];
-    let named = NAMED.iter().find(|(e, _)| e.raw_os_error() == i32::from(n)).map(|&(_, linux)| linux);
-    // Numbers up to 34 (ERANGE) are the same on Linux, macOS and the BSDs, EAGAIN and EDEADLK excepted.
-    let same = (n <= 34 || cfg!(target_os = "linux")).then_some(n);
-    named.or(same).and_then(|linux| linux.checked_add(ErrorCode::ERRNO_BASE))
-}
-
-impl fmt::Display for Errno {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Errno::NOT_REGULAR => f.write_str("Not a regular file"),
-            Errno::OUTSIDE_ROOT => f.write_str("Path escapes server root"),
-            Errno::SHORT_SOURCE => f.write_str("File became shorter while it was read"),
-            Errno::CHANGED => f.write_str("File changed while it was read"),
-            Errno::UNSUPPORTED => f.write_str("Not supported here"),
-            Errno::HASH_MISMATCH => f.write_str("Content does not match its hash"),
-            Errno(n) => {
-                let text = std::io::Error::from_raw_os_error(n).to_string();
-                f.write_str(text.split(" (os error").next().unwrap_or(&text))
-            }
-        }
-    }
-}
-
-impl fmt::Debug for Errno {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Errno({}: {self})", self.0)
-    }
-}
-
-impl From<rustix::io::Errno> for Errno {
-    fn from(errno: rustix::io::Errno) -> Errno {
-        Errno(errno.raw_os_error())
-    }
-}
-
-impl From<std::io::Error> for Errno {
-    fn from(error: std::io::Error) -> Errno {
-        Errno(error.raw_os_error().unwrap_or(Errno::IO.0))
     }
 }
 

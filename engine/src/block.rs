@@ -14,7 +14,7 @@
 //! Back-pressure is ownership: a [`Quota`] bounds what one session holds, the pool bounds what a worker holds, and whoever finds
 //! neither waits for a completion to bring a block back.
 
-use crate::limits::{BLOCK_BYTES, PAGE_BYTES, SMALL_BYTES};
+use crate::limits::{BLOCK_BYTES, FRAME_BYTES, PAGE_BYTES, POOL_FRAME_BLOCKS, SMALL_BYTES};
 use smallvec::SmallVec;
 use std::fmt;
 use std::ops::Range;
@@ -32,14 +32,22 @@ pub enum Class {
     Small,
     /// [`BLOCK_BYTES`]
     Large,
+    /// [`FRAME_BYTES`]
+    Frame,
 }
 
 impl Class {
+    /// The smallest class that holds so many bytes; `None` when none does.
+    pub fn for_bytes(bytes: usize) -> Option<Class> {
+        [Class::Small, Class::Large, Class::Frame].into_iter().find(|class| class.bytes() >= bytes)
+    }
+
     /// Bytes a block of this class holds.
     pub const fn bytes(self) -> usize {
         match self {
             Class::Small => SMALL_BYTES,
             Class::Large => BLOCK_BYTES,
+            Class::Frame => FRAME_BYTES,
         }
     }
 }
@@ -125,14 +133,15 @@ impl Drop for Storage {
 pub struct Pool {
     small: Arc<Shelf>,
     large: Arc<Shelf>,
+    frame: Arc<Shelf>,
 }
 
 impl Pool {
-    /// A pool that never has more than these numbers of blocks out.
+    /// A pool that never has more than these numbers of blocks out, and [`POOL_FRAME_BLOCKS`] of class `Frame`.
     pub fn new(small: usize, large: usize) -> Pool {
         let shelf =
             |limit| Arc::new(Shelf { free: Mutex::new(Vec::with_capacity(limit)), out: AtomicUsize::new(0), limit });
-        Pool { small: shelf(small), large: shelf(large) }
+        Pool { small: shelf(small), large: shelf(large), frame: shelf(POOL_FRAME_BLOCKS) }
     }
 
     /// A block, or `None` while the pool or the quota is used up.
@@ -168,6 +177,7 @@ impl Pool {
         match class {
             Class::Small => &self.small,
             Class::Large => &self.large,
+            Class::Frame => &self.frame,
         }
     }
 }

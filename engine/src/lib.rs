@@ -13,9 +13,11 @@ pub mod backend;
 pub mod block;
 #[cfg(feature = "test-rig")]
 pub mod contract;
+mod errno;
 pub mod limits;
 #[cfg(unix)]
 pub mod offload;
+pub mod queue;
 pub mod session;
 #[cfg(feature = "test-rig")]
 pub mod sim;

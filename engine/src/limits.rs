@@ -11,20 +11,83 @@ pub const PAGE_BYTES: usize = 4096;
 pub const BLOCK_BYTES: usize = 512 * 1024;
 /// Bytes of a [`crate::block::Block`] of class `Small`: a small file, whole.
 pub const SMALL_BYTES: usize = 64 * 1024;
+/// Bytes of a [`crate::block::Block`] of class `Frame`: the largest block of the protocol, or what a codec made of it. The
+/// room behind 4 MiB is more than either codec can add to content that does not compress (Zstandard 16 KiB, LZ4 16.1 KiB).
+pub const FRAME_BYTES: usize = crate::wire::MAX_BLOCK as usize + 64 * 1024;
 /// Large blocks one worker's pool holds at most.
 pub const POOL_LARGE_BLOCKS: usize = 32;
 /// Small blocks one worker's pool holds at most.
-pub const POOL_SMALL_BLOCKS: usize = 64;
+pub const POOL_SMALL_BLOCKS: usize = 128;
+/// Frame blocks one worker's pool holds at most; most runs never use one.
+pub const POOL_FRAME_BLOCKS: usize = 8;
 
 /// Bytes of the block of which Resume reports the hash.
 pub const RESUME_BLOCK_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Blocks one transfer reads ahead of what the stream has taken.
 pub const READ_WINDOW_BLOCKS: usize = 6;
+/// The same for blocks of class `Frame`, which dedup reads.
+pub const READ_WINDOW_FRAMES: usize = 2;
+/// Blocks in a row that did not pay after which the content counts as incompressible.
+pub const UNPAID_BLOCKS: u32 = 4;
+/// Blocks of such content that are sent as they are before one is tried.
+pub const PAUSE_BLOCKS: u32 = 8;
+/// Blocks of the longest such pause; each failed try doubles it.
+pub const MAX_PAUSE_BLOCKS: u32 = 64;
+/// Of so many tries one is made without looking at samples, which can lie.
+pub const BLIND_TRY: u32 = 16;
+/// Of so many blocks one is compressed while the link is faster than the codec, so that the codec stays known.
+pub const TRIAL_BLOCKS: u32 = 256;
+/// Bytes through a stream that may only have filled buffers: a pipe of 1 MiB, an ssh window of 2, sockets of 4.
+pub const LINK_BUFFER_BYTES: u64 = 8 * 1024 * 1024;
+/// Bytes after which older measurements of the link count half.
+pub const LINK_WINDOW_BYTES: u64 = 8 * 1024 * 1024;
+/// Bytes through the link that must be measured before the first decision on it.
+pub const LINK_FIRST_BYTES: u64 = LINK_WINDOW_BYTES / 2;
+/// Bytes through the link that must be measured between two decisions.
+pub const LINK_SETTLE_BYTES: u64 = 8 * 1024 * 1024;
+/// Busy nanoseconds of the link that must be measured between two decisions.
+pub const LINK_SETTLE_NANOS: u64 = SECOND / 20;
+/// Bytes sent uncompressed by which the decision to do so has proved right.
+pub const LINK_PROVED_BYTES: u64 = 256 * 1024 * 1024;
+/// Bytes through the link that must be measured before a decision which was wrong again and again is tried once more.
+pub const MAX_LINK_SETTLE_BYTES: u64 = 512 * 1024 * 1024;
+/// Percent of the throughput with compression above which the link makes compression stop.
+pub const LINK_FAST_PERCENT: u64 = 125;
+/// Percent of the throughput with compression below which the link brings compression back.
+pub const LINK_SLOW_PERCENT: u64 = 80;
+/// Raw bytes through the codec after which older measurements of it count half.
+pub const CODEC_WINDOW_BYTES: u64 = 4 * 1024 * 1024;
+/// Percent of all blocks below which so few were packed that the content is said to be incompressible.
+pub const FEW_PACKED_PERCENT: u64 = 10;
+/// Bytes below which content is not worth compressing.
+pub const PACK_WORTH_BYTES: usize = 256;
+/// Bytes of a file sent by one operation without passing through user space; a few of them fill a stream's queue.
+pub const FILE_RUN_BYTES: u64 = 1024 * 1024;
+/// Blocks of 4 MiB hashed, filled in from a store, or put into it by one operation: a cancel is noticed between two blocks.
+pub const BLOCKS_PER_OPERATION: usize = 16;
+/// Such operations in flight for one file: as many as there are helper threads.
+pub const HASHING_OPERATIONS: usize = OFFLOAD_THREADS;
+/// Files at least this large are continued where an interrupted transfer stopped; smaller ones are begun again.
+pub const RESUME_BYTES: u64 = 1024 * 1024;
+/// Jobs the queue of a run holds before the walk waits.
+pub const QUEUED_JOBS: usize = 1024;
+/// Files found and not yet reported, at most: results are told in order, and one file may take long.
+pub const JOBS_UNREPORTED: usize = 16 * 1024;
+/// Connections that may break under a job before it is given up.
+pub const JOB_ATTEMPTS: u32 = 3;
+/// Bytes of files one of several connections takes on ahead of what it is moving.
+pub const PULL_AHEAD_BYTES: u64 = 8 * 1024 * 1024;
+/// Copies inside the kernel that run at the same time.
+pub const CLONES: usize = 4;
+/// Files at least this large are offered to the peer's block store, as the protocol has it.
+pub const DEDUP_BYTES: u64 = 16 * 1024 * 1024;
 /// Large blocks one session may hold for data in either direction, its receive block apart.
 pub const SESSION_LARGE_BLOCKS: usize = 16;
 /// Small blocks one session may hold.
-pub const SESSION_SMALL_BLOCKS: usize = 48;
+pub const SESSION_SMALL_BLOCKS: usize = 96;
+/// Frame blocks one session may hold.
+pub const SESSION_FRAME_BLOCKS: usize = 8;
 /// Connections one listening server serves at the same time.
 pub const MAX_SESSIONS: usize = 16;
 /// Large blocks each of them may hold, its receive block apart.
@@ -47,6 +110,22 @@ pub const PAGE_ENTRIES: usize = 512;
 pub const PAGE_NAME_BYTES: usize = 128 * 1024;
 /// Open directories one walk holds at most, one for each level.
 pub const MAX_WALK_DEPTH: usize = 1024;
+
+/// Level of Zstandard, as the base protocol's peers use.
+pub const ZSTD_LEVEL: i32 = 3;
+/// Percent of a block's bytes above which its compressed form is not worth sending.
+pub const PACKED_PERCENT: u64 = 95;
+/// Bytes of one sample by which a block is judged before it is compressed.
+pub const PROBE_SAMPLE_BYTES: usize = 2048;
+/// Samples of one block.
+pub const PROBE_SAMPLES: usize = 8;
+/// Bytes from which a block is judged by samples; below, they would be a large part of it.
+pub const PROBE_FROM_BYTES: usize = 4 * PROBE_SAMPLES * PROBE_SAMPLE_BYTES;
+/// Bits per byte from which a sample's bytes count as evenly spread. Order-0 coding alone makes 7.6 bits of a byte pay
+/// (95 %); uniform random 4 KiB is estimated at 7.91.
+pub const PROBE_ENTROPY_BITS: f32 = 7.7;
+/// Percent of a sample's bytes above which LZ4 counts as having found nothing.
+pub const PROBE_LZ4_PERCENT: u64 = 98;
 
 /// Bytes queued on a stream after which sessions wait before queueing more data.
 pub const SEND_QUEUE_BYTES: usize = 4 * 1024 * 1024;
@@ -99,6 +178,9 @@ pub const STALL_TIMEOUT: u64 = 60 * SECOND;
 pub const MAX_PREAMBLE_BYTES: usize = 64 * 1024;
 
 const _: () = {
+    assert!(PAUSE_BLOCKS <= MAX_PAUSE_BLOCKS && LINK_SLOW_PERCENT < 100 && LINK_FAST_PERCENT > 100);
+    assert!(LINK_SETTLE_BYTES <= MAX_LINK_SETTLE_BYTES && LINK_FIRST_BYTES <= LINK_WINDOW_BYTES);
+    assert!(LINK_SETTLE_BYTES < LINK_PROVED_BYTES);
     assert!(BLOCK_BYTES.is_multiple_of(PAGE_BYTES) && SMALL_BYTES.is_multiple_of(PAGE_BYTES));
     assert!(BLOCK_BYTES.is_power_of_two(), "blocks must be whole subtrees of the BLAKE3 tree");
     assert!(BLOCK_BYTES <= crate::wire::MAX_BLOCK as usize);
@@ -108,6 +190,12 @@ const _: () = {
     assert!(READ_WINDOW_BLOCKS <= SESSION_LARGE_BLOCKS);
     assert!(CLIENT_LOAD_AHEAD <= SESSION_SMALL_BLOCKS);
     assert!(MAX_ACTIVE_REQUESTS <= SESSION_SMALL_BLOCKS);
-    // Memory of one worker: 32 x 512 KiB + 64 x 64 KiB = 20 MiB, whatever the files.
-    assert!(POOL_LARGE_BLOCKS * BLOCK_BYTES + POOL_SMALL_BLOCKS * SMALL_BYTES <= 32 * 1024 * 1024);
+    assert!(READ_WINDOW_FRAMES * 2 <= SESSION_FRAME_BLOCKS, "a block read and what a codec makes of it");
+    assert!(SESSION_FRAME_BLOCKS <= POOL_FRAME_BLOCKS);
+    assert!(FILE_RUN_BYTES <= crate::wire::MAX_BLOCK as u64);
+    // Memory of one worker: 32 x 512 KiB + 128 x 64 KiB + 8 x 4.06 MiB = 56.5 MiB, whatever the files.
+    assert!(
+        POOL_LARGE_BLOCKS * BLOCK_BYTES + POOL_SMALL_BLOCKS * SMALL_BYTES + POOL_FRAME_BLOCKS * FRAME_BYTES
+            <= 64 * 1024 * 1024
+    );
 };

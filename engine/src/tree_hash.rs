@@ -97,7 +97,7 @@ impl TreeHash {
         }
     }
 
-    /// Adds a complete block hashed elsewhere. Panics inside a block: whoever mixes both knows where it stands.
+    /// Adds a complete block, or the shorter last one, hashed elsewhere. Panics inside a block: whoever mixes both knows where it stands.
     pub fn push(&mut self, block: BlockHash) {
         if self.filled == HASH_BLOCK_BYTES {
             self.complete();
@@ -159,7 +159,7 @@ mod tests {
 
     fn content(len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
-        blake3::Hasher::new().update(b"tree").finalize_xof().fill(&mut bytes);
+        Hasher::new().update(b"tree").finalize_xof().fill(&mut bytes);
         bytes
     }
 
@@ -167,7 +167,8 @@ mod tests {
     fn blocks_hashed_anywhere_make_the_hash_of_the_file() {
         const B: usize = HASH_BLOCK_BYTES;
         let all = content(9 * B + 1);
-        for len in [0, 1, 1023, 1024, 1025, B - 1, B, B + 1, 2 * B - 1, 2 * B, 2 * B + 1, 3 * B, 4 * B, 7 * B + 5, 9 * B]
+        for len in
+            [0, 1, 1023, 1024, 1025, B - 1, B, B + 1, 2 * B - 1, 2 * B, 2 * B + 1, 3 * B, 4 * B, 7 * B + 5, 9 * B]
         {
             let bytes = &all[..len];
             let expected = *blake3::hash(bytes).as_bytes();

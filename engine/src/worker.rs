@@ -6,9 +6,11 @@
 //! turn: submit_and_wait -> completions -> session.on_completion.. -> session.on_turn -> operations -> next turn
 //! ```
 
-use crate::backend::{Backend, Broken, Cancel, Completion, OpKind, Output, SessionId, Submissions, Time, Token};
+use crate::backend::{Backend, Broken, Cancel, Completion, OpKind, Output, SessionId, Submissions, Time, Token, Waker};
 use crate::block::{Class, Pool};
 use crate::session::{Context, Flow, Session};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// One session and what the worker must know of it.
 struct Slot {
@@ -27,12 +29,23 @@ pub struct Worker<B: Backend> {
     submissions: Submissions,
     completions: Vec<Completion>,
     spawned: Vec<Box<dyn Session>>,
+    waker: Waker,
+    /// Somebody has used the waker.
+    woken: Arc<AtomicBool>,
 }
 
 impl<B: Backend> Worker<B> {
     /// A worker without sessions.
     pub fn new(backend: B, pool: Pool) -> Worker<B> {
+        let woken = Arc::new(AtomicBool::new(false));
+        let (flag, inner) = (woken.clone(), backend.waker());
+        let waker = Waker(Arc::new(move || {
+            flag.store(true, Ordering::Release);
+            inner.wake();
+        }));
         Worker {
+            waker,
+            woken,
             backend,
             pool,
             slots: Vec::new(),
@@ -45,6 +58,11 @@ impl<B: Backend> Worker<B> {
     /// The backend, to give it streams and roots.
     pub fn backend(&mut self) -> &mut B {
         &mut self.backend
+    }
+
+    /// Ends the wait of this worker from another thread, and lets every session look again.
+    pub fn waker(&self) -> Waker {
+        self.waker.clone()
     }
 
     /// Blocks that could be taken now, for tests that look for leaks.
@@ -124,6 +142,7 @@ impl<B: Backend> Worker<B> {
             now,
             pool: &mut self.pool,
             submissions: &mut self.submissions,
+            waker: &self.waker,
             spawned: &mut self.spawned,
         };
         let flow = session.on_turn(&mut cx);
@@ -154,6 +173,7 @@ impl<B: Backend> Worker<B> {
                 now,
                 pool: &mut self.pool,
                 submissions: &mut self.submissions,
+                waker: &self.waker,
                 spawned: &mut self.spawned,
             };
             let before = cx.submissions.ops.len();
@@ -162,7 +182,7 @@ impl<B: Backend> Worker<B> {
         }
         self.completions = completions;
         // Blocks may have come back that a session of this worker waits for.
-        if self.slots.len() > 1 {
+        if self.slots.len() > 1 || self.woken.swap(false, Ordering::AcqRel) {
             self.slots.iter_mut().for_each(|slot| slot.due |= slot.session.is_some());
         }
     }

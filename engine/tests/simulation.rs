@@ -10,14 +10,15 @@
 
 use haul_engine::backend::Broken;
 use haul_engine::block::{Class, Pool};
+use haul_engine::queue::Queue;
 use haul_engine::session::client::Opening;
 use haul_engine::session::plan::{Operand, Options};
-use haul_engine::session::report::{Progress, Report, Reporter};
+use haul_engine::session::report::{Direction, Progress, Report, Reporter};
 use haul_engine::session::server::Server;
-use haul_engine::session::{download, upload};
+use haul_engine::session::{download, helper, upload};
 use haul_engine::sim::random::Random;
 use haul_engine::sim::{Entry, Fault, FaultPlan, Hit, Mutation, SimBackend, World};
-use haul_engine::wire::frame::{Hash, Kind, Preserve};
+use haul_engine::wire::frame::{Caps, Hash, Kind, Preserve};
 use haul_engine::wire::path::RequestPath;
 use haul_engine::worker::Worker;
 use std::cell::RefCell;
@@ -38,6 +39,10 @@ struct Scenario {
     up: bool,
     version: u8,
     extended: bool,
+    /// Capabilities the client asks for.
+    caps: Caps,
+    /// Connections.
+    links: usize,
     /// Large and small blocks of each side's pool.
     blocks: [(usize, usize); 2],
     options: Options,
@@ -50,24 +55,33 @@ impl Scenario {
         let pool = |random: &mut Random| match random.below(4) {
             0 => (2, 0),
             1 => (2, 2),
-            2 => (3, 1),
+            2 => (4, 1),
             _ => (32, 64),
         };
-        let blocks = [pool(random), pool(random)];
         let preserve = if random.once_in(2) { Preserve::MODE } else { Preserve::default() };
-        let options = Options { recursive: true, links: random.once_in(2), preserve, exact_target: false };
+        let preserve = if random.once_in(4) { preserve.or(Preserve::VERIFY) } else { preserve };
+        let (links, resume) = (random.once_in(2), random.once_in(3));
+        let options = Options { recursive: true, links, preserve, resume, ..Options::default() };
         let sources = match random.below(4) {
             0 => vec!["src/"],
             1 => vec!["src/one"],
             2 => vec!["src/one", "src/two", "src/d"],
             _ => vec!["src"],
         };
+        let mut caps = Caps::PUT_OFFSET;
+        for (cap, once_in) in [(Caps::LZ4, 3), (Caps::ZSTD, 3), (Caps::DEDUP, 2), (Caps::FAST, 4), (Caps::SYNC, 4)] {
+            caps = if random.once_in(once_in) { caps.or(cap) } else { caps };
+        }
+        let links = if random.once_in(3) { 1 + random.index(3) } else { 1 };
+        // All connections of a side share its pool.
+        let blocks = [pool(random), pool(random)].map(|(large, small)| (large * links, small));
         let version = if extended { 1 } else { 1 + u8::try_from(random.below(2)).unwrap() };
-        Scenario { up: random.once_in(2), version, extended, blocks, options, sources }
+        Scenario { up: random.once_in(2), version, extended, caps, links, blocks, options, sources }
     }
 
     fn opening(&self) -> Opening {
-        if self.extended { Opening::full(None) } else { Opening::base(self.version) }
+        let opening = if self.extended { Opening::full(None) } else { Opening::base(self.version) };
+        opening.with_caps(self.caps)
     }
 
     fn source_host(&self) -> &'static str {
@@ -93,6 +107,13 @@ fn size(random: &mut Random) -> usize {
 fn content(len: usize, seed: u64) -> Vec<u8> {
     let mut bytes = vec![0; len];
     blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+    // Half of the files, and the beginning of some others, are worth compressing.
+    let plain = match seed % 4 {
+        0 | 1 => len,
+        2 => len / 2,
+        _ => 0,
+    };
+    bytes[..plain].iter_mut().for_each(|byte| *byte %= 8);
     bytes
 }
 
@@ -138,25 +159,35 @@ impl Pair {
         let mut hosts = [world.host("client"), world.host("server")];
         let roots = [hosts[0].root(), hosts[1].root()];
         let [ref mut one, ref mut two] = hosts;
-        let (stream, served) = world.connect(one, two);
+        let links: Vec<_> = (0..scenario.links).map(|_| world.connect(one, two)).collect();
         let [client_host, server_host] = hosts;
         let reports = Rc::new(RefCell::new(Vec::new()));
         let collect = reports.clone();
         let reporter: Reporter = Box::new(move |report| collect.borrow_mut().push(report));
         let (sources, target) = (scenario.sources.iter().map(|path| operand(path)).collect(), operand("dst/"));
-        let (options, progress) = (scenario.options, Arc::new(Progress::default()));
+        let progress = Arc::new(Progress::default());
+        let direction = if scenario.up { Direction::Up } else { Direction::Down };
+        let queue = Queue::new(direction, scenario.options);
+        let (stream, local) = (links[0].0, roots[0]);
         let session = if scenario.up {
-            let plan = upload::Plan { local: roots[0], sources, target, options, same_machine: None };
-            upload::client(stream, scenario.opening(), plan, progress, reporter)
+            let plan = upload::Plan { local, sources, target, queue: queue.clone(), same_machine: None };
+            upload::client(stream, scenario.opening(), plan, progress.clone(), reporter)
         } else {
-            let plan = download::Plan { sources, local: roots[0], target, options };
-            download::client(stream, scenario.opening(), plan, progress, reporter)
+            let plan = download::Plan { sources, local, target, queue: queue.clone() };
+            download::client(stream, scenario.opening(), plan, progress.clone(), reporter)
         };
         let worker = |host, (large, small)| Worker::new(host, Pool::new(small, large));
         let mut client = worker(client_host, scenario.blocks[0]);
         client.add(Box::new(session));
+        for &(stream, _) in &links[1..] {
+            // What goes wrong with a further connection is for the others to make good.
+            let (opening, progress, quiet) = (scenario.opening(), progress.clone(), Box::new(|_| {}));
+            client.add(Box::new(helper::client(stream, opening, (queue.clone(), local), progress, quiet)));
+        }
         let mut server = worker(server_host, scenario.blocks[1]);
-        server.add(Box::new(Server::new(served, roots[1], Box::new(|_| {}))));
+        for (_, served) in links {
+            server.add(Box::new(Server::new(served, roots[1], Box::new(|_| {}))));
+        }
         Pair { client: Some(client), server: Some(server), reports, blocks: scenario.blocks }
     }
 
@@ -223,7 +254,7 @@ fn turn(worker: &mut Option<Worker<SimBackend>>) {
 /// What a client said at the end.
 #[derive(Default)]
 struct Verdict {
-    copied: BTreeMap<Vec<u8>, Hash>,
+    copied: BTreeMap<Vec<u8>, Option<Hash>>,
     failures: Vec<String>,
 }
 
@@ -232,7 +263,9 @@ impl Verdict {
         let mut verdict = Verdict::default();
         for report in reports {
             match report {
-                Report::Copied { target, hash, .. } => _ = verdict.copied.insert(target.clone(), *hash),
+                Report::Copied { target, hash, .. } | Report::Unchanged { target, hash, .. } => {
+                    verdict.copied.insert(target.clone(), *hash);
+                }
                 Report::Failed(failure) | Report::Fatal(failure) => {
                     verdict.failures.push(format!("{}: {}", failure.path.escape_ascii(), failure.reason()));
                 }
@@ -307,7 +340,8 @@ fn run(seed: u64, mutation: Option<Mutation>, coverage: &mut Coverage) -> Result
             return Err(format!("{name} is neither the old file nor the new one"));
         }
         let hash = found.map(|content| *blake3::hash(content).as_bytes());
-        if verdict.copied.contains_key(path) && (!whole || hash.as_ref() != verdict.copied.get(path)) {
+        let wrong = |said: &Option<Hash>| !whole || said.is_some_and(|said| Some(said) != hash);
+        if verdict.copied.get(path).is_some_and(wrong) {
             return Err(format!("{name} was reported as copied, and is not"));
         }
         if verdict.failures.is_empty() && faults.is_empty() && !verdict.copied.contains_key(path) {
@@ -328,7 +362,12 @@ fn run(seed: u64, mutation: Option<Mutation>, coverage: &mut Coverage) -> Result
         let known = old_form.contains_key(path) || before_target.contains_key(path) || before_source.contains_key(path);
         known || listed_link(path)
     };
-    if let Some(litter) = names.into_iter().find(|path| !known(path)) {
+    // A run that resumes leaves what it has for the next one; a run that went well leaves nothing.
+    let partial = |path: &[u8]| {
+        let kept = path.rsplit(|&byte| byte == b'/').next().is_some_and(|name| name.starts_with(b".haul-part-"));
+        kept && scenario.options.resume && !faults.is_empty()
+    };
+    if let Some(litter) = names.into_iter().find(|path| !known(path) && !partial(path)) {
         return Err(format!("litter: {}", litter.escape_ascii()));
     }
     if mutation.is_none() { again(&world, &scenario, &faults) } else { Ok(()) }

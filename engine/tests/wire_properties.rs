@@ -148,6 +148,9 @@ fn extension() -> impl Strategy<Value = Frame> {
         (path(), any::<bool>()).prop_map(|(path, follow)| Frame::Lookup { path, follow }),
         hash().prop_map(|hash| Frame::Commit { hash }),
         code().prop_map(|code| Frame::Abandon { code }),
+        (path(), any::<u64>()).prop_map(|(path, size)| Frame::Continue { path, size }),
+        any::<u64>().prop_map(|offset| Frame::Skip { offset }),
+        vec(hash(), 0..5).prop_map(|blocks| Frame::Kept { blocks }),
         (path(), attributes(), preserve()).prop_map(|(path, attributes, preserve)| Frame::SetMeta {
             path,
             attributes,

@@ -98,7 +98,8 @@ impl Streams {
             | OpKind::Load { .. }
             | OpKind::Store(_)
             | OpKind::Publish { .. }
-            | OpKind::Fs(_) => false,
+            | OpKind::Fs(_)
+            | OpKind::Compute(_) => false,
         }
     }
 

@@ -14,7 +14,7 @@ fn attributes(kind: Kind, mode: u32) -> Attributes {
 }
 
 fn exactly(mode: u32) -> Finish {
-    Finish { attributes: Some(attributes(Kind::Regular, mode)), preserve: Preserve::MODE, sync: true }
+    Finish { attributes: Some(attributes(Kind::Regular, mode)), preserve: Preserve::MODE, sync: true, verify: None }
 }
 
 fn fs<R: Rig>(driver: &mut Driver<R>, op: FsOp) -> Result<Output, Errno> {

@@ -14,7 +14,7 @@ use std::time::Duration;
 /// Steps of the mixture in [`every_op_completes_once_and_returns_its_blocks`].
 const MIXED_STEPS: usize = 600;
 
-pub(super) const PLAIN: Finish = Finish { attributes: None, preserve: Preserve(0), sync: false };
+pub(super) const PLAIN: Finish = Finish { attributes: None, preserve: Preserve(0), sync: false, verify: None };
 pub(super) const CREATE: OpenMode = OpenMode::Create { size: 0, keep: 0, overwrite: true };
 
 /// What the mixed test keeps of its surroundings.

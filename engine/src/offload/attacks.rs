@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Attributes unknown, nothing exact, no flush.
-const PLAIN: Finish = Finish { attributes: None, preserve: Preserve(0), sync: false };
+const PLAIN: Finish = Finish { attributes: None, preserve: Preserve(0), sync: false, verify: None };
 
 /// A served root with every kind of link in it, and things beside the root that nobody may reach.
 struct Trap {
@@ -280,10 +280,14 @@ fn a_cloned_kept_or_replaced_file_is_the_same_on_kernels_without_the_shortcuts()
         assert_eq!(attributes.size, 10);
         super::open::write_all(&file, 4, b"XY").unwrap();
         assert_eq!(fs::read(trap.root.join("f")).unwrap(), b"0123456789");
-        publish::publish(&file, &PLAIN).unwrap();
+        publish::publish(&file, &PLAIN, &AtomicBool::new(false)).unwrap();
         drop(file);
         assert_eq!(content(&root, "f").unwrap(), b"0123XY");
 
+        // What shall be kept must be there.
+        let missing = create(&root, &target("g"), wanted, &AtomicBool::new(false));
+        assert_eq!(missing.err(), Some(Errno::NOT_FOUND));
+        let wanted = Wanted { keep: 0, ..wanted };
         let (file, _) = create(&root, &target("g"), wanted, &AtomicBool::new(false)).unwrap();
         assert_eq!(
             listing(&trap.root).iter().any(|name| name.starts_with(".haul-")),
@@ -316,8 +320,8 @@ fn a_target_that_became_special_before_publishing_is_left_alone() {
         let (dir, fifo) = (begin("d"), begin("p"));
         fs::create_dir(trap.root.join("d")).unwrap();
         assert!(std::process::Command::new("mkfifo").arg(trap.root.join("p")).status().unwrap().success());
-        assert_eq!(publish::publish(&dir, &PLAIN), Err(Errno::IS_DIRECTORY));
-        assert_eq!(publish::publish(&fifo, &PLAIN), Err(Errno::NOT_REGULAR));
+        assert_eq!(publish::publish(&dir, &PLAIN, &AtomicBool::new(false)), Err(Errno::IS_DIRECTORY));
+        assert_eq!(publish::publish(&fifo, &PLAIN, &AtomicBool::new(false)), Err(Errno::NOT_REGULAR));
         drop((dir, fifo));
         assert!(fs::metadata(trap.root.join("d")).unwrap().is_dir());
         assert!(fs::metadata(trap.root.join("p")).unwrap().file_type().is_fifo());
@@ -326,11 +330,11 @@ fn a_target_that_became_special_before_publishing_is_left_alone() {
         let careful = Wanted { overwrite: false, ..wanted };
         let (file, _) = create(&root, &target("late"), careful, &AtomicBool::new(false)).unwrap();
         fs::write(trap.root.join("late"), "mine").unwrap();
-        assert_eq!(publish::publish(&file, &PLAIN), Err(Errno::EXISTS));
+        assert_eq!(publish::publish(&file, &PLAIN, &AtomicBool::new(false)), Err(Errno::EXISTS));
         drop(file);
         assert_eq!(fs::read(trap.root.join("late")).unwrap(), b"mine");
         let (file, _) = create(&root, &target("free"), careful, &AtomicBool::new(false)).unwrap();
-        publish::publish(&file, &PLAIN).unwrap();
+        publish::publish(&file, &PLAIN, &AtomicBool::new(false)).unwrap();
         assert_eq!(fs::metadata(trap.root.join("free")).unwrap().nlink(), 1);
     });
 }

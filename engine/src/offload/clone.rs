@@ -9,15 +9,14 @@
 
 use super::attributes::from_stat;
 use super::create::{Wanted, copy_in_kernel, create, share_extents};
-use super::open::{OpenFile, open_source, read_full};
+use super::open::{OpenFile, hash_all, open_source};
 use super::publish::publish;
 use super::resolve::{self, Root};
 use crate::backend::{Errno, Finish, Output};
-use crate::limits::BLOCK_BYTES;
 use crate::wire::path::Target;
 use rustix::fs::{AtFlags, Stat, fstat};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::fd::AsFd;
+use std::sync::atomic::AtomicBool;
 
 /// Copies `from` to `to`. A file is never copied onto itself: [`Errno::INVALID`].
 pub(super) fn clone(
@@ -37,9 +36,8 @@ pub(super) fn clone(
     if share_extents(source.as_fd(), new.fd()).is_err() {
         copy_in_kernel(source.as_fd(), new.fd(), u64::MAX, give_up)?.ok_or(Errno::UNSUPPORTED)?;
     }
-    let mut buffer = vec![0; BLOCK_BYTES];
-    let (hash, size) = hash_all(source.as_fd(), &mut buffer, give_up)?;
-    let copied = hash_all(new.fd(), &mut buffer, give_up)?;
+    let (hash, size) = hash_all(source.as_fd(), give_up)?;
+    let copied = hash_all(new.fd(), give_up)?;
     let after = fstat(&source)?;
     // Files in /proc say they are empty and are copied as such, but can be read.
     if before.st_size == 0 && size > 0 && copied.1 == 0 {
@@ -54,13 +52,13 @@ pub(super) fn clone(
     if (hash, size) != copied {
         return Err(Errno::HASH_MISMATCH);
     }
-    publish(&new, finish)?;
+    publish(&new, finish, give_up)?;
     Ok(Output::Cloned { hash, size })
 }
 
 /// Fails when what stands at the target is the source itself.
 fn refuse_same(source: &Stat, new: &OpenFile) -> Result<(), Errno> {
-    let super::open::Role::Making(making) = &new.role else { return Ok(()) };
+    let Some(making) = new.making() else { return Ok(()) };
     match rustix::fs::statat(&making.dir, &*making.name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(present) if (present.st_dev, present.st_ino) == (source.st_dev, source.st_ino) => Err(Errno::INVALID),
         _ => Ok(()),
@@ -70,21 +68,4 @@ fn refuse_same(source: &Stat, new: &OpenFile) -> Result<(), Errno> {
 fn changed(before: &Stat, after: &Stat) -> bool {
     let (before, after) = (from_stat(before), from_stat(after));
     (before.size, before.mtime) != (after.size, after.mtime)
-}
-
-/// BLAKE3 and length of a whole file.
-fn hash_all(fd: BorrowedFd<'_>, buffer: &mut [u8], give_up: &AtomicBool) -> Result<([u8; 32], u64), Errno> {
-    let mut hasher = blake3::Hasher::new();
-    let mut offset = 0;
-    loop {
-        if give_up.load(Ordering::Relaxed) {
-            return Err(Errno::CANCELLED);
-        }
-        let count = read_full(fd, offset, buffer)?;
-        hasher.update(&buffer[..count]);
-        offset += count as u64;
-        if count < buffer.len() {
-            return Ok((*hasher.finalize().as_bytes(), offset));
-        }
-    }
 }

@@ -42,9 +42,21 @@ pub(super) struct Making {
 
 /// A temporary name in `dir` of a [`Making`].
 pub(super) struct TempName {
-    pub(super) name: [u8; TEMP_NAME_BYTES],
+    pub(super) name: Box<[u8]>,
+    /// It stays when the file is given up, unless there is nothing in it.
+    pub(super) stays: bool,
     /// The name is gone from the directory, or is somebody else's now.
     pub(super) gone: AtomicBool,
+}
+
+impl Making {
+    /// Takes the temporary name away, unless it shall stay or is gone already. Called by the file, which is still open.
+    pub(super) fn discard(&self, fd: BorrowedFd<'_>) {
+        let Some(temp) = &self.temp else { return };
+        if temp.stays && rustix::fs::fstat(fd).is_ok_and(|stat| stat.st_size > 0) {
+            temp.gone.store(true, Ordering::Release);
+        }
+    }
 }
 
 impl Drop for Making {
@@ -69,6 +81,14 @@ pub(super) fn create(
         Present::Replaceable(stat) => Some(stat),
         Present::Sink(fd, stat) => return Ok((OpenFile::new(fd, Role::Sink), from_stat(&stat))),
     };
+    // What is kept must be there: bytes behind a hole of zeros are no file anybody sent.
+    match &present {
+        _ if wanted.keep == 0 => {}
+        None => return Err(Errno::NOT_FOUND),
+        Some(stat) if kind(stat) != Kind::Regular => return Err(Errno::NOT_REGULAR),
+        Some(stat) if from_stat(stat).size < wanted.keep => return Err(Errno::SHORT_SOURCE),
+        Some(_) => {}
+    }
     check_space(spot.dir.as_fd(), wanted)?;
     let (fd, temp) = open_temp(spot.dir.as_fd(), wanted.brief && present.is_some())?;
     let replaced = present.filter(|stat| kind(stat) == Kind::Regular).map(|stat| from_stat(&stat).mode);
@@ -80,6 +100,29 @@ pub(super) fn create(
         attributes = keep(file.fd(), making, wanted.keep, give_up)?;
     }
     Ok((file, attributes))
+}
+
+/// Opens the target itself for writing, whatever it holds; see [`crate::backend::OpenMode::InPlace`].
+pub(super) fn in_place(root: &Root, target: &Target, truncate: Option<u64>) -> Result<(OpenFile, Attributes), Errno> {
+    let spot = resolve::new(root, target)?;
+    // Looked at first: opening a device or FIFO can itself do something.
+    match examine(&spot, true)? {
+        Present::Sink(fd, stat) => return Ok((OpenFile::new(fd, Role::Sink), from_stat(&stat))),
+        Present::Nothing | Present::Replaceable(_) => {}
+    }
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let dir = spot.dir.as_fd();
+    let fd = retry_on_intr(|| rustix::fs::openat(dir, &*spot.name, flags, Mode::from_raw_mode(0o666)))?;
+    let stat = rustix::fs::fstat(&fd)?;
+    if kind(&stat) != Kind::Regular {
+        return Err(Errno::NOT_REGULAR);
+    }
+    if let Some(size) = truncate {
+        check_space(dir, Wanted { size, keep: 0, overwrite: true, brief: false })?;
+        retry_on_intr(|| rustix::fs::ftruncate(&fd, 0))?;
+        retry_on_intr(|| rustix::fs::ftruncate(&fd, size))?;
+    }
+    Ok((OpenFile::new(fd, Role::InPlace), from_stat(&stat)))
 }
 
 /// What stands where a new file shall stand.
@@ -124,7 +167,7 @@ fn is_null_device(stat: &Stat) -> bool {
 }
 
 /// Fails at once where the file cannot fit. What is free may change, so this only spares useless work.
-fn check_space(dir: BorrowedFd<'_>, wanted: Wanted) -> Result<(), Errno> {
+pub(super) fn check_space(dir: BorrowedFd<'_>, wanted: Wanted) -> Result<(), Errno> {
     let needed = wanted.size.saturating_sub(wanted.keep);
     if needed < crate::limits::SPACE_CHECK_BYTES {
         return Ok(());
@@ -141,14 +184,14 @@ fn check_space(dir: BorrowedFd<'_>, wanted: Wanted) -> Result<(), Errno> {
 
 /// A new empty file in `dir`, mode 0600: nameless where that is possible and not unwanted, else under a name nobody had
 /// before.
-fn open_temp(dir: BorrowedFd<'_>, named: bool) -> Result<(OwnedFd, Option<TempName>), Errno> {
+pub(super) fn open_temp(dir: BorrowedFd<'_>, named: bool) -> Result<(OwnedFd, Option<TempName>), Errno> {
     if let Some(result) = (!named).then(|| open_nameless(dir)).flatten() {
         return result.map(|fd| (fd, None));
     }
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let (fd, name) =
         with_temp_name(|name| retry_on_intr(|| rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))))?;
-    Ok((fd, Some(TempName { name, gone: AtomicBool::new(false) })))
+    Ok((fd, Some(TempName { name: name.into(), stays: false, gone: AtomicBool::new(false) })))
 }
 
 /// `None` where the file system, or a missing /proc, does not allow it.
@@ -203,7 +246,12 @@ fn random_name() -> [u8; TEMP_NAME_BYTES] {
 }
 
 /// Brings the first `wanted` bytes of the present file into the new one. Returns the present file's attributes.
-fn keep(new: BorrowedFd<'_>, making: &Making, wanted: u64, give_up: &AtomicBool) -> Result<Attributes, Errno> {
+pub(super) fn keep(
+    new: BorrowedFd<'_>,
+    making: &Making,
+    wanted: u64,
+    give_up: &AtomicBool,
+) -> Result<Attributes, Errno> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let present = resolve::open_at(making.dir.as_fd(), &making.name, flags)?;
     let stat = rustix::fs::fstat(&present)?;

@@ -2,7 +2,7 @@
 
 use super::names::{self, OpenDir};
 use super::open::{self, Loaded, OpenFile};
-use super::{Held, clone, create, publish};
+use super::{Held, clone, create, partial, publish};
 use crate::backend::{Errno, FsOp, OpKind, OpenMode, Output};
 use crate::wire::frame::Attributes;
 use std::sync::Arc;
@@ -26,6 +26,14 @@ pub(super) fn run(kind: &mut OpKind, held: &Held, give_up: &AtomicBool) -> Resul
             create::create(root, &place.target, want, give_up)
                 .map(|(file, attributes)| Made::File(Arc::new(file), attributes))
         }
+        (OpKind::Open { place, mode: OpenMode::Continue { size } }, Held::Root(root)) => {
+            partial::open(root, &place.target, *size, give_up)
+                .map(|(file, attributes)| Made::File(Arc::new(file), attributes))
+        }
+        (OpKind::Open { place, mode: OpenMode::InPlace { truncate } }, Held::Root(root)) => {
+            create::in_place(root, &place.target, *truncate)
+                .map(|(file, attributes)| Made::File(Arc::new(file), attributes))
+        }
         (OpKind::Load { place, into }, Held::Root(root)) => match open::load(root, &place.target, into.bytes_mut())? {
             Loaded::Whole { attributes, len } => Ok(Made::Output(Output::Loaded { attributes, len })),
             Loaded::TooLarge(file, attributes) => Ok(Made::File(Arc::new(file), attributes)),
@@ -40,9 +48,10 @@ pub(super) fn run(kind: &mut OpKind, held: &Held, give_up: &AtomicBool) -> Resul
         (OpKind::Write { offset, from, .. }, Held::File(file)) => {
             open::write_all(file, *offset, from.bytes()).map(|()| done())
         }
-        (OpKind::Publish { finish, .. }, Held::File(file)) => publish::publish(file, finish).map(|()| done()),
+        (OpKind::Publish { finish, .. }, Held::File(file)) => publish::publish(file, finish, give_up).map(|()| done()),
         // The id is out of the table; dropping what is held does the rest.
         (OpKind::Close { .. }, Held::File(_)) => Ok(done()),
+        (OpKind::Compute(compute), Held::Nothing) => compute.run().map(Made::Output),
         (OpKind::Fs(fs), held) => run_fs(fs, held, give_up),
         _ => Err(Errno::INVALID),
     }
@@ -52,6 +61,9 @@ fn run_fs(op: &FsOp, held: &Held, give_up: &AtomicBool) -> Result<Made, Errno> {
     match (op, held) {
         (FsOp::Stat { place, follow }, Held::Root(root)) => names::stat(root, &place.target, *follow).map(Made::Output),
         (FsOp::StatOpen { .. }, Held::File(file)) => names::stat_open(file).map(Made::Output),
+        (FsOp::HashBlocks { first, count, .. }, Held::File(file)) => {
+            open::hash_blocks(file, *first, *count, give_up).map(|hashes| Made::Output(Output::BlockHashes(hashes)))
+        }
         (FsOp::OpenDir { place }, Held::Root(root)) => {
             names::open_dir(root, &place.target).map(|(dir, attributes)| Made::Dir(Arc::new(dir), attributes))
         }

@@ -36,6 +36,7 @@ mod create;
 mod jobs;
 mod names;
 mod open;
+mod partial;
 mod publish;
 mod resolve;
 mod table;
@@ -72,6 +73,7 @@ thread_local! {
 
 /// What the ids of an op stood for when it was submitted. Keeps it alive until the job is done.
 enum Held {
+    Nothing,
     Root(Root),
     Roots { from: Root, to: Root },
     File(Arc<OpenFile>),
@@ -189,6 +191,7 @@ impl Offload {
             }
             OpKind::Read { file, .. } | OpKind::Write { file, .. } => self.held_file(*file),
             OpKind::Fs(fs) => self.hold_fs(fs),
+            OpKind::Compute(_) => Ok(Held::Nothing),
             _ => Err(Errno::INVALID),
         }
     }
@@ -200,7 +203,7 @@ impl Offload {
             | FsOp::MakeDir { place }
             | FsOp::SetMeta { place, .. }
             | FsOp::MakeLink { place, .. } => self.root(place).map(Held::Root),
-            FsOp::StatOpen { file } => self.held_file(*file),
+            FsOp::StatOpen { file } | FsOp::HashBlocks { file, .. } => self.held_file(*file),
             FsOp::ReadDir { dir } => match self.dirs.find(*dir) {
                 Some(Dir::Open { dir, .. }) => Ok(Held::Dir(dir.clone())),
                 Some(Dir::Root(_)) => Err(Errno::INVALID),
@@ -213,6 +216,7 @@ impl Offload {
                     _ => Err(Errno::STALE_ID),
                 },
             },
+            FsOp::FillBlocks { .. } | FsOp::KeepBlocks { .. } => Err(Errno::UNSUPPORTED),
             FsOp::Clone { from, to, .. } => Ok(Held::Roots { from: self.root(from)?, to: self.root(to)? }),
         }
     }

@@ -8,12 +8,14 @@ use super::create::Making;
 use super::resolve::{self, Root, Spot};
 use crate::backend::Errno;
 use crate::limits::BLOCK_BYTES;
+use crate::tree_hash::{BlockHash, HASH_BLOCK_BYTES};
 use crate::wire::frame::{Attributes, Kind};
 use crate::wire::path::Target;
 use rustix::fs::{OFlags, Stat};
 use rustix::io::Errno as E;
 use rustix::io::retry_on_intr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A file opened for reading, a file being made, or a sink.
 ///
@@ -29,6 +31,7 @@ pub(super) enum Role {
     Source,
     Sink,
     Making(Making),
+    InPlace,
 }
 
 impl OpenFile {
@@ -46,8 +49,24 @@ impl OpenFile {
         matches!(self.role, Role::Sink)
     }
 
+    /// What is being made, if anything is.
+    pub(super) fn making(&self) -> Option<&Making> {
+        match &self.role {
+            Role::Making(making) => Some(making),
+            _ => None,
+        }
+    }
+
     pub(super) fn stat(&self) -> Result<Stat, Errno> {
         Ok(rustix::fs::fstat(&self.fd)?)
+    }
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        if let Role::Making(making) = &self.role {
+            making.discard(self.fd.as_fd());
+        }
     }
 }
 
@@ -139,6 +158,49 @@ pub(super) fn read_full(fd: BorrowedFd<'_>, offset: u64, into: &mut [u8]) -> Res
         }
     }
     Ok(len)
+}
+
+/// Hashes up to `count` blocks from block `first` on, until the file ends.
+pub(super) fn hash_blocks(
+    file: &OpenFile,
+    first: u64,
+    count: usize,
+    give_up: &AtomicBool,
+) -> Result<Vec<BlockHash>, Errno> {
+    let mut buffer = vec![0; HASH_BLOCK_BYTES];
+    let mut hashes = Vec::new();
+    for index in (first..).take(count) {
+        if give_up.load(Ordering::Relaxed) {
+            return Err(Errno::CANCELLED);
+        }
+        let offset = index.checked_mul(HASH_BLOCK_BYTES as u64).ok_or(Errno::INVALID)?;
+        let len = read_full(file.fd(), offset, &mut buffer)?;
+        if len > 0 {
+            hashes.push(BlockHash::of(index, &buffer[..len]));
+        }
+        if len < buffer.len() {
+            break;
+        }
+    }
+    Ok(hashes)
+}
+
+/// BLAKE3 of a whole file, and its length.
+pub(super) fn hash_all(fd: BorrowedFd<'_>, give_up: &AtomicBool) -> Result<([u8; 32], u64), Errno> {
+    let mut buffer = vec![0; BLOCK_BYTES];
+    let mut hasher = blake3::Hasher::new();
+    let mut offset = 0;
+    loop {
+        if give_up.load(Ordering::Relaxed) {
+            return Err(Errno::CANCELLED);
+        }
+        let count = read_full(fd, offset, &mut buffer)?;
+        hasher.update(&buffer[..count]);
+        offset += count as u64;
+        if count < buffer.len() {
+            return Ok((*hasher.finalize().as_bytes(), offset));
+        }
+    }
 }
 
 /// Writes all of `from` at `offset`.

@@ -12,8 +12,8 @@
 //! brief [`store`] writes one, it can leave a `.haul-<16 hex>.tmp` beside it.
 
 use super::attributes;
-use super::create::{Making, TEMP_NAME_BYTES, Wanted, check_replaceable, create};
-use super::open::{OpenFile, Role, write_all};
+use super::create::{Making, Wanted, check_replaceable, create};
+use super::open::{OpenFile, Role, hash_all, write_all};
 use super::resolve::{DIR_READ, Root, open_at};
 use crate::backend::{Errno, Finish};
 use crate::block::Slice;
@@ -45,19 +45,26 @@ pub(super) fn store(
         write_all(&file, offset, slice.bytes())?;
         offset += slice.len() as u64;
     }
-    publish(&file, finish)
+    publish(&file, finish, &AtomicBool::new(false))
 }
 
 /// Finishes a file being made and gives it its name. On error nothing is left but what stood there before.
-pub(super) fn publish(file: &OpenFile, finish: &Finish) -> Result<(), Errno> {
+pub(super) fn publish(file: &OpenFile, finish: &Finish, give_up: &AtomicBool) -> Result<(), Errno> {
     let making = match &file.role {
         Role::Making(making) => making,
         Role::Sink => return Ok(()),
+        // It has its name. A directory it may be new in is not known here any more.
+        Role::InPlace if finish.sync => return sync_file(file.fd()),
+        Role::InPlace => return Ok(()),
         Role::Source => return Err(Errno::INVALID),
     };
     let fd = file.fd();
-    if making.wanted.keep > making.wanted.size && file.stat()?.st_size as u64 > making.wanted.size {
+    let began_with_something = making.wanted.keep > making.wanted.size || making.temp.as_ref().is_some_and(|t| t.stays);
+    if began_with_something && file.stat()?.st_size as u64 > making.wanted.size {
         retry_on_intr(|| rustix::fs::ftruncate(fd, making.wanted.size))?;
+    }
+    if let Some(expected) = finish.verify {
+        read_again(fd, expected, give_up)?;
     }
     attributes::apply_to_file(fd, finish.attributes.as_ref(), finish.preserve, making.replaced)?;
     if finish.sync {
@@ -71,6 +78,18 @@ pub(super) fn publish(file: &OpenFile, finish: &Finish) -> Result<(), Errno> {
         }
     }
     if finish.sync { sync_dir(making, fd) } else { Ok(()) }
+}
+
+/// Reads what was written, from the disk where the system lets go of what it remembers, and compares.
+fn read_again(fd: BorrowedFd<'_>, expected: [u8; 32], give_up: &AtomicBool) -> Result<(), Errno> {
+    #[cfg(target_os = "linux")]
+    {
+        // Only what is on the disk can be forgotten. Advice: where it is not taken, the memory is read again.
+        sync_file(fd)?;
+        let _ = rustix::fs::fadvise(fd, 0, None, rustix::fs::Advice::DontNeed);
+    }
+    let (hash, _) = hash_all(fd, give_up)?;
+    if hash == expected { Ok(()) } else { Err(Errno::HASH_MISMATCH) }
 }
 
 /// Links a nameless file to its name, in place of what is there.
@@ -115,30 +134,30 @@ impl ProcPath {
 }
 
 /// Renames the temporary name to the final one.
-fn rename_into_place(making: &Making, temp: &[u8; TEMP_NAME_BYTES]) -> Result<(), Errno> {
+fn rename_into_place(making: &Making, temp: &[u8]) -> Result<(), Errno> {
     let (dir, name) = (&making.dir, &*making.name);
     if making.wanted.overwrite {
         check_target(making)?;
-        return Ok(rustix::fs::renameat(dir, &temp[..], dir, name)?);
+        return Ok(rustix::fs::renameat(dir, temp, dir, name)?);
     }
     match rename_no_replace(making, temp) {
         // File systems that cannot rename so can link so.
         Err(E::INVAL | E::NOSYS | E::OPNOTSUPP) => {
-            rustix::fs::linkat(dir, &temp[..], dir, name, AtFlags::empty())?;
-            Ok(rustix::fs::unlinkat(dir, &temp[..], AtFlags::empty())?)
+            rustix::fs::linkat(dir, temp, dir, name, AtFlags::empty())?;
+            Ok(rustix::fs::unlinkat(dir, temp, AtFlags::empty())?)
         }
         result => Ok(result?),
     }
 }
 
 #[cfg(any(target_os = "linux", target_vendor = "apple"))]
-fn rename_no_replace(making: &Making, temp: &[u8; TEMP_NAME_BYTES]) -> rustix::io::Result<()> {
+fn rename_no_replace(making: &Making, temp: &[u8]) -> rustix::io::Result<()> {
     let flags = rustix::fs::RenameFlags::NOREPLACE;
-    rustix::fs::renameat_with(&making.dir, &temp[..], &making.dir, &*making.name, flags)
+    rustix::fs::renameat_with(&making.dir, temp, &making.dir, &*making.name, flags)
 }
 
 #[cfg(not(any(target_os = "linux", target_vendor = "apple")))]
-fn rename_no_replace(_: &Making, _: &[u8; TEMP_NAME_BYTES]) -> rustix::io::Result<()> {
+fn rename_no_replace(_: &Making, _: &[u8]) -> rustix::io::Result<()> {
     Err(E::NOSYS)
 }
 

@@ -6,15 +6,20 @@
 //! A client always reads while it writes. `Ask`s are prepared ahead (files are opened and loaded), sent one after the
 //! other, and answered one after the other; what an answer needs afterwards (naming a downloaded file) goes on beside.
 
+use super::codec::Policy;
 use super::link::{Incoming, Link};
 use super::report::{Report, Reporter, SharedProgress};
 use super::{Cause, Context, Failure, Flow, Io, Outcome, Quotas, Session, Terms};
 use crate::backend::{Completion, OpKind, StreamId, Time, Token};
-use crate::limits::{CLIENT_LOAD_AHEAD, CLIENT_WINDOW_REQUESTS, HANDSHAKE_TIMEOUT, LEAVE_TIMEOUT, MAX_PREAMBLE_BYTES};
+use crate::limits::{
+    CLIENT_LOAD_AHEAD, CLIENT_WINDOW_REQUESTS, HANDSHAKE_TIMEOUT, LEAVE_TIMEOUT, MAX_PREAMBLE_BYTES, OFFLOAD_THREADS,
+};
+use crate::wire::compress::Codec;
 use crate::wire::decode::Role;
 use crate::wire::display::Printable;
 use crate::wire::frame::{Attributes, Caps, Dialect, Ext, Frame, Hash, ListEntry, TreeEntry};
 use crate::wire::hello::{self, Greeting};
+use smallvec::SmallVec;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
 
@@ -27,10 +32,21 @@ pub(crate) enum Reply {
     Done,
     Attributes(Attributes),
     Listing(Vec<ListEntry>),
-    Page { last: bool, entries: Vec<TreeEntry> },
+    Page {
+        last: bool,
+        entries: Vec<TreeEntry>,
+    },
     Hash(Hash),
-    Resume { size: u64, hash: Option<Hash> },
-    Moved { hash: Hash, size: u64 },
+    Resume {
+        size: u64,
+        hash: Option<Hash>,
+    },
+    Moved {
+        hash: Option<Hash>,
+        size: u64,
+    },
+    /// The hash of both files, if they are equal.
+    Same(Option<Hash>),
 }
 
 /// How a request ended.
@@ -53,12 +69,18 @@ pub(crate) trait Ask {
     fn prepare(&mut self, _io: &mut Io<'_, '_>) {}
     /// Goes on preparing while others are sent.
     fn read_ahead(&mut self, _io: &mut Io<'_, '_>) {}
+    /// Goes on with what it does beside, once all of it is sent.
+    fn advance(&mut self, _io: &mut Io<'_, '_>) {}
     /// Sends more of it; called only when it is its turn.
     fn send(&mut self, io: &mut Io<'_, '_>) -> Sent;
     /// Takes part of the reply; called only when the reply is its. True when the reply is complete.
     fn on_incoming(&mut self, incoming: Incoming, io: &mut Io<'_, '_>) -> Result<bool, Failure>;
     /// Takes note of a completion of its own operations.
     fn on_completion(&mut self, _kind: OpKind, _outcome: Outcome, _io: &mut Io<'_, '_>) {}
+    /// True when more of the reply can be taken; while it is not, nothing more is parsed.
+    fn is_ready(&mut self, _io: &mut Io<'_, '_>) -> bool {
+        true
+    }
     /// How it ended, once nothing is left to do. Called when all of it is sent and its reply is complete.
     fn answer(&mut self) -> Option<Answer>;
     /// For the simulator's coverage table.
@@ -225,8 +247,14 @@ pub struct Opening {
 impl Opening {
     /// Everything haul can do, in version 1.
     pub fn full(start_line: Option<Vec<u8>>) -> Opening {
-        let ext = Ext::BYTES.or(Ext::TREE).or(Ext::META).or(Ext::COMMIT);
-        Opening { start_line, greeting: Greeting { version: 1, caps: Caps::PUT_OFFSET, ext: Some(ext) } }
+        Opening { start_line, greeting: Greeting { version: 1, caps: Caps::PUT_OFFSET, ext: Some(Ext::ALL) } }
+    }
+
+    /// The same, asking for these capabilities as well.
+    #[must_use]
+    pub fn with_caps(mut self, caps: Caps) -> Opening {
+        self.greeting.caps = self.greeting.caps.or(caps);
+        self
     }
 
     /// The base protocol alone, in this version.
@@ -243,6 +271,7 @@ pub struct Client {
     terms: Terms,
     quotas: Quotas,
     progress: SharedProgress,
+    codec: Policy,
     reporter: Reporter,
     asks: Asks,
     driver: Box<dyn Driver>,
@@ -272,6 +301,7 @@ impl Client {
             terms: Terms { dialect: Dialect::BASE, caps: Caps::NONE },
             quotas: Quotas::new(),
             progress,
+            codec: Policy::new(None, false, OFFLOAD_THREADS),
             reporter,
             asks: Asks {
                 all: BTreeMap::new(),
@@ -293,6 +323,7 @@ impl Client {
             quotas: &self.quotas,
             terms: self.terms,
             progress: &self.progress,
+            codec: &mut self.codec,
             transfer: DRIVER,
         };
         let mut desk = Desk { io, reporter: &mut self.reporter, asks: &mut self.asks };
@@ -312,6 +343,7 @@ impl Client {
             quotas: &self.quotas,
             terms: self.terms,
             progress: &self.progress,
+            codec: &mut self.codec,
             transfer,
         };
         Some(act(asked.ask.as_mut(), &mut io))
@@ -370,6 +402,7 @@ impl Client {
             Some(Incoming::Frame(Frame::Welcome { version, caps, ext })) => {
                 let agreed = hello::accept(sent, Greeting { version, caps, ext });
                 self.terms = Terms { dialect: agreed.dialect, caps: agreed.caps };
+                self.codec = Policy::new(Codec::agreed(agreed.caps), self.terms.is_adaptive(), OFFLOAD_THREADS);
                 self.link.set_dialect(agreed.dialect);
                 self.phase = Phase::Working;
                 self.progress.connected.store(1, Ordering::Relaxed);
@@ -382,8 +415,16 @@ impl Client {
         }
     }
 
+    /// True when the request whose reply is coming can take more of it.
+    fn is_ready(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(&transfer) = self.asks.unanswered.front() else { return true };
+        self.with_ask(transfer, cx, |ask, io| ask.is_ready(io)).unwrap_or(true)
+    }
+
     fn receive(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
-        while let Some(incoming) = self.link.next().map_err(|error| Failure::connection("protocol error", error))? {
+        while self.is_ready(cx) {
+            let next = self.link.next().map_err(|error| Failure::connection("protocol error", error))?;
+            let Some(incoming) = next else { break };
             let Some(&transfer) = self.asks.unanswered.front() else {
                 return Err(Failure::connection("protocol error", "the server sent a reply to nothing"));
             };
@@ -426,6 +467,15 @@ impl Client {
             let transfer = self.asks.unsent[index];
             self.with_ask(transfer, cx, |ask, io| ask.read_ahead(io));
         }
+        self.advance(cx);
+    }
+
+    /// Lets what is sent go on with what it does beside.
+    fn advance(&mut self, cx: &mut Context<'_>) {
+        let sent: SmallVec<[u32; 8]> = self.asks.all.iter().filter(|(_, asked)| asked.sent).map(|(&n, _)| n).collect();
+        for transfer in sent {
+            self.with_ask(transfer, cx, |ask, io| ask.advance(io));
+        }
     }
 
     /// Gives answers to the driver. True when there were any.
@@ -448,6 +498,8 @@ impl Client {
     }
 
     fn work(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
+        let (bytes, busy) = self.link.take_sent();
+        self.codec.on_sent(bytes, busy);
         self.receive(cx)?;
         loop {
             self.with_driver(cx, |driver, desk| driver.pump(desk));
@@ -457,6 +509,7 @@ impl Client {
             }
         }
         if self.driver.is_finished() && self.asks.all.is_empty() {
+            self.tell_stats();
             self.phase = Phase::Leaving { deadline: cx.now.after(LEAVE_TIMEOUT) };
         }
         Ok(())
@@ -486,7 +539,25 @@ impl Client {
             return Err(self.lost());
         }
         self.link.pump_recv(&self.quotas.large, cx);
+        // The block that was kept for receiving may have been the last: whoever was told to wait for it looks again.
+        if matches!(self.phase, Phase::Working) {
+            self.advance(cx);
+        }
         Ok(Flow::Continue)
+    }
+
+    /// What the codec did on this connection.
+    fn tell_stats(&mut self) {
+        if self.codec.agreed().is_none() {
+            return;
+        }
+        let (packed, unpacked) =
+            (self.progress.packed.load(Ordering::Relaxed), self.progress.unpacked.load(Ordering::Relaxed));
+        let text = match unpacked {
+            0 => format!("compression: {}", self.codec.summary()),
+            _ => format!("compression: {unpacked} bytes of content came as {packed}"),
+        };
+        (self.reporter)(Report::Stats(text));
     }
 
     fn lost(&self) -> Failure {

@@ -1,22 +1,25 @@
 //! The driver of copies from the peer to here.
 //!
 //! ```text
-//! LookAtTarget -Stat-> NextSource -> LookAtSource -file-> (ask Get) -> NextSource ..
-//!                                                 -directory-> Listing (pages, Gets) -> NextSource .. -> Done
+//! LookAtTarget -Stat-> NextSource -> LookAtSource -file-> (a job) -> NextSource ..
+//!                                                 -directory-> Listing (pages, jobs) -> NextSource .. -> Done
 //! ```
 //! The server's names are checked one by one and only ever used below the target, with links never followed; a file it was
 //! not asked for cannot arrive. A directory's attributes are set when everything that was asked for before the listing left
 //! it has been answered.
 
 use super::client::{Answer, Client, Desk, Driver, Opening, Reply};
-use super::plan::{Landing, Operand, Options, skip_reason, unreadable};
-use super::report::{Direction, Report, Reporter, SharedProgress};
-use super::{Failure, Outcome, get, list, stat, tree};
+use super::jobs::Jobs;
+use super::lead::Lead;
+use super::plan::{Landing, Operand, skip_reason, unreadable};
+use super::report::{Report, Reporter, SharedProgress};
+use super::{Failure, Outcome, list, stat, tree};
 use crate::backend::{DirId, Errno, FsOp, NO_ATTRIBUTES, OpKind, Output, Place, StreamId};
 use crate::limits::PAGE_ENTRIES;
+use crate::queue::Queue;
 use crate::wire::frame::{Attributes, ErrorCode, Ext, Kind, ListEntry, Timestamp, TreeEntry};
 use crate::wire::path::{RelPath, Target};
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering;
 
 const LOOK: u32 = 90;
@@ -32,8 +35,8 @@ pub struct Plan {
     pub local: DirId,
     /// Where to.
     pub target: Operand,
-    /// How.
-    pub options: Options,
+    /// The files, for this connection and others; it knows how they are copied.
+    pub queue: Queue,
 }
 
 /// A directory being copied.
@@ -60,7 +63,6 @@ enum State {
 enum What {
     Source(Operand),
     Page,
-    File { source: Vec<u8>, target: Vec<u8> },
 }
 
 /// A directory whose attributes wait for everything numbered below `after`.
@@ -75,9 +77,8 @@ pub(crate) struct Download {
     local: DirId,
     sources: VecDeque<Operand>,
     landing: Landing,
+    lead: Lead,
     state: State,
-    /// Numbers of everything asked for or started and not yet answered.
-    open: BTreeSet<u64>,
     pending: HashMap<u64, What>,
     names: Vec<(u64, Place, Vec<u8>)>,
     leaving: VecDeque<Leaving>,
@@ -91,9 +92,9 @@ pub fn client(stream: StreamId, opening: Opening, plan: Plan, progress: SharedPr
     let driver = Download {
         local: plan.local,
         sources: plan.sources.into(),
-        landing: Landing { target: plan.target, options: plan.options, many, present: None },
+        landing: Landing { target: plan.target, options: plan.queue.options(), many, present: None },
+        lead: Lead::new(Jobs::new(plan.queue, plan.local, None)),
         state: State::LookAtTarget,
-        open: BTreeSet::new(),
         pending: HashMap::new(),
         names: Vec::new(),
         leaving: VecDeque::new(),
@@ -104,16 +105,10 @@ pub fn client(stream: StreamId, opening: Opening, plan: Plan, progress: SharedPr
 }
 
 impl Download {
-    fn number(&mut self) -> u64 {
-        self.next_tag += 1;
-        self.open.insert(self.next_tag);
-        self.next_tag
-    }
-
     fn tag(&mut self, what: What) -> u64 {
-        let tag = self.number();
-        self.pending.insert(tag, what);
-        tag
+        self.next_tag += 1;
+        self.pending.insert(self.next_tag, what);
+        self.next_tag
     }
 
     fn local_place(&self, target: Target) -> Place {
@@ -217,7 +212,7 @@ impl Download {
     }
 
     fn go_through(&mut self, desk: &mut Desk<'_, '_>) {
-        while desk.has_room() && self.names.len() < NAMES {
+        while desk.has_room() && self.names.len() < NAMES && self.lead.has_room() {
             let State::Listing(listing) = &mut self.state else { return };
             if !listing.asked && !listing.last && listing.entries.len() < PAGE_ENTRIES / 2 {
                 listing.asked = true;
@@ -272,7 +267,7 @@ impl Download {
 
     /// Leaves the directories that `path` is not in; all of them for `None`.
     fn leave_until(&mut self, path: Option<&RelPath>, desk: &Desk<'_, '_>) {
-        let after = self.next_tag + 1;
+        let after = self.lead.next();
         let State::Listing(listing) = &mut self.state else { return };
         while let Some((open, _)) = listing.open.last() {
             let inside = path.is_some_and(|path| open.as_ref().is_none_or(|open| is_below(path, open)));
@@ -295,14 +290,14 @@ impl Download {
     fn set_left(&mut self, desk: &mut Desk<'_, '_>) {
         while self.names.len() < NAMES
             && let Some(next) = self.leaving.front()
-            && self.open.first().is_none_or(|&first| first >= next.after)
+            && self.lead.is_done_before(next.after)
             && !self.names.iter().any(|(_, place, _)| is_inside(&place.target, &next.place.target))
             && let Some(leaving) = self.leaving.pop_front()
         {
             let preserve = self.landing.options.preserve;
             let (place, attributes) = (leaving.place.clone(), leaving.attributes);
             let op = FsOp::SetMeta { place, attributes, preserve };
-            let number = self.number();
+            let number = self.lead.begin();
             self.submit_name(number, leaving.place, leaving.shown, op, desk);
         }
     }
@@ -315,7 +310,7 @@ impl Download {
     fn make_dir(&mut self, target: Target, desk: &mut Desk<'_, '_>) {
         let shown = self.landing.shown(&target);
         let place = self.local_place(target);
-        let number = self.number();
+        let number = self.lead.begin();
         self.submit_name(number, place.clone(), shown, FsOp::MakeDir { place }, desk);
     }
 
@@ -323,7 +318,7 @@ impl Download {
         let shown = self.landing.shown(&target);
         let place = self.local_place(target);
         let preserve = self.landing.options.preserve;
-        let number = self.number();
+        let number = self.lead.begin();
         let op = FsOp::MakeLink { place: place.clone(), text: entry.link, attributes: entry.attributes, preserve };
         self.submit_name(number, place, shown, op, desk);
     }
@@ -337,7 +332,7 @@ impl Download {
         };
         let Some(index) = self.names.iter().position(|(_, named, _)| named == place) else { return };
         let (number, _, shown) = self.names.swap_remove(index);
-        self.open.remove(&number);
+        self.lead.end(number);
         match (outcome, op) {
             (Err(errno), _) => desk.report(Report::Failed(Failure::here(&shown, what, errno))),
             (Ok(_), FsOp::MakeDir { .. }) => desk.report(Report::Directory { target: shown }),
@@ -354,20 +349,16 @@ impl Download {
         attributes: Attributes,
         desk: &mut Desk<'_, '_>,
     ) {
-        desk.io.progress.expect(1, attributes.size);
         let local_path = self.landing.shown(&target);
-        let tag = self.tag(What::File { source: remote_path.clone(), target: local_path.clone() });
-        let local = self.local_place(target);
-        let preserve = self.landing.options.preserve;
-        let wanted = get::Wanted { remote, remote_path, local, local_path, attributes, preserve };
-        desk.ask(tag, Box::new(get::Fetch::new(wanted)));
+        self.lead.file((remote, remote_path), (target, local_path), attributes, desk);
     }
 }
 
 impl Driver for Download {
     fn pump(&mut self, desk: &mut Desk<'_, '_>) {
+        self.lead.pump(desk);
         self.set_left(desk);
-        while desk.has_room() && self.names.len() < NAMES {
+        while desk.has_room() && self.names.len() < NAMES && self.lead.has_room() {
             match &self.state {
                 State::LookAtTarget => self.look_at_target(desk),
                 State::NextSource => self.next_source(desk),
@@ -380,11 +371,12 @@ impl Driver for Download {
                 State::AwaitTarget | State::AwaitSource | State::Done => break,
             }
         }
+        self.lead.pump(desk);
         self.set_left(desk);
     }
 
     fn on_answer(&mut self, tag: u64, answer: Answer, desk: &mut Desk<'_, '_>) {
-        self.open.remove(&tag);
+        let Some(answer) = self.lead.jobs.on_answer(tag, answer, desk) else { return };
         let Some(what) = self.pending.remove(&tag) else { return };
         match (what, answer) {
             (What::Source(source), Ok(Reply::Attributes(attributes))) => {
@@ -397,17 +389,11 @@ impl Driver for Download {
                 }
             }
             (What::Page, answer) => self.on_page(answer, desk),
-            (What::File { source, target }, Ok(Reply::Moved { hash, size })) => {
-                desk.io.progress.files.fetch_add(1, Ordering::Relaxed);
-                desk.report(Report::Copied { source, target, size, hash, direction: Direction::Down });
-            }
-            (What::File { .. }, Err(failure)) => desk.report(Report::Failed(failure)),
-            (What::File { .. }, Ok(_)) => {}
         }
     }
 
     fn on_completion(&mut self, kind: OpKind, outcome: Outcome, desk: &mut Desk<'_, '_>) {
-        let OpKind::Fs(op) = kind else { return };
+        let Some((OpKind::Fs(op), outcome)) = self.lead.jobs.on_completion(kind, outcome, desk) else { return };
         match *op {
             FsOp::Stat { .. } => self.on_target(outcome, desk),
             op => self.on_named(op, outcome, desk),
@@ -415,7 +401,7 @@ impl Driver for Download {
     }
 
     fn is_finished(&self) -> bool {
-        matches!(self.state, State::Done) && self.names.is_empty() && self.leaving.is_empty()
+        matches!(self.state, State::Done) && self.lead.is_idle() && self.names.is_empty() && self.leaving.is_empty()
     }
 
     fn state(&self) -> &'static str {

@@ -3,17 +3,21 @@
 //! ```text
 //! server: Opening -head-> [Meta] -> Data.. -> Ok{hash} | Error
 //! client: asked -> [Meta] -> Data.. (receiver) -> Ok{hash}: compare, then name the file -> done
+//!         [hash what is there -its turn-> Hash for each block of it -> ] asked for the rest, as above
 //! ```
 //! The server's hash covers what it read, the client's what it wrote; the file gets its name only when they are equal.
+//! Under FAST neither end hashes: the kernel sends the file where no codec was agreed on, and Ok carries no hash.
 
 use super::client::{Answer, Ask, Reply, Sent};
+use super::dedup::block_bytes;
 use super::link::Incoming;
-use super::receiver::{Order, Receiver};
+use super::receiver::{Order, Receiver, Way};
 use super::server::{Verb, reply, reply_failure};
-use super::source::Source;
+use super::source::{Chunk, Purpose, Source};
 use super::{Cause, Failure, Io, Outcome};
 use crate::backend::{Finish, OpKind, Place};
-use crate::wire::frame::{Attributes, Ext, Frame, Preserve};
+use crate::tree_hash::{BlockHash, HASH_BLOCK_BYTES};
+use crate::wire::frame::{Attributes, Caps, Ext, Frame, Hash, Preserve};
 use crate::wire::path::Target;
 
 /// The server's half.
@@ -25,7 +29,8 @@ pub(super) struct Serve {
 impl Serve {
     pub(super) fn start(place: Place, offset: u64, io: &mut Io<'_, '_>) -> Serve {
         let path = place.target.joined().as_bytes().to_vec();
-        Serve { source: Source::start(place, path, offset, None, io), announced: false }
+        let purpose = Purpose { offset, hashed: !io.terms.caps.has(Caps::FAST), ..Purpose::SEND };
+        Serve { source: Source::start(place, path, purpose, io), announced: false }
     }
 
     /// Says what is coming, once it is known. False until then.
@@ -49,13 +54,13 @@ impl Verb for Serve {
 
     fn advance(&mut self, head: bool, io: &mut Io<'_, '_>) -> bool {
         let turn = head && self.announce(io);
-        self.source.pump(turn, io, |content, io| io.link.data(content, io.cx));
+        self.source.pump(turn, io, send);
         if !head {
             return false;
         }
         match self.source.result() {
             None => return false,
-            Some(Ok(hash)) => reply(&Frame::Ok { hash: Some(hash) }, io),
+            Some(Ok(hash)) => reply(&Frame::Ok { hash: (!io.terms.caps.has(Caps::FAST)).then_some(hash) }, io),
             Some(Err(failure)) => reply_failure(failure, io),
         }
         true
@@ -63,6 +68,14 @@ impl Verb for Serve {
 
     fn state(&self) -> &'static str {
         self.source.state()
+    }
+}
+
+/// Sends what a source hands on.
+pub(super) fn send(chunk: Chunk, io: &mut Io<'_, '_>) {
+    match chunk {
+        Chunk::Raw(content) => io.link.data(content, io.cx),
+        Chunk::Packed { codec, original, content } => io.link.packed(codec, original, content, io.cx),
     }
 }
 
@@ -77,62 +90,172 @@ pub(super) struct Wanted {
     /// What is known of it; its size is binding towards peers that announce none.
     pub(super) attributes: Attributes,
     pub(super) preserve: Preserve,
+    /// Flushed before it counts as there.
+    pub(super) sync: bool,
+    /// What an earlier transfer left is continued.
+    pub(super) continued: bool,
+}
+
+/// Hash requests for blocks that are there already.
+const PROOFS: usize = 64;
+
+enum Phase {
+    /// What is there is opened and hashed.
+    Preparing,
+    /// Blocks that are there, how many the server was asked for, and what it said.
+    Proving {
+        blocks: Vec<BlockHash>,
+        asked: usize,
+        theirs: Vec<Option<Hash>>,
+    },
+    Asked,
 }
 
 /// The client's half.
 pub(super) struct Fetch {
     wanted: Wanted,
+    phase: Phase,
+    /// Attributes came; they come once.
+    announced: bool,
     receiver: Option<Receiver>,
     refused: Option<Failure>,
 }
 
 impl Fetch {
     pub(super) fn new(wanted: Wanted) -> Fetch {
-        Fetch { wanted, receiver: None, refused: None }
+        Fetch { wanted, phase: Phase::Preparing, announced: false, receiver: None, refused: None }
     }
 
     fn receiver(&mut self, announced: Option<Attributes>, io: &mut Io<'_, '_>) -> &mut Receiver {
         let wanted = &self.wanted;
         self.receiver.get_or_insert_with(|| {
-            let finish = Finish { attributes: announced, preserve: wanted.preserve, sync: false };
+            let (preserve, sync) = (wanted.preserve, wanted.sync);
+            let finish = Finish { attributes: announced, preserve, sync, verify: None };
             let order = Order {
                 place: wanted.local.clone(),
                 path: wanted.local_path.clone(),
                 size: announced.unwrap_or(wanted.attributes).size,
                 offset: 0,
                 overwrite: true,
+                way: if wanted.continued { Way::Continued } else { Way::New },
+                unhashed: io.terms.caps.has(Caps::FAST) && !preserve.has(Preserve::VERIFY),
                 finish,
             };
             Receiver::start(order, io)
         })
     }
-}
 
-impl Ask for Fetch {
-    fn send(&mut self, io: &mut Io<'_, '_>) -> Sent {
+    fn on_meta(&mut self, attributes: Attributes, io: &mut Io<'_, '_>) {
+        let (continued, preserve) = (self.wanted.continued, self.wanted.preserve);
+        let changed = attributes.size != self.wanted.attributes.size;
+        let path = self.wanted.remote_path.clone();
+        let receiver = self.receiver(Some(attributes), io);
+        receiver.set_attributes(attributes, preserve);
+        if continued && changed {
+            receiver.fail(Failure::rule(&path, "cannot go on", "the file changed meanwhile"), io);
+        }
+    }
+
+    fn get(&mut self, offset: u64, io: &mut Io<'_, '_>) -> Sent {
         let path = self.wanted.remote.encode(io.terms.dialect.ext);
-        match io.link.frame(&Frame::Get { path, offset: 0 }) {
-            Ok(()) => Sent::Whole,
+        match io.link.frame(&Frame::Get { path, offset }) {
+            Ok(()) => {
+                self.phase = Phase::Asked;
+                Sent::Whole
+            }
             Err(error) => {
-                self.refused = Some(Failure::rule(&self.wanted.remote_path, "cannot ask for", error.to_string()));
+                let failure = Failure::rule(&self.wanted.remote_path, "cannot ask for", error.to_string());
+                if let Some(receiver) = &mut self.receiver {
+                    receiver.fail(failure.clone(), io);
+                }
+                self.refused = Some(failure);
                 Sent::Not
             }
         }
     }
 
+    /// Has the server hash what is there, and goes on behind what is equal.
+    fn prove(&mut self, io: &mut Io<'_, '_>) -> Sent {
+        let size = self.wanted.attributes.size;
+        let Phase::Proving { blocks, asked, theirs } = &mut self.phase else { return Sent::Later };
+        let equal = blocks.iter().zip(theirs.iter()).take_while(|(ours, theirs)| **theirs == Some(ours.plain)).count();
+        let differs = equal < theirs.len();
+        while !differs && *asked < blocks.len() && *asked - theirs.len() < PROOFS {
+            let index = *asked as u64;
+            let (offset, limit) = (index * HASH_BLOCK_BYTES as u64, Some(block_bytes(index, size) as u64));
+            let path = self.wanted.remote.encode(io.terms.dialect.ext);
+            if io.link.frame(&Frame::Hash { path, offset, limit }).is_err() {
+                break;
+            }
+            *asked += 1;
+        }
+        if *asked > theirs.len() {
+            return Sent::Later;
+        }
+        let offset = (equal as u64 * HASH_BLOCK_BYTES as u64).min(size);
+        let blocks = std::mem::take(blocks);
+        self.receiver(None, io).skip(offset, &blocks, true, io);
+        self.get(offset, io)
+    }
+}
+
+impl Ask for Fetch {
+    fn prepare(&mut self, io: &mut Io<'_, '_>) {
+        if self.wanted.continued {
+            self.receiver(None, io);
+        }
+    }
+
+    fn send(&mut self, io: &mut Io<'_, '_>) -> Sent {
+        if let (Phase::Preparing, Some(receiver)) = (&self.phase, &self.receiver) {
+            match (receiver.kept_blocks(), receiver.result()) {
+                (_, Some(Err(failure))) => {
+                    self.refused = Some(failure);
+                    return Sent::Not;
+                }
+                (Some(blocks), _) => self.phase = Phase::Proving { blocks, asked: 0, theirs: Vec::new() },
+                (None, _) => return Sent::Later,
+            }
+        }
+        match self.phase {
+            Phase::Proving { .. } => self.prove(io),
+            _ => self.get(0, io),
+        }
+    }
+
     fn on_incoming(&mut self, incoming: Incoming, io: &mut Io<'_, '_>) -> Result<bool, Failure> {
+        if let Phase::Proving { theirs, .. } = &mut self.phase {
+            theirs.push(match incoming {
+                Incoming::Frame(Frame::HashResponse { hash }) => Some(hash),
+                // Get will say what is wrong.
+                Incoming::Frame(Frame::Error { .. }) => None,
+                _ => return Err(Failure::connection("protocol error", "the server answered Hash with another reply")),
+            });
+            return Ok(false);
+        }
         match incoming {
-            Incoming::Frame(Frame::Meta { attributes, .. }) if self.receiver.is_none() => {
-                self.receiver(Some(attributes), io);
+            Incoming::Frame(Frame::Meta { attributes, .. }) if !std::mem::replace(&mut self.announced, true) => {
+                self.on_meta(attributes, io);
                 Ok(false)
             }
-            Incoming::Data | Incoming::DataEnd => Ok(false),
+            Incoming::Data { len } => {
+                self.receiver(None, io).begin(len, io);
+                Ok(false)
+            }
+            Incoming::Compressed { codec, original, len } => {
+                self.receiver(None, io).begin_packed(codec, original, len, io);
+                Ok(false)
+            }
+            Incoming::DataEnd => {
+                self.receiver(None, io).end(io);
+                Ok(false)
+            }
             Incoming::Piece(piece) => {
                 self.receiver(None, io).piece(piece, io);
                 Ok(false)
             }
-            Incoming::Frame(Frame::Ok { hash: Some(hash) }) => {
-                self.receiver(None, io).finish(Some(hash), io);
+            Incoming::Frame(Frame::Ok { hash }) if hash.is_some() || io.terms.caps.has(Caps::FAST) => {
+                self.receiver(None, io).finish(hash, io);
                 Ok(true)
             }
             Incoming::Frame(Frame::Error { message, code }) => {
@@ -153,8 +276,12 @@ impl Ask for Fetch {
 
     fn on_completion(&mut self, kind: OpKind, outcome: Outcome, io: &mut Io<'_, '_>) {
         if let Some(receiver) = &mut self.receiver {
-            receiver.on_completion(&kind, outcome, io);
+            receiver.on_completion(kind, outcome, io);
         }
+    }
+
+    fn is_ready(&mut self, io: &mut Io<'_, '_>) -> bool {
+        self.receiver.as_mut().is_none_or(|receiver| receiver.is_ready(io))
     }
 
     fn answer(&mut self) -> Option<Answer> {

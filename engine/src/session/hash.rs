@@ -6,7 +6,7 @@
 
 use super::client::{Reply, Simple};
 use super::server::{Verb, reply, reply_failure};
-use super::source::Source;
+use super::source::{Purpose, Source};
 use super::{Io, Outcome};
 use crate::backend::{OpKind, Place};
 use crate::wire::frame::Frame;
@@ -20,7 +20,7 @@ pub(super) struct Serve {
 impl Serve {
     pub(super) fn start(place: Place, offset: u64, limit: Option<u64>, io: &mut Io<'_, '_>) -> Serve {
         let path = place.target.joined().as_bytes().to_vec();
-        Serve { source: Source::start(place, path, offset, limit, io) }
+        Serve { source: Source::start(place, path, Purpose { offset, limit, ..Purpose::HASH }, io) }
     }
 }
 

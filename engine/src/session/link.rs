@@ -13,9 +13,11 @@ use super::Context;
 use crate::backend::{Completion, Errno, OpKind, Output, StreamId, Time};
 use crate::block::{Block, Class, Head, Shared, Slice, Slices};
 use crate::limits::{SEND_QUEUE_BYTES, STALL_TIMEOUT};
+use crate::wire::compress::Codec;
 use crate::wire::decode::{DecodeError, Decoder, Event, Role};
 use crate::wire::encode::{self, EncodeError};
 use crate::wire::frame::{Dialect, Frame};
+use std::collections::VecDeque;
 
 /// `Token::part` of the receive operation; `Token::transfer` is 0 for everything a link does.
 const RECV: u32 = 1;
@@ -27,9 +29,15 @@ const END: u32 = 3;
 pub(crate) enum Incoming {
     Frame(Frame),
     /// A data frame begins.
-    Data,
-    /// A compressed data frame begins. No codec is ever agreed on, so its pieces are of no use.
-    Compressed,
+    Data {
+        len: usize,
+    },
+    /// A compressed data frame begins: codec and decompressed size.
+    Compressed {
+        codec: Codec,
+        original: usize,
+        len: usize,
+    },
     /// Bytes of it, still in the block they were received into.
     Piece(Slice),
     /// It is complete.
@@ -54,9 +62,15 @@ pub(crate) struct Link {
     outbox: Vec<u8>,
     unsent: usize,
     progress_at: Time,
+    /// What has left, and for how long something was waiting to: since they were last asked for.
+    left_bytes: u64,
+    busy: u64,
+    busy_since: Time,
     ended: bool,
     failed: Option<Errno>,
     shut: bool,
+    /// Bytes in front of each run of a file that is on its way.
+    run_heads: VecDeque<usize>,
 }
 
 impl Link {
@@ -71,9 +85,13 @@ impl Link {
             outbox: Vec::new(),
             unsent: 0,
             progress_at: Time(0),
+            left_bytes: 0,
+            busy: 0,
+            busy_since: Time(0),
             ended: false,
             failed: None,
             shut: false,
+            run_heads: VecDeque::new(),
         }
     }
 
@@ -102,8 +120,7 @@ impl Link {
         match completion.op.kind {
             OpKind::Recv { into, at_least, .. } => self.on_received(into, at_least, completion.result),
             OpKind::Send { head, body, .. } => {
-                self.unsent -= head.len() + body.iter().map(Slice::len).sum::<usize>();
-                self.progress_at = cx.now;
+                self.sent(head.len() + body.iter().map(Slice::len).sum::<usize>(), cx.now);
                 self.note_failure(completion.result);
             }
             _ => self.note_failure(completion.result),
@@ -143,8 +160,12 @@ impl Link {
             inbox.at += used;
             let incoming = event.map(|event| match event {
                 Event::Frame(frame) => Incoming::Frame(frame),
-                Event::Data { .. } => Incoming::Data,
-                Event::Compressed { .. } => Incoming::Compressed,
+                Event::Data { len } => Incoming::Data { len: len as usize },
+                Event::Compressed { algo, original, len } => match Codec::from_algo(algo) {
+                    Some(codec) => Incoming::Compressed { codec, original: original as usize, len: len as usize },
+                    // The decoder knows no other codec.
+                    None => Incoming::DataEnd,
+                },
                 Event::Piece { start, len } => Incoming::Piece(inbox.block.slice(base + start..base + start + len)),
                 Event::End => Incoming::DataEnd,
             });
@@ -184,6 +205,51 @@ impl Link {
         self.send(Slices::from_iter([body]), cx);
     }
 
+    /// Sends the outbox and a compressed data frame.
+    pub(crate) fn packed(&mut self, codec: Codec, original: usize, body: Slice, cx: &mut Context<'_>) {
+        let size = |bytes: usize| u32::try_from(bytes).expect("blocks fit a frame");
+        let header = encode::compressed_header(codec.algo(), size(original), size(body.len()));
+        self.outbox.extend_from_slice(&header);
+        self.send(Slices::from_iter([body]), cx);
+    }
+
+    /// The outbox and the header of a data frame whose payload the kernel sends from a file.
+    pub(crate) fn run_head(&mut self, len: u64, now: Time) -> Head {
+        self.outbox.extend_from_slice(&encode::data_header(u32::try_from(len).expect("a run is bounded")));
+        let head = self.take_outbox();
+        self.queued(len as usize, now);
+        self.run_heads.push_back(head.len());
+        self.queued(head.len(), now);
+        head
+    }
+
+    /// A run of a file has left, or never will.
+    pub(crate) fn run_sent(&mut self, len: u64, now: Time) {
+        let head = self.run_heads.pop_front().unwrap_or(0);
+        self.sent(len as usize + head, now);
+    }
+
+    fn queued(&mut self, bytes: usize, now: Time) {
+        if self.unsent == 0 {
+            self.progress_at = now;
+            self.busy_since = now;
+        }
+        self.unsent += bytes;
+    }
+
+    fn sent(&mut self, bytes: usize, now: Time) {
+        self.unsent -= bytes;
+        self.progress_at = now;
+        self.left_bytes += bytes as u64;
+        self.busy += now.0.saturating_sub(self.busy_since.0);
+        self.busy_since = now;
+    }
+
+    /// Bytes that have left since the last call, and the nanoseconds for which some were waiting to.
+    pub(crate) fn take_sent(&mut self) -> (u64, u64) {
+        (std::mem::take(&mut self.left_bytes), std::mem::take(&mut self.busy))
+    }
+
     /// Sends what is in the outbox.
     pub(crate) fn flush(&mut self, cx: &mut Context<'_>) {
         if !self.outbox.is_empty() {
@@ -191,18 +257,18 @@ impl Link {
         }
     }
 
-    fn send(&mut self, body: Slices, cx: &mut Context<'_>) {
-        let head = if self.outbox.len() <= 64 {
-            let head = Head::from_slice(&self.outbox);
-            self.outbox.clear();
-            head
-        } else {
-            Head::from_vec(std::mem::take(&mut self.outbox))
-        };
-        if self.unsent == 0 {
-            self.progress_at = cx.now;
+    fn take_outbox(&mut self) -> Head {
+        if self.outbox.len() > 64 {
+            return Head::from_vec(std::mem::take(&mut self.outbox));
         }
-        self.unsent += head.len() + body.iter().map(Slice::len).sum::<usize>();
+        let head = Head::from_slice(&self.outbox);
+        self.outbox.clear();
+        head
+    }
+
+    fn send(&mut self, body: Slices, cx: &mut Context<'_>) {
+        let head = self.take_outbox();
+        self.queued(head.len() + body.iter().map(Slice::len).sum::<usize>(), cx.now);
         cx.submit(0, SEND, OpKind::Send { stream: self.stream, head, body });
     }
 

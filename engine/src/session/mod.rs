@@ -8,11 +8,14 @@
 //!              link.rs (one stream: frames in and out)
 //!             /                                       \
 //!   server.rs: requests, replies in order       client.rs: requests, answers in order
-//!      | get put list stat hash mkdir tree resume |      | driven by upload.rs, download.rs, inspect.rs
+//!      | get put chunked list stat hash mkdir tree resume |      | driven by upload.rs, download.rs, inspect.rs
 //!      +---- source.rs (file -> frames)  -----+----------+
 //!      +---- receiver.rs (frames -> file) ----+
 //!      +---- walk.rs (directory -> entries) --+
 //! ```
+//!
+//! A run over several connections: each has a client of its own, driven by `upload.rs` or `download.rs` on the first and
+//! by `helper.rs` on the others; all pull files from [`crate::queue`].
 //!
 //! A turn: the worker calls [`Session::on_completion`] for each completion, which only takes note, then
 //! [`Session::on_turn`] once, which does everything that has become possible and returns.
@@ -28,22 +31,31 @@ pub mod report;
 pub mod server;
 pub mod upload;
 
+mod chunked;
+pub mod codec;
+mod dedup;
 mod get;
 mod hash;
+mod hashing;
+pub mod helper;
+mod inflow;
+mod jobs;
+mod lead;
 mod link;
 mod list;
 mod mkdir;
 mod put;
 mod receiver;
 mod resume;
+mod same;
 mod source;
 mod stat;
 mod tree;
 mod walk;
 
-use crate::backend::{Completion, Errno, OpKind, Output, SessionId, Submissions, Time, Token};
+use crate::backend::{Completion, Errno, OpKind, Output, SessionId, Submissions, Time, Token, Waker};
 use crate::block::{Class, Pool, Quota};
-use crate::limits::{SESSION_LARGE_BLOCKS, SESSION_SMALL_BLOCKS};
+use crate::limits::{SESSION_FRAME_BLOCKS, SESSION_LARGE_BLOCKS, SESSION_SMALL_BLOCKS};
 use crate::wire::frame::{Caps, Dialect, ErrorCode, Ext};
 use std::borrow::Cow;
 use std::fmt;
@@ -58,6 +70,8 @@ pub struct Context<'a> {
     pub pool: &'a mut Pool,
     /// Where operations go.
     pub submissions: &'a mut Submissions,
+    /// Ends this worker's wait, from another thread.
+    pub waker: &'a Waker,
     /// Sessions to start on the same worker: accepted connections.
     pub spawned: &'a mut Vec<Box<dyn Session>>,
 }
@@ -99,17 +113,23 @@ pub trait Session {
 pub(crate) struct Quotas {
     pub(crate) small: Quota,
     pub(crate) large: Quota,
+    pub(crate) frame: Quota,
 }
 
 impl Quotas {
     pub(crate) fn new() -> Quotas {
-        Quotas { small: Quota::new(SESSION_SMALL_BLOCKS), large: Quota::new(SESSION_LARGE_BLOCKS) }
+        Quotas {
+            small: Quota::new(SESSION_SMALL_BLOCKS),
+            large: Quota::new(SESSION_LARGE_BLOCKS),
+            frame: Quota::new(SESSION_FRAME_BLOCKS),
+        }
     }
 
     pub(crate) fn of(&self, class: Class) -> &Quota {
         match class {
             Class::Small => &self.small,
             Class::Large => &self.large,
+            Class::Frame => &self.frame,
         }
     }
 }
@@ -125,6 +145,11 @@ impl Terms {
     pub(crate) fn ext(&self, ext: Ext) -> bool {
         self.dialect.ext.has(ext)
     }
+
+    /// Both ends are haul and the user left the codec to us: the measured link decides too.
+    pub(crate) fn is_adaptive(&self) -> bool {
+        self.dialect.ext != Ext::NONE && self.caps.has(Caps::LZ4.or(Caps::ZSTD))
+    }
 }
 
 /// What a verb may use during a call: the context, its stream, and its own number.
@@ -134,6 +159,8 @@ pub(crate) struct Io<'a, 'c> {
     pub(crate) quotas: &'a Quotas,
     pub(crate) terms: Terms,
     pub(crate) progress: &'a report::Progress,
+    /// Decides what is compressed.
+    pub(crate) codec: &'a mut codec::Policy,
     pub(crate) transfer: u32,
 }
 
@@ -148,6 +175,12 @@ impl Io<'_, '_> {
             return None;
         }
         self.cx.pool.take(class, self.quotas.of(class))
+    }
+
+    /// The smallest block there is now that holds so many bytes, or `None` until one comes back.
+    pub(crate) fn take_for(&mut self, bytes: usize) -> Option<crate::block::Block> {
+        let classes = [Class::Small, Class::Large, Class::Frame];
+        classes.into_iter().filter(|class| class.bytes() >= bytes).find_map(|class| self.take(class))
     }
 
     /// Blocks that `take` would give now.

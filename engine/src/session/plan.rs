@@ -38,6 +38,10 @@ pub struct Options {
     pub links: bool,
     /// What is kept exactly.
     pub preserve: Preserve,
+    /// Goes on where an interrupted run stopped: what is there is proved and not moved again, and what arrives is kept.
+    pub resume: bool,
+    /// Flushed to stable storage before it counts as there.
+    pub sync: bool,
     /// The target is the name itself, never a directory to copy into.
     pub exact_target: bool,
 }

@@ -1,19 +1,26 @@
 //! Frames to a file: the receiving half of Put (server) and Get (client).
 //!
 //! ```text
-//!              +-> Small: copied into one small block --------------------------> Storing --+
-//! new --start--+                                                                            +-> Done(hash | failure)
+//!              +-> Small: copied into one small block ----------------------------> Storing --+
+//! new --start--+                                                                              +-> Done(hash | failure)
 //!              +-> Opening -> Open: each piece written from the block it came in -> Publishing
+//!                             [fill from a store | hash what is there] .. [keep in the store]
 //! ```
 //! `Opening` and `Open` keep pieces in order by offset, so writes may complete in any order. Whatever goes wrong, the
 //! file under the final name is the old one: a failure closes the file being made, which leaves no trace.
 //! Predecessor of every state: the one to its left; successor of every state also `Done` with a failure.
 
+use super::dedup::{Filling, block_count};
+use super::hashing::Hashing;
+use super::inflow::{Inflow, Step};
 use super::{Failure, Io, Outcome};
-use crate::backend::{Errno, FileId, Finish, OpKind, OpenMode, Output, Place, Store};
+use crate::backend::{DirId, Errno, FileId, Finish, FsOp, OpKind, OpenMode, Output, Place, Store};
 use crate::block::{Block, Class, Slice, Slices};
 use crate::limits::SMALL_BYTES;
-use crate::wire::frame::{Attributes, Hash, Preserve};
+use crate::tree_hash::{BlockHash, HASH_BLOCK_BYTES, TreeHash};
+use crate::wire::MAX_COUNT;
+use crate::wire::compress::Codec;
+use crate::wire::frame::{Attributes, Caps, Hash, Preserve};
 
 const OPEN: u32 = 10;
 const WRITE: u32 = 11;
@@ -26,12 +33,26 @@ pub(crate) struct Order {
     pub(crate) place: Place,
     /// For messages.
     pub(crate) path: Vec<u8>,
-    /// Final size in bytes.
+    /// Final size in bytes; of a range of a file, where it ends.
     pub(crate) size: u64,
     /// First byte that will come.
     pub(crate) offset: u64,
     pub(crate) overwrite: bool,
+    pub(crate) way: Way,
+    /// Nobody wants the hash.
+    pub(crate) unhashed: bool,
     pub(crate) finish: Finish,
+}
+
+/// How a file comes into being.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Way {
+    /// Without a name until it is complete.
+    New,
+    /// The same, but what has arrived stays when the transfer is interrupted, and what stayed is there to begin with.
+    Continued,
+    /// Written to where it stands: a range of a file that others write to as well.
+    InPlace,
 }
 
 enum State {
@@ -49,27 +70,52 @@ enum State {
 pub(crate) struct Receiver {
     order: Order,
     state: State,
+    inflow: Inflow,
     /// End of what has arrived, in bytes of the file.
     received: u64,
-    hasher: blake3::Hasher,
+    tree: TreeHash,
     writes: usize,
+    filling: Option<Filling>,
+    /// What was there to begin with.
+    hashing: Option<Hashing>,
+    /// Of what is received behind what was there: its own hash, for senders that give no other.
+    tail: Option<blake3::Hasher>,
     /// Nothing more will come; what the sender says the hash is.
     finished: Option<Option<Hash>>,
+    /// What came was looked at as a whole.
+    settled: bool,
     failure: Option<Failure>,
 }
 
 impl Receiver {
     /// Begins to receive.
     pub(crate) fn start(order: Order, io: &mut Io<'_, '_>) -> Receiver {
-        let small = order.offset == 0 && order.size <= SMALL_BYTES as u64;
+        let small = order.offset == 0 && order.size <= SMALL_BYTES as u64 && order.way == Way::New;
         let block = if small { io.take(Class::Small) } else { None };
         let state = block.map_or_else(|| Receiver::open(&order, io), State::Small);
-        let (received, hasher) = (order.offset, blake3::Hasher::new());
-        Receiver { order, state, received, hasher, writes: 0, finished: None, failure: None }
+        let received = order.offset;
+        Receiver {
+            order,
+            state,
+            inflow: Inflow::default(),
+            received,
+            tree: TreeHash::new(),
+            writes: 0,
+            filling: None,
+            hashing: None,
+            tail: None,
+            finished: None,
+            settled: false,
+            failure: None,
+        }
     }
 
     fn open(order: &Order, io: &mut Io<'_, '_>) -> State {
-        let mode = OpenMode::Create { size: order.size, keep: order.offset, overwrite: order.overwrite };
+        let mode = match order.way {
+            Way::InPlace => OpenMode::InPlace { truncate: None },
+            Way::Continued => OpenMode::Continue { size: order.size },
+            Way::New => OpenMode::Create { size: order.size, keep: order.offset, overwrite: order.overwrite },
+        };
         io.submit(OPEN, OpKind::Open { place: order.place.clone(), mode });
         State::Opening(Vec::new())
     }
@@ -80,18 +126,142 @@ impl Receiver {
         self.order.finish.preserve = preserve;
     }
 
-    /// Takes the next bytes of the content.
-    pub(crate) fn piece(&mut self, piece: Slice, io: &mut Io<'_, '_>) {
-        if self.failure.is_some() || self.finished.is_some() {
+    /// Blocks the sender has; those that `store` has as well need not come.
+    pub(crate) fn offer_blocks(
+        &mut self,
+        block_size: u32,
+        hashes: Vec<Hash>,
+        store: Option<DirId>,
+        io: &mut Io<'_, '_>,
+    ) {
+        // A small file is not in a file yet, and not worth looking for.
+        let store = store.filter(|_| !matches!(self.state, State::Small(_)));
+        match Filling::new(self.order.size, block_size, hashes, store) {
+            _ if self.received != 0 || self.filling.is_some() => {
+                let rule = "blocks are offered before any content, once";
+                self.fail(Failure::rule(&self.order.path, "cannot receive", rule), io);
+            }
+            Ok(filling) => self.filling = Some(filling),
+            Err(rule) => self.fail(Failure::rule(&self.order.path, "cannot receive", rule), io),
+        }
+    }
+
+    /// Which of the offered blocks must be sent, once that is known.
+    pub(crate) fn missing_blocks(&mut self, io: &mut Io<'_, '_>) -> Option<Vec<u8>> {
+        if self.failure.is_some() {
+            return None;
+        }
+        let filling = self.filling.as_mut()?;
+        let known = match self.state {
+            State::Small(_) => true,
+            State::Open(file) => filling.fill(file, io),
+            _ => false,
+        };
+        known.then(|| filling.missing())
+    }
+
+    /// The blocks that were there to begin with, once they are hashed. Of a [`Way::Continued`] only.
+    pub(crate) fn kept_blocks(&self) -> Option<Vec<BlockHash>> {
+        self.hashing.as_ref().filter(|_| self.failure.is_none()).and_then(Hashing::done)
+    }
+
+    /// What was there counts up to `offset`: the end of one of these blocks. With `apart`, the hash at the end will be of
+    /// what comes now, not of the whole.
+    pub(crate) fn skip(&mut self, offset: u64, blocks: &[BlockHash], apart: bool, io: &mut Io<'_, '_>) {
+        let count = block_count(offset);
+        let ends_there = offset == self.order.size || offset.is_multiple_of(HASH_BLOCK_BYTES as u64);
+        if count > blocks.len() as u64 || !ends_there || self.received != 0 {
+            let rule = format!("it cannot go on at byte {offset}");
+            return self.fail(Failure::rule(&self.order.path, "cannot receive", rule), io);
+        }
+        // Bounded by their number, which is that of things in memory.
+        blocks[..count as usize].iter().for_each(|&block| self.tree.push(block));
+        self.received = offset;
+        self.tail = (apart && offset > 0).then(blake3::Hasher::new);
+        io.progress.skipped(offset);
+    }
+
+    /// True when pieces can be taken; while it is not, nothing more may be parsed.
+    pub(crate) fn is_ready(&mut self, io: &mut Io<'_, '_>) -> bool {
+        self.failure.is_some() || self.inflow.is_ready(io)
+    }
+
+    /// A data frame of `len` bytes begins.
+    pub(crate) fn begin(&mut self, len: usize, io: &mut Io<'_, '_>) {
+        if self.takes_content() {
+            self.inflow.begin_raw(len);
+            self.pump(io);
+        }
+    }
+
+    /// A compressed data frame begins.
+    pub(crate) fn begin_packed(&mut self, codec: Codec, original: usize, len: usize, io: &mut Io<'_, '_>) {
+        if !self.takes_content() {
             return;
         }
+        if !(io.terms.caps.has(Caps::LZ4) || io.terms.caps.has(Caps::ZSTD)) {
+            let rule = "compressed content was not agreed on";
+            return self.fail(Failure::rule(&self.order.path, "cannot receive", rule), io);
+        }
+        io.progress.unpacked(len, original);
+        self.inflow.begin_packed(codec, original, len);
+        self.pump(io);
+    }
+
+    /// Takes the next bytes of the frame that began last.
+    pub(crate) fn piece(&mut self, piece: Slice, io: &mut Io<'_, '_>) {
+        if self.takes_content() {
+            self.inflow.piece(piece);
+            self.pump(io);
+        }
+    }
+
+    /// The frame is complete.
+    pub(crate) fn end(&mut self, io: &mut Io<'_, '_>) {
+        if self.takes_content() {
+            self.inflow.end(io);
+            self.pump(io);
+        }
+    }
+
+    fn takes_content(&self) -> bool {
+        self.failure.is_none() && self.finished.is_none()
+    }
+
+    fn pump(&mut self, io: &mut Io<'_, '_>) {
+        while self.failure.is_none()
+            && let Some(step) = self.inflow.next()
+        {
+            match step {
+                Step::Begin(len) => self.on_begin(len, io),
+                Step::Bytes(bytes) => self.content(bytes, io),
+                Step::End => {}
+                Step::Bad(errno) => self.fail(Failure::here(&self.order.path, "cannot receive", errno), io),
+            }
+        }
+    }
+
+    fn on_begin(&mut self, len: usize, io: &mut Io<'_, '_>) {
+        let Some(filling) = &mut self.filling else { return };
+        match filling.begin(len, &mut self.tree) {
+            Ok(offset) => self.received = offset,
+            Err(rule) => self.fail(Failure::rule(&self.order.path, "cannot receive", rule), io),
+        }
+    }
+
+    fn content(&mut self, piece: Slice, io: &mut Io<'_, '_>) {
         let at = self.received;
         self.received += piece.len() as u64;
         if self.received > self.order.size {
             let rule = format!("content goes past the declared size of {} bytes", self.order.size);
             return self.fail(Failure::rule(&self.order.path, "cannot receive", rule), io);
         }
-        self.hasher.update(piece.bytes());
+        if !self.order.unhashed {
+            self.tree.update(piece.bytes());
+        }
+        if let Some(tail) = &mut self.tail {
+            tail.update(piece.bytes());
+        }
         io.progress.moved(piece.len());
         match &mut self.state {
             State::Small(block) => {
@@ -111,20 +281,30 @@ impl Receiver {
 
     /// All content has come. `expected` is compared before the file gets its name.
     pub(crate) fn finish(&mut self, expected: Option<Hash>, io: &mut Io<'_, '_>) {
-        if self.failure.is_none() && self.received != self.order.size {
-            let rule = format!("declared {} bytes, received {}", self.order.size, self.received);
-            self.fail(Failure::rule(&self.order.path, "incomplete", rule), io);
-        }
-        if self.failure.is_none() && expected.is_some_and(|hash| hash != self.hash()) {
-            self.fail(Failure::here(&self.order.path, "not published", Errno::HASH_MISMATCH), io);
-        }
         self.finished.get_or_insert(expected);
         self.advance(io);
     }
 
+    /// Looks at what came as a whole, once.
+    fn settle(&mut self, expected: Option<Hash>, io: &mut Io<'_, '_>) {
+        self.settled = true;
+        if let Some(filling) = &mut self.filling {
+            self.received = self.received.max(filling.pass_known(&mut self.tree));
+        }
+        if self.failure.is_none() && self.received != self.order.size {
+            let rule = format!("declared {} bytes, received {}", self.order.size, self.received);
+            self.fail(Failure::rule(&self.order.path, "incomplete", rule), io);
+        }
+        let of_what_came = self.tail.as_ref().map(|tail| *tail.finalize().as_bytes());
+        let differs = |expected: Hash| expected != of_what_came.unwrap_or_else(|| self.hash());
+        if self.failure.is_none() && !self.order.unhashed && expected.is_some_and(differs) {
+            self.fail(Failure::here(&self.order.path, "not published", Errno::HASH_MISMATCH), io);
+        }
+    }
+
     /// BLAKE3 of what has arrived.
     pub(crate) fn hash(&self) -> Hash {
-        *self.hasher.finalize().as_bytes()
+        self.tree.finalize()
     }
 
     /// Gives the file up for this reason, unless it failed already.
@@ -133,6 +313,7 @@ impl Receiver {
             return;
         }
         self.failure.get_or_insert(failure);
+        self.inflow.clear();
         match std::mem::replace(&mut self.state, State::Done) {
             State::Open(file) => io.submit(CLOSE, OpKind::Close { file }),
             // Once opened, or named, the completion decides.
@@ -143,9 +324,9 @@ impl Receiver {
     }
 
     /// Takes note of a completion of its own operations.
-    pub(crate) fn on_completion(&mut self, kind: &OpKind, outcome: Outcome, io: &mut Io<'_, '_>) {
+    pub(crate) fn on_completion(&mut self, kind: OpKind, outcome: Outcome, io: &mut Io<'_, '_>) {
         match (kind, outcome) {
-            (OpKind::Open { .. }, Ok(Output::Opened { file, .. })) => self.on_opened(file, io),
+            (OpKind::Open { .. }, Ok(Output::Opened { file, attributes })) => self.on_opened(file, attributes.size, io),
             (OpKind::Open { .. }, Err(errno)) => {
                 self.state = State::Done;
                 self.failure.get_or_insert(Failure::here(&self.order.path, "cannot create", errno));
@@ -162,16 +343,44 @@ impl Receiver {
                     self.failure.get_or_insert(Failure::here(&self.order.path, "cannot create", errno));
                 }
             }
+            (OpKind::Compute(compute), outcome) => {
+                self.inflow.on_unpacked(*compute, outcome);
+                self.pump(io);
+            }
+            (OpKind::Fs(op), outcome) => match (*op, &mut self.filling) {
+                (FsOp::HashBlocks { first, .. }, _) => self.on_hashed(first, outcome, io),
+                (FsOp::FillBlocks { hashes, .. }, Some(filling)) => filling.on_filled(hashes.len(), outcome),
+                (FsOp::KeepBlocks { .. }, Some(filling)) => filling.on_kept(),
+                _ => {}
+            },
             _ => {}
         }
         self.advance(io);
     }
 
-    fn on_opened(&mut self, file: FileId, io: &mut Io<'_, '_>) {
+    fn on_hashed(&mut self, first: u64, outcome: Outcome, io: &mut Io<'_, '_>) {
+        let Some(hashing) = &mut self.hashing else { return };
+        if let Err(errno) = hashing.on_hashed(first, outcome) {
+            return self.fail(Failure::here(&self.order.path, "cannot read what is there", errno), io);
+        }
+        if let State::Open(file) = self.state {
+            hashing.advance(file, io);
+        }
+    }
+
+    fn on_opened(&mut self, file: FileId, there: u64, io: &mut Io<'_, '_>) {
         let State::Opening(waiting) = std::mem::replace(&mut self.state, State::Open(file)) else { return };
         if self.failure.is_some() {
             self.state = State::Done;
             return io.submit(CLOSE, OpKind::Close { file });
+        }
+        if self.order.way == Way::Continued {
+            // Whole blocks, and the last one only if all of the file may be there.
+            let whole =
+                if there >= self.order.size { block_count(self.order.size) } else { there / HASH_BLOCK_BYTES as u64 };
+            let mut hashing = Hashing::new(whole.min(MAX_COUNT as u64));
+            hashing.advance(file, io);
+            self.hashing = Some(hashing);
         }
         for (offset, piece) in waiting {
             self.write(file, offset, piece, io);
@@ -180,8 +389,23 @@ impl Receiver {
 
     /// Names the file once it is complete and written.
     fn advance(&mut self, io: &mut Io<'_, '_>) {
-        if self.finished.is_none() || self.failure.is_some() || self.writes > 0 {
+        let Some(expected) = self.finished else { return };
+        if self.failure.is_none() && !self.inflow.is_empty() {
             return;
+        }
+        if !self.settled {
+            self.settle(expected, io);
+        }
+        if self.failure.is_some() || self.writes > 0 {
+            return;
+        }
+        if let (State::Open(file), Some(filling)) = (&self.state, &mut self.filling)
+            && !filling.keep(*file, io)
+        {
+            return;
+        }
+        if self.order.finish.preserve.has(Preserve::VERIFY) {
+            self.order.finish.verify = Some(self.hash());
         }
         match std::mem::replace(&mut self.state, State::Naming) {
             State::Open(file) => {
@@ -199,10 +423,10 @@ impl Receiver {
     }
 
     /// How it ended: the hash and size of what now bears the name, or why nothing does. `None` while it goes on.
-    pub(crate) fn result(&self) -> Option<Result<(Hash, u64), Failure>> {
+    pub(crate) fn result(&self) -> Option<Result<(Option<Hash>, u64), Failure>> {
         match (&self.state, &self.failure) {
             (State::Done, Some(failure)) if self.writes == 0 => Some(Err(failure.clone())),
-            (State::Done, None) => Some(Ok((self.hash(), self.order.size))),
+            (State::Done, None) => Some(Ok(((!self.order.unhashed).then(|| self.hash()), self.order.size))),
             _ => None,
         }
     }
@@ -216,6 +440,9 @@ impl Receiver {
             (State::Small(_), _) => "receiver small",
             (State::Opening(_), false) => "receiver opening",
             (State::Opening(_), true) => "receiver opening, all arrived",
+            (State::Open(_), false) if self.hashing.as_ref().is_some_and(Hashing::is_busy) => {
+                "receiver hashing what is there"
+            }
             (State::Open(_), false) => "receiver open",
             (State::Open(_), true) => "receiver open, all arrived",
             (State::Naming, _) => "receiver naming",

@@ -19,6 +19,12 @@ pub struct Progress {
     pub total_bytes: AtomicU64,
     /// Files known to be part of the job.
     pub total_files: AtomicU64,
+    /// File bytes that need not be moved, because they are there.
+    pub skipped_bytes: AtomicU64,
+    /// Bytes of compressed content received, and bytes they became.
+    pub packed: AtomicU64,
+    /// See `packed`.
+    pub unpacked: AtomicU64,
     /// 1 once the totals will grow no more.
     pub totals_final: AtomicU64,
     /// 1 once both ends have greeted each other: from here on the terminal is ours.
@@ -28,6 +34,15 @@ pub struct Progress {
 impl Progress {
     pub(crate) fn moved(&self, bytes: usize) {
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn skipped(&self, bytes: u64) {
+        self.skipped_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn unpacked(&self, from: usize, to: usize) {
+        self.packed.fetch_add(from as u64, Ordering::Relaxed);
+        self.unpacked.fetch_add(to as u64, Ordering::Relaxed);
     }
 
     pub(crate) fn expect(&self, files: u64, bytes: u64) {
@@ -58,10 +73,21 @@ pub enum Report {
         target: Vec<u8>,
         /// Bytes.
         size: u64,
-        /// BLAKE3, equal at both ends.
-        hash: Hash,
+        /// BLAKE3, equal at both ends; `None` when the user wanted none.
+        hash: Option<Hash>,
         /// Which way.
         direction: Direction,
+    },
+    /// A file was there already: its content was proved and not moved.
+    Unchanged {
+        /// Source path as the user knows it.
+        source: Vec<u8>,
+        /// Target path as the user knows it.
+        target: Vec<u8>,
+        /// Bytes.
+        size: u64,
+        /// BLAKE3 of both.
+        hash: Option<Hash>,
     },
     /// A directory was made or found.
     Directory {
@@ -86,6 +112,8 @@ pub enum Report {
     Failed(Failure),
     /// The connection as a whole failed; nothing follows.
     Fatal(Failure),
+    /// A finding for whoever asks how the job was done.
+    Stats(String),
     /// Something that changes how the job is done, for the user to know once.
     Notice(String),
     /// One name of a listing.

@@ -7,7 +7,7 @@
 
 use super::client::{Reply, Simple};
 use super::server::{Verb, reply, reply_failure};
-use super::source::Source;
+use super::source::{Purpose, Source};
 use super::{Failure, Io, Outcome};
 use crate::backend::{Errno, FsOp, OpKind, Output, Place};
 use crate::limits::RESUME_BLOCK_BYTES;
@@ -52,7 +52,8 @@ impl Serve {
             0 => State::Ready(Ok(Frame::ResumeResponse { size, hash: None })),
             blocks => {
                 let offset = (blocks - 1) * RESUME_BLOCK_BYTES;
-                let source = Source::start(self.place.clone(), path, offset, Some(RESUME_BLOCK_BYTES), io);
+                let purpose = Purpose { offset, limit: Some(RESUME_BLOCK_BYTES), ..Purpose::HASH };
+                let source = Source::start(self.place.clone(), path, purpose, io);
                 let source = Box::new(source);
                 State::Hashing { size, source }
             }

@@ -10,13 +10,15 @@
 //! writes to one path never run together. A request that waits stops the parsing, the stream fills, and the client
 //! waits: a client that reads while it writes is never blocked for ever.
 
+use super::codec::Policy;
 use super::link::{Incoming, Link};
 use super::report::Progress;
 use super::{Cause, Context, Failure, Flow, Io, Outcome, Quotas, Session, Terms};
-use super::{get, hash, list, mkdir, put, resume, stat, tree};
+use super::{chunked, get, hash, list, mkdir, put, resume, stat, tree};
 use crate::backend::{Completion, DirId, OpKind, Place, StreamId, Time, Token};
 use crate::block::{Quota, Slice};
-use crate::limits::{HANDSHAKE_TIMEOUT, MAX_ACTIVE_REQUESTS, MAX_REQUEST_PATH_BYTES};
+use crate::limits::{HANDSHAKE_TIMEOUT, MAX_ACTIVE_REQUESTS, MAX_REQUEST_PATH_BYTES, OFFLOAD_THREADS};
+use crate::wire::compress::Codec;
 use crate::wire::decode::Role;
 use crate::wire::frame::{Attributes, Caps, Dialect, ErrorCode, Ext, Frame, Hash, PathField, Preserve};
 use crate::wire::hello::{self, Greeting, ServerOffer};
@@ -24,15 +26,22 @@ use crate::wire::path::Target;
 use std::collections::VecDeque;
 
 /// What this server offers, on every kind of session.
-const OFFER: ServerOffer =
-    ServerOffer { caps: Caps(Caps::PUT_OFFSET.0), ext: Ext(Ext::BYTES.0 | Ext::TREE.0 | Ext::META.0 | Ext::COMMIT.0) };
+const CAPS: u8 = Caps::LZ4.0 | Caps::ZSTD.0 | Caps::DEDUP.0 | Caps::FAST.0 | Caps::SYNC.0 | Caps::PUT_OFFSET.0;
+const OFFER: ServerOffer = ServerOffer { caps: Caps(CAPS), ext: Ext::ALL };
 
 /// What follows a Put.
 pub(super) enum Body {
     Meta(Attributes, Preserve),
-    /// A compressed frame, which nobody agreed on.
-    Compressed,
+    /// What is there counts up to this offset.
+    Skip(u64),
+    /// Size and hashes of the blocks the client has.
+    Have(u32, Vec<Hash>),
+    /// A raw frame of so many bytes begins.
+    Data(usize),
+    /// A compressed frame begins: codec, decompressed size, size.
+    Packed(Codec, usize, usize),
     Piece(Slice),
+    DataEnd,
     Done,
     Commit(Hash),
     Abandon(ErrorCode),
@@ -42,8 +51,12 @@ pub(super) enum Body {
 pub(super) trait Verb {
     /// Takes note of a completion of its own operations.
     fn on_completion(&mut self, kind: OpKind, outcome: Outcome, io: &mut Io<'_, '_>);
-    /// Takes part of a body; only Put has one.
+    /// Takes part of a body; only Put and PutChunked have one.
     fn on_body(&mut self, _body: Body, _io: &mut Io<'_, '_>) {}
+    /// True when more of the body can be taken; while it is not, nothing more is parsed.
+    fn is_ready(&mut self, _io: &mut Io<'_, '_>) -> bool {
+        true
+    }
     /// Goes on as far as possible; replies only at the `head` of the queue. True once the reply is complete.
     fn advance(&mut self, head: bool, io: &mut Io<'_, '_>) -> bool;
     /// For the simulator's coverage table.
@@ -93,6 +106,9 @@ pub type OnEnd = Box<dyn FnOnce(Result<(), Failure>)>;
 pub struct Server {
     link: Link,
     root: DirId,
+    /// Blocks seen before, for dedup.
+    store: Option<DirId>,
+    codec: Policy,
     phase: Phase,
     terms: Terms,
     quotas: Quotas,
@@ -112,6 +128,8 @@ impl Server {
         Server {
             link: Link::new(stream, Role::Server),
             root,
+            store: None,
+            codec: Policy::new(None, false, OFFLOAD_THREADS),
             phase: Phase::AwaitHello { deadline: None },
             terms: Terms { dialect: Dialect::BASE, caps: Caps::NONE },
             quotas: Quotas::new(),
@@ -123,6 +141,13 @@ impl Server {
             next_transfer: 1,
             on_end: Some(on_end),
         }
+    }
+
+    /// Looks for blocks that were seen before in this store, and puts new ones there.
+    #[must_use]
+    pub fn with_store(mut self, store: Option<DirId>) -> Server {
+        self.store = store;
+        self
     }
 
     /// Bounds the large blocks this session may hold, where many share one pool.
@@ -139,16 +164,31 @@ impl Server {
             {
                 return Ok(());
             }
+            if !self.is_ready(cx) {
+                return Ok(());
+            }
             let incoming = self.link.next().map_err(|error| Failure::connection("protocol error", error))?;
             match incoming {
                 None => return Ok(()),
                 Some(Incoming::Frame(frame)) => self.on_frame(frame, cx)?,
-                Some(Incoming::Data) if self.body == BodyOf::Nobody => self.unexpected("Data"),
-                Some(Incoming::Data | Incoming::DataEnd) => {}
-                Some(Incoming::Compressed) => self.on_body(Body::Compressed, cx),
+                Some(Incoming::Data { .. }) if self.body == BodyOf::Nobody => self.unexpected("Data"),
+                Some(Incoming::Compressed { .. }) if self.body == BodyOf::Nobody => self.unexpected("DataCompressed"),
+                Some(Incoming::Data { len }) => self.on_body(Body::Data(len), cx),
+                Some(Incoming::DataEnd) => self.on_body(Body::DataEnd, cx),
+                Some(Incoming::Compressed { codec, original, len }) => {
+                    self.on_body(Body::Packed(codec, original, len), cx);
+                }
                 Some(Incoming::Piece(piece)) => self.on_body(Body::Piece(piece), cx),
             }
         }
+    }
+
+    /// True when whoever the present body is for can take more of it.
+    fn is_ready(&mut self, cx: &mut Context<'_>) -> bool {
+        let BodyOf::Put(transfer) = self.body else { return true };
+        let mut ready = true;
+        self.with_exchange(transfer, cx, |verb, io| ready = verb.is_ready(io));
+        ready
     }
 
     fn on_frame(&mut self, frame: Frame, cx: &mut Context<'_>) -> Result<(), Failure> {
@@ -157,11 +197,15 @@ impl Server {
         }
         match frame {
             Frame::Meta { attributes, preserve } => self.on_body(Body::Meta(attributes, preserve), cx),
+            Frame::Skip { offset } if self.body != BodyOf::Nobody => self.on_body(Body::Skip(offset), cx),
             Frame::Done => self.end_body(Body::Done, "Done", cx),
             Frame::Commit { hash } => self.end_body(Body::Commit(hash), "Commit", cx),
             Frame::Abandon { code } => self.end_body(Body::Abandon(code), "Abandon", cx),
             // Part of a body that is being discarded.
             Frame::HaveBlocks { .. } if self.body == BodyOf::Discarded => {}
+            Frame::HaveBlocks { block_size, hashes } if self.body != BodyOf::Nobody => {
+                self.on_body(Body::Have(block_size, hashes), cx);
+            }
             request => {
                 // A request inside a body ends it; the Put finds itself incomplete.
                 self.end_body(Body::Done, "", cx);
@@ -182,6 +226,7 @@ impl Server {
             Ok((agreed, welcome)) => {
                 self.send(&welcome);
                 self.terms = Terms { dialect: agreed.dialect, caps: agreed.caps };
+                self.codec = Policy::new(Codec::agreed(agreed.caps), self.terms.is_adaptive(), OFFLOAD_THREADS);
                 self.link.set_dialect(agreed.dialect);
                 self.phase = Phase::Serving;
                 Ok(())
@@ -209,7 +254,7 @@ impl Server {
     fn bounded(&self, request: Frame) -> Pending {
         match request_path(&request) {
             Some(path) if path.0.len() > MAX_REQUEST_PATH_BYTES => {
-                if matches!(request, Frame::Put { .. }) {
+                if has_body(&request) {
                     return Pending::Request(Frame::Put {
                         path: PathField(vec![0]),
                         size: 0,
@@ -232,11 +277,11 @@ impl Server {
         match self.body {
             BodyOf::Put(transfer) => self.with_exchange(transfer, cx, |verb, io| verb.on_body(body, io)),
             BodyOf::Discarded => {}
-            BodyOf::Nobody => match body {
-                Body::Meta(..) => self.unexpected("Meta"),
-                Body::Compressed => self.unexpected("DataCompressed"),
-                _ => {}
-            },
+            BodyOf::Nobody => {
+                if let Body::Meta(..) = body {
+                    self.unexpected("Meta");
+                }
+            }
         }
     }
 
@@ -262,7 +307,13 @@ impl Server {
             }
         };
         let class = match request {
-            Frame::Put { .. } | Frame::Mkdir { .. } | Frame::SetMeta { .. } | Frame::Symlink { .. } => Class::Write,
+            Frame::Put { .. }
+            | Frame::Continue { .. }
+            | Frame::PutChunked { .. }
+            | Frame::Truncate { .. }
+            | Frame::Mkdir { .. }
+            | Frame::SetMeta { .. }
+            | Frame::Symlink { .. } => Class::Write,
             _ => Class::Read,
         };
         let target = request_path(&request)
@@ -275,20 +326,21 @@ impl Server {
             return false;
         }
         let transfer = self.next_transfer;
-        if matches!(request, Frame::Put { .. }) {
+        if has_body(&request) {
             self.body = BodyOf::Put(transfer);
         }
-        let root = self.root;
+        let (root, store) = (self.root, self.store);
         let mut io = Io {
             cx,
             link: &mut self.link,
             quotas: &self.quotas,
             terms: self.terms,
             progress: &self.progress,
+            codec: &mut self.codec,
             transfer,
         };
-        let verb =
-            begin(request, root, &mut self.walks, &mut io).unwrap_or_else(|failure| Box::new(Refused { failure }));
+        let verb = begin(request, (root, store), &mut self.walks, &mut io)
+            .unwrap_or_else(|failure| Box::new(Refused { failure }));
         self.push(class, target, verb);
         true
     }
@@ -308,6 +360,7 @@ impl Server {
             quotas: &self.quotas,
             terms: self.terms,
             progress: &self.progress,
+            codec: &mut self.codec,
             transfer,
         };
         act(exchange.verb.as_mut(), &mut io);
@@ -324,6 +377,7 @@ impl Server {
                 quotas: &self.quotas,
                 terms: self.terms,
                 progress: &self.progress,
+                codec: &mut self.codec,
                 transfer: exchange.transfer,
             };
             // A client that reads no replies gets no more of them, and its requests wait.
@@ -365,6 +419,8 @@ impl Server {
             *deadline = Some(cx.now.after(HANDSHAKE_TIMEOUT));
         }
         self.check_time(cx.now)?;
+        let (bytes, busy) = self.link.take_sent();
+        self.codec.on_sent(bytes, busy);
         loop {
             if !matches!(self.phase, Phase::Draining) {
                 self.receive(cx)?;
@@ -382,6 +438,9 @@ impl Server {
         }
         if self.pending.is_none() {
             self.link.pump_recv(&self.quotas.large, cx);
+            // The block that was kept for receiving may have been the last: whoever was told to wait for it looks again.
+            self.advance(cx);
+            self.link.flush(cx);
             if self.link.at_end() {
                 return self.at_end(cx);
             }
@@ -461,6 +520,10 @@ impl Verb for Refused {
     }
 }
 
+fn has_body(request: &Frame) -> bool {
+    matches!(request, Frame::Put { .. } | Frame::Continue { .. } | Frame::PutChunked { .. })
+}
+
 fn request_path(request: &Frame) -> Option<&PathField> {
     match request {
         Frame::List { path }
@@ -470,6 +533,7 @@ fn request_path(request: &Frame) -> Option<&PathField> {
         | Frame::Put { path, .. }
         | Frame::Mkdir { path }
         | Frame::Resume { path }
+        | Frame::Continue { path, .. }
         | Frame::PutChunked { path, .. }
         | Frame::GetChunked { path, .. }
         | Frame::Truncate { path, .. }
@@ -482,7 +546,12 @@ fn request_path(request: &Frame) -> Option<&PathField> {
 }
 
 /// Starts the verb of a request.
-fn begin(request: Frame, root: DirId, walks: &mut tree::Walks, io: &mut Io<'_, '_>) -> Result<Box<dyn Verb>, Failure> {
+fn begin(
+    request: Frame,
+    (root, store): (DirId, Option<DirId>),
+    walks: &mut tree::Walks,
+    io: &mut Io<'_, '_>,
+) -> Result<Box<dyn Verb>, Failure> {
     let place = match request_path(&request) {
         Some(path) => {
             let target = Target::decode(path, io.terms.dialect.ext)
@@ -499,8 +568,17 @@ fn begin(request: Frame, root: DirId, walks: &mut tree::Walks, io: &mut Io<'_, '
         (Frame::Get { offset, .. }, Some(place)) => Box::new(get::Serve::start(place, offset, io)),
         (Frame::Put { size, offset, overwrite, .. }, Some(place)) => {
             let overwrite = overwrite || io.terms.dialect.version == 1;
-            put::Serve::start(place, size, offset, overwrite, io)?
+            put::Serve::start(put::Request { place, size, offset, overwrite, store, continued: false }, io)?
         }
+        (Frame::Continue { size, .. }, Some(place)) => {
+            let (offset, overwrite, continued) = (0, true, true);
+            put::Serve::start(put::Request { place, size, offset, overwrite, store, continued }, io)?
+        }
+        (Frame::PutChunked { offset, length, .. }, Some(place)) => chunked::Put::start(place, offset, length, io)?,
+        (Frame::GetChunked { offset, length, .. }, Some(place)) => {
+            Box::new(chunked::Get::start(place, offset, length, io))
+        }
+        (Frame::Truncate { size, .. }, Some(place)) => Box::new(chunked::Truncate::start(place, size, io)),
         (Frame::Mkdir { .. }, Some(place)) => Box::new(mkdir::Serve::mkdir(place, io)),
         (Frame::SetMeta { attributes, preserve, .. }, Some(place)) => {
             Box::new(mkdir::Serve::set_meta(place, attributes, preserve))
@@ -521,9 +599,7 @@ fn name_of(frame: &Frame) -> &'static str {
         Frame::HaveBlocks { .. } => "HaveBlocks",
         Frame::OpenDirectChannel => "OpenDirectChannel is not offered",
         Frame::AuthHello { .. } => "AuthHello",
-        Frame::PutChunked { .. } => "PutChunked is not offered",
-        Frame::GetChunked { .. } => "GetChunked is not offered",
-        Frame::Truncate { .. } => "Truncate is not offered",
+        Frame::Skip { .. } => "Skip",
         _ => "a frame that only servers send",
     }
 }

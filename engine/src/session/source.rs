@@ -1,18 +1,25 @@
 //! A file to frames: the sending half of Get (server) and Put (client).
 //!
 //! ```text
-//!                  +-> Small: whole content in one block ------------------------+
-//! start -> Opening-+                                                             +-> Done
-//!                  +-> Open: window of reads, sent in order -> Checking (fstat) -+
+//!                  +-> Loaded: whole content in one block -------------------+
+//! start -> Opening-+                                                         +-> Done
+//!                  +-> Open: [hash blocks, wait to be told what to send] ->  |
+//!                      window of reads -> codec -> sent in order, or runs of |
+//!                      the file sent by the kernel -> Checking (fstat) ------+
 //! ```
 //! `Opening` has no predecessor; every state may end in `Done` with a failure. The size is what the file had when it was
 //! opened: a file that shrinks fails at the short read, one that grows or is written to fails in `Checking`, because what
 //! was sent may be half old and half new.
 
+use super::dedup::block_bytes;
+use super::hashing::Hashing;
 use super::{Failure, Io, Outcome};
-use crate::backend::{Errno, FileId, FsOp, OpKind, OpenMode, Output, Place};
-use crate::block::{Class, Slice};
-use crate::limits::{BLOCK_BYTES, READ_WINDOW_BLOCKS};
+use crate::backend::{Compute, Errno, FileId, FsOp, OpKind, OpenMode, Output, Place};
+use crate::block::{Block, Class, Slice};
+use crate::limits::{BLOCK_BYTES, FILE_RUN_BYTES, PACK_WORTH_BYTES, READ_WINDOW_BLOCKS, READ_WINDOW_FRAMES};
+use crate::session::codec::Plan;
+use crate::tree_hash::{BlockHash, HASH_BLOCK_BYTES, TreeHash};
+use crate::wire::compress::Codec;
 use crate::wire::frame::{Attributes, Hash};
 use std::collections::VecDeque;
 
@@ -20,57 +27,107 @@ const OPEN: u32 = 20;
 const READ: u32 = 21;
 const CHECK: u32 = 22;
 const CLOSE: u32 = 23;
+const PACK: u32 = 24;
+const RUN: u32 = 25;
 
 const CHANGED: &str = "the file changed while it was read";
 
+/// What is to be done with a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Purpose {
+    /// First byte.
+    pub(crate) offset: u64,
+    /// Bytes at most.
+    pub(crate) limit: Option<u64>,
+    /// What is read is sent, and may be compressed; else it is only hashed.
+    pub(crate) sent: bool,
+    /// Somebody wants the hash.
+    pub(crate) hashed: bool,
+    /// Once open it waits for [`Source::send_from`] or [`Source::send_blocks`].
+    pub(crate) held: bool,
+}
+
+impl Purpose {
+    /// All of the file goes out and is hashed.
+    pub(crate) const SEND: Purpose = Purpose { offset: 0, limit: None, sent: true, hashed: true, held: false };
+    /// All of the file is hashed.
+    pub(crate) const HASH: Purpose = Purpose { sent: false, ..Purpose::SEND };
+}
+
+/// Content on its way out, in file order.
+pub(crate) enum Chunk {
+    Raw(Slice),
+    Packed { codec: Codec, original: usize, content: Slice },
+}
+
 enum State {
     Opening,
-    Small(Option<Slice>),
+    Loaded,
     Open(FileId),
     Checking(FileId),
     Done,
 }
 
+enum Content {
+    Reading,
+    Raw(Slice),
+    /// The codec has it.
+    Packing(Slice),
+    Packed(Slice, Codec, Slice),
+}
+
 /// One read of the window, in file order.
 struct Slot {
     offset: u64,
-    content: Option<Slice>,
+    /// Where the codec shall put what it makes of it.
+    room: Option<Block>,
+    content: Content,
+}
+
+/// What dedup sends: single blocks, each the one that was announced.
+struct Blocks {
+    hashes: Vec<BlockHash>,
+    left: VecDeque<u64>,
 }
 
 /// A file being sent.
 pub(crate) struct Source {
     path: Vec<u8>,
+    purpose: Purpose,
     state: State,
     attributes: Option<Attributes>,
-    /// First byte to send and, once opened, the end.
-    offset: u64,
-    limit: Option<u64>,
     end: u64,
     next_read: u64,
     window: VecDeque<Slot>,
-    hasher: blake3::Hasher,
+    /// Runs of the file that the kernel is sending.
+    runs: usize,
+    tree: TreeHash,
+    hashing: Option<Hashing>,
+    blocks: Option<Blocks>,
     failure: Option<Failure>,
 }
 
 impl Source {
-    /// Begins to read `place` from `offset`, `limit` bytes at most.
-    pub(crate) fn start(place: Place, path: Vec<u8>, offset: u64, limit: Option<u64>, io: &mut Io<'_, '_>) -> Source {
-        let block = if offset == 0 && limit.is_none() { io.take(Class::Small) } else { None };
-        let op = match block {
+    /// Begins to read `place`.
+    pub(crate) fn start(place: Place, path: Vec<u8>, purpose: Purpose, io: &mut Io<'_, '_>) -> Source {
+        let whole = purpose.offset == 0 && purpose.limit.is_none() && !purpose.held;
+        let op = match io.take(Class::Small).filter(|_| whole) {
             Some(into) => OpKind::Load { place, into },
             None => OpKind::Open { place, mode: OpenMode::Read },
         };
         io.submit(OPEN, op);
         Source {
             path,
+            purpose,
             state: State::Opening,
             attributes: None,
-            offset,
-            limit,
             end: 0,
-            next_read: offset,
+            next_read: purpose.offset,
             window: VecDeque::new(),
-            hasher: blake3::Hasher::new(),
+            runs: 0,
+            tree: TreeHash::new(),
+            hashing: None,
+            blocks: None,
             failure: None,
         }
     }
@@ -79,25 +136,15 @@ impl Source {
     pub(crate) fn on_completion(&mut self, kind: OpKind, outcome: Outcome, io: &mut Io<'_, '_>) {
         match (kind, outcome) {
             (OpKind::Load { into, .. }, Ok(Output::Loaded { attributes, len })) => {
-                if self.failure.is_some() {
-                    self.state = State::Done;
-                    return;
-                }
-                // Files that claim no size, as in /proc, are what they turn out to be.
-                if attributes.size != len as u64 && attributes.size != 0 {
-                    return self.fail(Failure::rule(&self.path, "cannot read", CHANGED), io);
-                }
-                self.end = len as u64;
-                self.attributes = Some(Attributes { size: len as u64, ..attributes });
-                self.state = State::Small((len > 0).then(|| into.share().slice(0..len)));
+                self.on_loaded(into, attributes, len, io);
             }
             (OpKind::Load { .. } | OpKind::Open { .. }, Ok(Output::Opened { file, attributes })) => {
                 if self.failure.is_some() {
                     self.state = State::Done;
                     return io.submit(CLOSE, OpKind::Close { file });
                 }
-                self.end =
-                    self.limit.map_or(attributes.size, |limit| self.offset.saturating_add(limit).min(attributes.size));
+                let Purpose { offset, limit, .. } = self.purpose;
+                self.end = limit.map_or(attributes.size, |limit| offset.saturating_add(limit).min(attributes.size));
                 self.attributes = Some(attributes);
                 self.state = State::Open(file);
             }
@@ -106,16 +153,86 @@ impl Source {
                 self.failure.get_or_insert(Failure::here(&self.path, "cannot open", errno));
             }
             (OpKind::Read { offset, into, len, .. }, outcome) => match outcome {
-                Ok(Output::Bytes(got)) if got == len => {
-                    if let Some(slot) = self.window.iter_mut().find(|slot| slot.offset == offset) {
-                        slot.content = Some(into.share().slice(0..len));
-                    }
-                }
+                Ok(Output::Bytes(got)) if got == len => self.on_read(offset, into.share().slice(0..len), io),
                 Ok(_) => self.fail(Failure::here(&self.path, "cannot read", Errno::SHORT_SOURCE), io),
                 Err(errno) => self.fail(Failure::here(&self.path, "cannot read", errno), io),
             },
-            (OpKind::Fs(_), outcome) => self.on_checked(outcome, io),
+            (OpKind::SendFile { len, .. }, outcome) => {
+                self.runs -= 1;
+                io.link.run_sent(len, io.cx.now);
+                match outcome {
+                    Ok(_) => io.progress.moved(usize::try_from(len).unwrap_or(usize::MAX)),
+                    Err(errno) => self.fail(Failure::here(&self.path, "cannot read", errno), io),
+                }
+            }
+            (OpKind::Compute(compute), outcome) => self.on_packed(*compute, outcome, io),
+            (OpKind::Fs(op), outcome) => match *op {
+                FsOp::HashBlocks { first, .. } => {
+                    let hashed = self.hashing.as_mut().map_or(Ok(()), |hashing| hashing.on_hashed(first, outcome));
+                    if let Err(errno) = hashed {
+                        self.fail(Failure::here(&self.path, "cannot read", errno), io);
+                    }
+                }
+                _ => self.on_checked(outcome, io),
+            },
             _ => {}
+        }
+    }
+
+    fn on_loaded(&mut self, into: Block, attributes: Attributes, len: usize, io: &mut Io<'_, '_>) {
+        if self.failure.is_some() {
+            self.state = State::Done;
+            return;
+        }
+        // Files that claim no size, as in /proc, are what they turn out to be.
+        if attributes.size != len as u64 && attributes.size != 0 {
+            return self.fail(Failure::rule(&self.path, "cannot read", CHANGED), io);
+        }
+        self.end = len as u64;
+        self.next_read = self.end;
+        self.attributes = Some(Attributes { size: len as u64, ..attributes });
+        self.state = State::Loaded;
+        if len > 0 {
+            let room = if self.may_pack(io) { io.take(Class::Small) } else { None };
+            self.window.push_back(Slot { offset: 0, room, content: Content::Reading });
+            self.on_read(0, into.share().slice(0..len), io);
+        }
+    }
+
+    /// What is only hashed waits for no stream.
+    fn has_room(&self, io: &Io<'_, '_>) -> bool {
+        !self.purpose.sent || io.link.has_room()
+    }
+
+    fn may_pack(&self, io: &Io<'_, '_>) -> bool {
+        self.purpose.sent && io.codec.agreed().is_some()
+    }
+
+    /// A block of the window is filled; it may go through the codec.
+    fn on_read(&mut self, offset: u64, raw: Slice, io: &mut Io<'_, '_>) {
+        let Some(slot) = self.window.iter_mut().find(|slot| slot.offset == offset) else { return };
+        slot.content = Content::Raw(raw.clone());
+        let Some(into) = slot.room.take().filter(|_| raw.len() >= PACK_WORTH_BYTES) else { return };
+        if let Plan::Compress { codec, probe } = io.codec.plan() {
+            slot.content = Content::Packing(raw.clone());
+            io.submit(PACK, OpKind::Compute(Box::new(Compute::Pack { codec, from: raw, into, probe })));
+        }
+    }
+
+    fn on_packed(&mut self, compute: Compute, outcome: Outcome, io: &mut Io<'_, '_>) {
+        let Compute::Pack { codec, from, into, .. } = compute else { return };
+        let (len, nanos) = match outcome {
+            Ok(Output::Packed { len, nanos }) => (len, nanos),
+            // Cancelled: it goes out as it is, if anything goes out.
+            _ => (None, 0),
+        };
+        io.codec.on_packed(from.len(), len, nanos);
+        let this = |slot: &&mut Slot| matches!(&slot.content, Content::Packing(raw) if raw.block_number() == from.block_number());
+        if let Some(slot) = self.window.iter_mut().find(this) {
+            slot.content = match len {
+                Some(len) => Content::Packed(from, codec, into.share().slice(0..len)),
+                None => Content::Raw(from),
+            };
         }
     }
 
@@ -137,59 +254,162 @@ impl Source {
         match std::mem::replace(&mut self.state, State::Done) {
             State::Opening => self.state = State::Opening,
             State::Open(file) | State::Checking(file) => io.submit(CLOSE, OpKind::Close { file }),
-            State::Small(_) | State::Done => {}
+            State::Loaded | State::Done => {}
         }
         self.window.clear();
     }
 
     /// Reads ahead and hands content on in order. Content is hashed and given to `take` only while `its_turn`, and
     /// while `take` has room.
-    pub(crate) fn pump(&mut self, its_turn: bool, io: &mut Io<'_, '_>, mut take: impl FnMut(Slice, &mut Io<'_, '_>)) {
-        let ahead = if its_turn { READ_WINDOW_BLOCKS } else { 1 };
-        self.read_ahead(ahead, io);
+    pub(crate) fn pump(&mut self, its_turn: bool, io: &mut Io<'_, '_>, mut take: impl FnMut(Chunk, &mut Io<'_, '_>)) {
+        self.hash_ahead(io);
+        if self.purpose.held {
+            return;
+        }
+        if !self.purpose.hashed && self.purpose.sent && io.codec.agreed().is_none() && self.window.is_empty() {
+            if its_turn {
+                self.send_runs(io);
+            }
+        } else {
+            self.read_ahead(its_turn, io);
+        }
         if !its_turn {
             return;
         }
-        if let State::Small(content) = &mut self.state {
-            if !io.link.has_room() {
-                return;
+        while self.has_room(io) && self.window.front().is_some_and(Slot::is_ready) {
+            let Some(slot) = self.window.pop_front() else { break };
+            if let Some(chunk) = self.hand_on(slot, io) {
+                take(chunk, io);
             }
-            if let Some(content) = content.take() {
-                self.hasher.update(content.bytes());
-                io.progress.moved(content.len());
-                take(content, io);
+            self.read_ahead(true, io);
+        }
+        let drained = self.window.is_empty() && self.runs == 0 && self.next_read >= self.end && self.has_room(io);
+        match self.state {
+            State::Open(file) if drained && self.blocks.as_ref().is_none_or(|blocks| blocks.left.is_empty()) => {
+                io.submit(CHECK, OpKind::Fs(Box::new(FsOp::StatOpen { file })));
+                self.state = State::Checking(file);
             }
-            self.state = State::Done;
-            return;
-        }
-        while io.link.has_room() && self.window.front().is_some_and(|slot| slot.content.is_some()) {
-            let content = self.window.pop_front().and_then(|slot| slot.content).expect("looked at just now");
-            self.hasher.update(content.bytes());
-            io.progress.moved(content.len());
-            take(content, io);
-            self.read_ahead(ahead, io);
-        }
-        if let State::Open(file) = self.state
-            && self.window.is_empty()
-            && self.next_read >= self.end
-        {
-            io.submit(CHECK, OpKind::Fs(Box::new(FsOp::StatOpen { file })));
-            self.state = State::Checking(file);
+            State::Loaded if drained => self.state = State::Done,
+            _ => {}
         }
     }
 
-    fn read_ahead(&mut self, ahead: usize, io: &mut Io<'_, '_>) {
-        let State::Open(file) = self.state else { return };
-        // Who waits for its turn keeps no block that the one whose turn it is may need: else both would wait for ever.
-        let reserve = if ahead > 1 { 0 } else { READ_WINDOW_BLOCKS };
-        while self.window.len() < ahead && self.next_read < self.end && io.left(Class::Large) > reserve {
-            let Some(into) = io.take(Class::Large) else { return };
-            let (offset, left) = (self.next_read, self.end - self.next_read);
-            let len = usize::try_from(left).unwrap_or(BLOCK_BYTES).min(BLOCK_BYTES);
-            io.submit(READ, OpKind::Read { file, offset, into, len });
-            self.window.push_back(Slot { offset, content: None });
-            self.next_read += len as u64;
+    /// Hashes what is next in the file; `None` when it is not what was announced.
+    fn hand_on(&mut self, slot: Slot, io: &mut Io<'_, '_>) -> Option<Chunk> {
+        let (raw, chunk) = match slot.content {
+            Content::Packed(raw, codec, content) => {
+                let original = raw.len();
+                (raw, Chunk::Packed { codec, original, content })
+            }
+            Content::Raw(raw) => (raw.clone(), Chunk::Raw(raw)),
+            Content::Reading | Content::Packing(_) => return None,
+        };
+        match &self.blocks {
+            Some(blocks) => {
+                let index = slot.offset / HASH_BLOCK_BYTES as u64;
+                let announced = blocks.hashes.get(usize::try_from(index).ok()?)?;
+                if blake3::hash(raw.bytes()) != announced.plain {
+                    self.fail(Failure::rule(&self.path, "cannot read", CHANGED), io);
+                    return None;
+                }
+            }
+            None if self.purpose.hashed => self.tree.update(raw.bytes()),
+            None => {}
         }
+        if self.purpose.sent {
+            io.progress.moved(raw.len());
+        }
+        Some(chunk)
+    }
+
+    /// Lets the kernel send the file, a run at a time.
+    fn send_runs(&mut self, io: &mut Io<'_, '_>) {
+        let State::Open(file) = self.state else { return };
+        while io.link.has_room() && self.next_read < self.end {
+            let (offset, len) = (self.next_read, (self.end - self.next_read).min(FILE_RUN_BYTES));
+            let head = io.link.run_head(len, io.cx.now);
+            let stream = io.link.stream;
+            io.submit(RUN, OpKind::SendFile { stream, head, file, offset, len });
+            self.runs += 1;
+            self.next_read += len;
+        }
+    }
+
+    fn read_ahead(&mut self, its_turn: bool, io: &mut Io<'_, '_>) {
+        let State::Open(file) = self.state else { return };
+        let (class, ahead) = match (&self.blocks, its_turn) {
+            (Some(_), true) => (Class::Frame, READ_WINDOW_FRAMES),
+            (Some(_), false) => return,
+            (None, true) => (Class::Large, READ_WINDOW_BLOCKS),
+            (None, false) => (Class::Large, 1),
+        };
+        // Who waits for its turn keeps no block that the one whose turn it is may need: else both would wait for ever.
+        let pair = self.may_pack(io);
+        let reserve = if its_turn { 0 } else { READ_WINDOW_BLOCKS * (1 + usize::from(pair)) };
+        while self.window.len() < ahead && io.left(class) > reserve {
+            let Some((offset, len)) = self.next_unit() else { return };
+            // Each block that may go through the codec comes with the one for what the codec makes of it. With a single
+            // block left, and nothing on its way that would bring another, content goes out as it is.
+            if pair && io.left(class) < 2 && !(self.window.is_empty() && io.link.is_drained()) {
+                return;
+            }
+            let Some(into) = io.take(class) else { return };
+            let room = if pair { io.take(class) } else { None };
+            match &mut self.blocks {
+                Some(blocks) => _ = blocks.left.pop_front(),
+                None => self.next_read += len as u64,
+            }
+            io.submit(READ, OpKind::Read { file, offset, into, len });
+            self.window.push_back(Slot { offset, room, content: Content::Reading });
+        }
+    }
+
+    /// Where the next read begins, and its length.
+    fn next_unit(&self) -> Option<(u64, usize)> {
+        match &self.blocks {
+            Some(blocks) => {
+                let &index = blocks.left.front()?;
+                Some((index * HASH_BLOCK_BYTES as u64, block_bytes(index, self.end)))
+            }
+            None => {
+                let left = self.end.checked_sub(self.next_read).filter(|&left| left > 0)?;
+                Some((self.next_read, usize::try_from(left).unwrap_or(BLOCK_BYTES).min(BLOCK_BYTES)))
+            }
+        }
+    }
+
+    /// Begins to hash the first `until` blocks, ahead of sending and several at a time; may be called again with fewer.
+    pub(crate) fn hash_blocks(&mut self, until: u64) {
+        match &mut self.hashing {
+            Some(hashing) => hashing.limit(until),
+            none => *none = Some(Hashing::new(until)),
+        }
+    }
+
+    fn hash_ahead(&mut self, io: &mut Io<'_, '_>) {
+        if let (State::Open(file), Some(hashing)) = (&self.state, &mut self.hashing) {
+            hashing.advance(*file, io);
+        }
+    }
+
+    /// The hashes of the blocks wanted, once they are all there.
+    pub(crate) fn hashed_blocks(&self) -> Option<Vec<BlockHash>> {
+        self.hashing.as_ref().and_then(Hashing::done)
+    }
+
+    /// What is before `offset`, a block's beginning, need not be sent: it is `known`.
+    pub(crate) fn send_from(&mut self, offset: u64, known: &[BlockHash]) {
+        known.iter().for_each(|&block| self.tree.push(block));
+        self.next_read = offset;
+        self.purpose.held = false;
+    }
+
+    /// Only the blocks with these indices are sent, each as one chunk; `hashes` are those of all blocks.
+    pub(crate) fn send_blocks(&mut self, hashes: Vec<BlockHash>, indices: VecDeque<u64>) {
+        hashes.iter().for_each(|&block| self.tree.push(block));
+        self.blocks = Some(Blocks { hashes, left: indices });
+        self.next_read = self.end;
+        self.purpose.held = false;
     }
 
     /// Attributes and size to be announced, once the file is open; or why it cannot be.
@@ -201,11 +421,17 @@ impl Source {
         }
     }
 
+    /// Where what is sent ends, in bytes of the file.
+    pub(crate) fn end(&self) -> u64 {
+        self.end
+    }
+
     /// How it ended: the hash of what was handed on, or why that is not all. `None` while it goes on.
     pub(crate) fn result(&self) -> Option<Result<Hash, &Failure>> {
         match (&self.state, &self.failure) {
+            _ if self.runs > 0 => None,
             (State::Done, Some(failure)) => Some(Err(failure)),
-            (State::Done, None) => Some(Ok(*self.hasher.finalize().as_bytes())),
+            (State::Done, None) => Some(Ok(self.tree.finalize())),
             _ => None,
         }
     }
@@ -213,10 +439,19 @@ impl Source {
     pub(crate) fn state(&self) -> &'static str {
         match self.state {
             State::Opening => "source opening",
-            State::Small(_) => "source small",
+            State::Loaded => "source loaded",
+            State::Open(_) if self.hashing.as_ref().is_some_and(Hashing::is_busy) => "source hashing",
+            State::Open(_) if self.purpose.held => "source held",
+            State::Open(_) if self.runs > 0 => "source sent by the kernel",
             State::Open(_) => "source open",
             State::Checking(_) => "source checking",
             State::Done => "source done",
         }
+    }
+}
+
+impl Slot {
+    fn is_ready(&self) -> bool {
+        matches!(self.content, Content::Raw(_) | Content::Packed(..))
     }
 }

@@ -1,19 +1,21 @@
 //! The driver of copies from here to the peer.
 //!
 //! ```text
-//! LookAtTarget -answer-> NextSource -Stat-> LookAtSource -file-> (ask Put) -> NextSource ..
+//! LookAtTarget -answer-> NextSource -Stat-> LookAtSource -file-> (a job) -> NextSource ..
 //!                                                        -directory-> Walking -End-> NextSource .. -> Done
 //! ```
-//! Directories are asked for as they are found, files as there is room, and a directory's attributes when the walk leaves
-//! it; the server holds those back until everything before is done. Between two places of one machine a file is first
-//! tried as a copy inside the kernel.
+//! Directories are asked for as they are found, files become jobs, and a directory's attributes are set when everything
+//! found before the walk left it is done.
 
 use super::client::{Answer, Client, Desk, Driver, Opening, Reply};
-use super::plan::{Landing, Operand, Options, skip_reason};
-use super::report::{Direction, Report, Reporter, SharedProgress};
+use super::jobs::Jobs;
+use super::lead::Lead;
+use super::plan::{Landing, Operand, skip_reason};
+use super::report::{Report, Reporter, SharedProgress};
 use super::walk::{Found, Step, Walker};
-use super::{Failure, Outcome, mkdir, put, stat};
-use crate::backend::{DirId, Errno, Finish, FsOp, OpKind, Output, Place, StreamId};
+use super::{Failure, Outcome, mkdir, stat};
+use crate::backend::{DirId, Errno, FsOp, OpKind, Output, Place, StreamId};
+use crate::queue::Queue;
 use crate::wire::frame::{Attributes, ErrorCode, Ext, Kind};
 use crate::wire::path::Target;
 use std::collections::HashMap;
@@ -21,9 +23,6 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
 const LOOK: u32 = 80;
-const CLONE: u32 = 81;
-/// Copies inside the kernel that run at the same time.
-const CLONES: usize = 4;
 
 /// What to copy from here, and where to.
 pub struct Plan {
@@ -33,8 +32,8 @@ pub struct Plan {
     pub sources: Vec<Operand>,
     /// Where to, on the peer.
     pub target: Operand,
-    /// How.
-    pub options: Options,
+    /// The files, for this connection and others; it knows how they are copied.
+    pub queue: Queue,
     /// The peer is this machine: its paths, below this root, are ours too.
     pub same_machine: Option<DirId>,
 }
@@ -48,31 +47,21 @@ enum State {
     Done,
 }
 
-/// What a request was about.
+/// What a request was about, and its number where a directory waits for it.
 struct Pending {
     what: What,
-    source: Vec<u8>,
     target: Vec<u8>,
+    number: Option<u64>,
 }
 
 enum What {
     Target,
-    File,
     Directory,
     Link(Vec<u8>),
     Attributes,
 }
 
-/// A copy that the kernel is trying.
-struct Cloning {
-    number: u64,
-    from: Place,
-    to: Place,
-    source: Vec<u8>,
-}
-
-/// A directory that the walk has left; its attributes wait for the copies numbered below `after`. Requests need no such
-/// care: the server answers them in order.
+/// A directory that the walk has left; its attributes wait for everything begun before `after`.
 struct Leaving {
     after: u64,
     target: Target,
@@ -83,14 +72,10 @@ pub(crate) struct Upload {
     local: DirId,
     sources: VecDeque<Operand>,
     landing: Landing,
-    same_machine: Option<DirId>,
+    lead: Lead,
     state: State,
     pending: HashMap<u64, Pending>,
     next_tag: u64,
-    cloning: Vec<Cloning>,
-    /// Files the kernel could not copy by itself.
-    uncloned: VecDeque<Cloning>,
-    next_clone: u64,
     leaving: VecDeque<Leaving>,
     noticed: bool,
 }
@@ -98,18 +83,15 @@ pub(crate) struct Upload {
 /// A client that carries `plan` out over `stream`.
 pub fn client(stream: StreamId, opening: Opening, plan: Plan, progress: SharedProgress, reporter: Reporter) -> Client {
     let many = plan.sources.len() > 1;
-    let landing = Landing { target: plan.target, options: plan.options, many, present: None };
+    let landing = Landing { target: plan.target, options: plan.queue.options(), many, present: None };
     let driver = Upload {
         local: plan.local,
         sources: plan.sources.into(),
         landing,
-        same_machine: plan.same_machine,
+        lead: Lead::new(Jobs::new(plan.queue, plan.local, plan.same_machine)),
         state: State::LookAtTarget,
         pending: HashMap::new(),
         next_tag: 0,
-        cloning: Vec::new(),
-        uncloned: VecDeque::new(),
-        next_clone: 0,
         leaving: VecDeque::new(),
         noticed: false,
     };
@@ -117,16 +99,17 @@ pub fn client(stream: StreamId, opening: Opening, plan: Plan, progress: SharedPr
 }
 
 impl Upload {
-    fn tag(&mut self, what: What, source: Vec<u8>, target: Vec<u8>) -> u64 {
+    fn tag(&mut self, what: What, target: Vec<u8>) -> u64 {
+        let number = matches!(what, What::Link(_)).then(|| self.lead.begin());
         self.next_tag += 1;
-        self.pending.insert(self.next_tag, Pending { what, source, target });
+        self.pending.insert(self.next_tag, Pending { what, target, number });
         self.next_tag
     }
 
     fn look_at_target(&mut self, desk: &mut Desk<'_, '_>) {
         let target = Target { operand: self.landing.target.path.clone(), below: None };
         let shown = self.landing.target.shown.clone();
-        let tag = self.tag(What::Target, Vec::new(), shown.clone());
+        let tag = self.tag(What::Target, shown.clone());
         if desk.io.terms.ext(Ext::TREE) {
             desk.ask(tag, Box::new(stat::ask_lookup(target, true, shown)));
         } else {
@@ -195,64 +178,23 @@ impl Upload {
                 let rule = "it is a directory, and -r was not given";
                 desk.report(Report::Failed(Failure::rule(&source.shown, "left out", rule)));
             }
-            Kind::Regular => self.file(self.local_place(&source), source.shown, target, attributes, desk),
+            Kind::Regular => {
+                let from = Target { operand: source.path, below: None };
+                let shown = self.landing.shown(&target);
+                self.lead.file((from, source.shown), (target, shown), attributes, desk);
+            }
             _ => desk.report(Report::Failed(Failure::here(&source.shown, "cannot open", Errno::NOT_REGULAR))),
         }
     }
 
     fn make_dir(&mut self, target: Target, desk: &mut Desk<'_, '_>) {
         let shown = self.landing.shown(&target);
-        let tag = self.tag(What::Directory, Vec::new(), shown.clone());
+        let tag = self.tag(What::Directory, shown.clone());
         desk.ask(tag, Box::new(mkdir::ask(target, shown)));
     }
 
-    fn file(&mut self, from: Place, source: Vec<u8>, target: Target, attributes: Attributes, desk: &mut Desk<'_, '_>) {
-        desk.io.progress.expect(1, attributes.size);
-        let Some(root) = self.same_machine else { return self.put(from, source, target, desk) };
-        let to = Place { dir: root, target };
-        let finish = Finish { attributes: Some(attributes), preserve: self.landing.options.preserve, sync: false };
-        let op = FsOp::Clone { from: from.clone(), to: to.clone(), finish };
-        desk.io.submit(CLONE, OpKind::Fs(Box::new(op)));
-        self.next_clone += 1;
-        self.cloning.push(Cloning { number: self.next_clone, from, to, source });
-    }
-
-    fn put(&mut self, local: Place, source: Vec<u8>, remote: Target, desk: &mut Desk<'_, '_>) {
-        let shown = self.landing.shown(&remote);
-        let tag = self.tag(What::File, source.clone(), shown.clone());
-        let preserve = self.landing.options.preserve;
-        let offered = put::Offered { local, local_path: source, remote, remote_path: shown, preserve };
-        desk.ask(tag, Box::new(put::Upload::new(offered)));
-    }
-
-    fn on_cloned(&mut self, from: &Place, to: &Place, outcome: Outcome, desk: &mut Desk<'_, '_>) {
-        let this = |cloning: &Cloning| cloning.from == *from && cloning.to == *to;
-        let Some(index) = self.cloning.iter().position(this) else { return };
-        let cloning = self.cloning.swap_remove(index);
-        match outcome {
-            Ok(Output::Cloned { hash, size }) => {
-                desk.io.progress.moved(usize::try_from(size).unwrap_or(usize::MAX));
-                desk.io.progress.files.fetch_add(1, Ordering::Relaxed);
-                let target = self.landing.shown(&to.target);
-                let (source, direction) = (cloning.source, Direction::Local);
-                desk.report(Report::Copied { source, target, size, hash, direction });
-            }
-            Err(Errno::UNSUPPORTED) => {
-                self.same_machine = None;
-                self.uncloned.push_back(cloning);
-            }
-            Err(Errno::INVALID) => {
-                let rule = "source and target are the same file";
-                desk.report(Report::Failed(Failure::rule(&cloning.source, "not copied", rule)));
-            }
-            // Tried as an ordinary put, which works or says which side is to blame.
-            Err(_) => self.uncloned.push_back(cloning),
-            Ok(_) => {}
-        }
-    }
-
     fn walk(&mut self, desk: &mut Desk<'_, '_>) {
-        while desk.has_room() && self.cloning.len() < CLONES {
+        while desk.has_room() && self.lead.has_room() {
             let State::Walking { walker, source, base } = &mut self.state else { return };
             match walker.next(&mut desk.io) {
                 Step::Wait => return,
@@ -267,7 +209,7 @@ impl Upload {
                 }
                 Step::Leave(path, attributes) => {
                     let target = base.child(path.as_ref());
-                    self.leaving.push_back(Leaving { after: self.next_clone + 1, target, attributes });
+                    self.leaving.push_back(Leaving { after: self.lead.next(), target, attributes });
                     self.leave(desk);
                 }
             }
@@ -286,10 +228,13 @@ impl Upload {
         }
         match found.attributes.kind {
             Kind::Directory => self.make_dir(target, desk),
-            Kind::Regular => self.file(place, shown, target, found.attributes, desk),
+            Kind::Regular => {
+                let target_shown = self.landing.shown(&target);
+                self.lead.file((place.target, shown), (target, target_shown), found.attributes, desk);
+            }
             Kind::Symlink if self.landing.options.links && desk.io.terms.ext(Ext::META) => {
                 let target_shown = self.landing.shown(&target);
-                let tag = self.tag(What::Link(found.link.clone()), shown, target_shown.clone());
+                let tag = self.tag(What::Link(found.link.clone()), target_shown.clone());
                 let preserve = self.landing.options.preserve;
                 let ask = mkdir::ask_symlink(target, found.link, found.attributes, preserve, target_shown);
                 desk.ask(tag, Box::new(ask));
@@ -300,16 +245,15 @@ impl Upload {
 
     /// Asks for the attributes of directories that nothing more will be put into.
     fn leave(&mut self, desk: &mut Desk<'_, '_>) {
-        let oldest = self.cloning.iter().chain(&self.uncloned).map(|cloning| cloning.number).min();
         while desk.has_room()
-            && let Some(leaving) = self.leaving.pop_front_if(|next| oldest.is_none_or(|oldest| oldest >= next.after))
+            && let Some(leaving) = self.leaving.pop_front_if(|next| self.lead.is_done_before(next.after))
         {
             if !desk.io.terms.ext(Ext::META) {
                 self.notice(desk);
                 continue;
             }
             let shown = self.landing.shown(&leaving.target);
-            let tag = self.tag(What::Attributes, Vec::new(), shown.clone());
+            let tag = self.tag(What::Attributes, shown.clone());
             let preserve = self.landing.options.preserve;
             desk.ask(tag, Box::new(mkdir::ask_set_meta(leaving.target, leaving.attributes, preserve, shown)));
         }
@@ -325,35 +269,33 @@ impl Upload {
 
 impl Driver for Upload {
     fn pump(&mut self, desk: &mut Desk<'_, '_>) {
-        while desk.has_room()
-            && let Some(cloning) = self.uncloned.pop_front()
-        {
-            self.put(cloning.from, cloning.source, cloning.to.target, desk);
-        }
+        self.lead.pump(desk);
         self.leave(desk);
-        while desk.has_room() {
+        while desk.has_room() && self.lead.has_room() {
             match &self.state {
                 State::LookAtTarget => self.look_at_target(desk),
                 State::NextSource => self.next_source(desk),
                 State::Walking { .. } => {
                     self.walk(desk);
                     if matches!(self.state, State::Walking { .. }) {
-                        return;
+                        break;
                     }
                 }
-                State::AwaitTarget | State::LookAtSource(_) | State::Done => return,
+                State::AwaitTarget | State::LookAtSource(_) | State::Done => break,
             }
         }
+        self.lead.pump(desk);
+        self.leave(desk);
     }
 
     fn on_answer(&mut self, tag: u64, answer: Answer, desk: &mut Desk<'_, '_>) {
-        let Some(Pending { what, source, target }) = self.pending.remove(&tag) else { return };
+        let Some(answer) = self.lead.jobs.on_answer(tag, answer, desk) else { return };
+        let Some(Pending { what, target, number }) = self.pending.remove(&tag) else { return };
+        if let Some(number) = number {
+            self.lead.end(number);
+        }
         match (what, answer) {
             (What::Target, answer) => self.on_target(answer, desk),
-            (What::File, Ok(Reply::Moved { hash, size })) => {
-                desk.io.progress.files.fetch_add(1, Ordering::Relaxed);
-                desk.report(Report::Copied { source, target, size, hash, direction: Direction::Up });
-            }
             (What::Directory, Ok(_)) => desk.report(Report::Directory { target }),
             (What::Link(text), Ok(_)) => desk.report(Report::Link { target, text }),
             (_, Ok(_)) => {}
@@ -362,17 +304,12 @@ impl Driver for Upload {
     }
 
     fn on_completion(&mut self, kind: OpKind, outcome: Outcome, desk: &mut Desk<'_, '_>) {
-        if let OpKind::Fs(op) = &kind {
-            match &**op {
-                FsOp::Clone { from, to, .. } => return self.on_cloned(from, to, outcome, desk),
-                FsOp::Stat { .. } => {
-                    if let State::LookAtSource(source) = std::mem::replace(&mut self.state, State::NextSource) {
-                        self.on_source(source, outcome, desk);
-                    }
-                    return;
-                }
-                _ => {}
+        let Some((kind, outcome)) = self.lead.jobs.on_completion(kind, outcome, desk) else { return };
+        if matches!(&kind, OpKind::Fs(op) if matches!(**op, FsOp::Stat { .. })) {
+            if let State::LookAtSource(source) = std::mem::replace(&mut self.state, State::NextSource) {
+                self.on_source(source, outcome, desk);
             }
+            return;
         }
         if let State::Walking { walker, .. } = &mut self.state {
             walker.on_completion(&kind, outcome);
@@ -380,8 +317,7 @@ impl Driver for Upload {
     }
 
     fn is_finished(&self) -> bool {
-        let copied = self.cloning.is_empty() && self.uncloned.is_empty();
-        matches!(self.state, State::Done) && copied && self.leaving.is_empty()
+        matches!(self.state, State::Done) && self.lead.is_idle() && self.leaving.is_empty()
     }
 
     fn state(&self) -> &'static str {

@@ -39,11 +39,15 @@ pub enum OpName {
     SetMeta,
     MakeLink,
     Clone,
+    HashBlocks,
+    InPlace,
+    Continue,
+    Compute,
 }
 
 impl OpName {
     /// How many there are.
-    pub(super) const COUNT: usize = OpName::Clone as usize + 1;
+    pub(super) const COUNT: usize = OpName::Compute as usize + 1;
 
     /// The name of this operation.
     pub fn of(kind: &OpKind) -> OpName {
@@ -57,6 +61,9 @@ impl OpName {
             OpKind::SendFile { .. } => OpName::SendFile,
             OpKind::Open { mode: OpenMode::Read, .. } => OpName::Open,
             OpKind::Open { mode: OpenMode::Create { .. }, .. } => OpName::Create,
+            OpKind::Open { mode: OpenMode::InPlace { .. }, .. } => OpName::InPlace,
+            OpKind::Open { mode: OpenMode::Continue { .. }, .. } => OpName::Continue,
+            OpKind::Compute(_) => OpName::Compute,
             OpKind::Close { .. } => OpName::Close,
             OpKind::Read { .. } => OpName::Read,
             OpKind::Write { .. } => OpName::Write,
@@ -77,7 +84,8 @@ impl OpName {
             FsOp::MakeDir { .. } => OpName::MakeDir,
             FsOp::SetMeta { .. } => OpName::SetMeta,
             FsOp::MakeLink { .. } => OpName::MakeLink,
-            FsOp::Clone { .. } => OpName::Clone,
+            FsOp::FillBlocks { .. } | FsOp::KeepBlocks { .. } | FsOp::Clone { .. } => OpName::Clone,
+            FsOp::HashBlocks { .. } => OpName::HashBlocks,
         }
     }
 }
@@ -113,10 +121,15 @@ impl Fault {
             OpName::Open | OpName::Stat | OpName::OpenDir => &[Vanish, Eio, Eacces],
             OpName::Read => &[ShortSource, Eio],
             OpName::Load => &[ShortSource, Vanish, Eio, Eacces],
-            OpName::Create | OpName::Store | OpName::MakeDir | OpName::MakeLink => &[Enospc, Eio, Eacces],
+            OpName::Create
+            | OpName::InPlace
+            | OpName::Continue
+            | OpName::Store
+            | OpName::MakeDir
+            | OpName::MakeLink => &[Enospc, Eio, Eacces],
             OpName::Write | OpName::Publish => &[Enospc, Eio],
-            OpName::StatOpen | OpName::ReadDir | OpName::SetMeta | OpName::Clone => &[Eio],
-            OpName::Accept | OpName::Connect | OpName::Shutdown | OpName::CloseStream => &[],
+            OpName::StatOpen | OpName::ReadDir | OpName::SetMeta | OpName::Clone | OpName::HashBlocks => &[Eio],
+            OpName::Accept | OpName::Connect | OpName::Shutdown | OpName::CloseStream | OpName::Compute => &[],
             OpName::Close | OpName::CloseDir => &[Eio],
         }
     }
@@ -219,8 +232,11 @@ impl FaultPlan {
 }
 
 fn draw_one(random: &mut Random, hosts: usize) -> Planned {
-    const OPS: [OpName; 18] = [
+    // A broken Send has the most ways to go on: it is drawn more often.
+    const OPS: [OpName; 23] = [
         OpName::Recv,
+        OpName::Send,
+        OpName::Send,
         OpName::Send,
         OpName::SendFile,
         OpName::Open,
@@ -238,6 +254,9 @@ fn draw_one(random: &mut Random, hosts: usize) -> Planned {
         OpName::MakeDir,
         OpName::SetMeta,
         OpName::MakeLink,
+        OpName::HashBlocks,
+        OpName::InPlace,
+        OpName::Continue,
     ];
     let host = random.index(hosts);
     match random.below(8) {

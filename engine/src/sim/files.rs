@@ -11,11 +11,17 @@ use crate::backend::{
     Time,
 };
 use crate::block::{Block, Slice};
+use crate::tree_hash::{BlockHash, HASH_BLOCK_BYTES};
 use std::cell::RefCell;
 use std::rc::Rc;
 
 /// Most entries of one page: small, so that tests see directories of several pages.
 const MAX_PAGE: u64 = 16;
+
+/// What the names of files begin with that an interrupted transfer left.
+pub(super) const PARTIAL: &[u8] = b".haul-part-";
+/// Nanoseconds a codec takes at most.
+const MAX_PACKING: u64 = 10_000_000;
 
 /// An open file.
 pub(super) struct OpenFile {
@@ -26,15 +32,21 @@ pub(super) struct OpenFile {
 }
 
 struct Making {
+    /// The file stands under its name already and is written to there.
+    in_place: bool,
+    /// The name under which it stays when it is given up.
+    partial: Option<Vec<u8>>,
     parent: DirectoryRef,
     name: Vec<u8>,
     overwrite: bool,
+    /// Of a partial: its final size.
+    size: usize,
 }
 
 impl OpenFile {
     /// The content, if others can get at it.
     fn named(&self) -> Option<FileRef> {
-        self.making.is_none().then(|| self.node.clone())
+        self.making.as_ref().is_none_or(|making| making.in_place || making.partial.is_some()).then(|| self.node.clone())
     }
 }
 
@@ -88,7 +100,7 @@ impl Disk {
 
     /// Files being made that have no name yet.
     pub(super) fn unpublished(&self) -> usize {
-        self.files.iter().filter(|file| file.making.is_some()).count()
+        self.files.iter().filter(|file| file.named().is_none()).count()
     }
 
     /// Everything open, roots apart.
@@ -119,7 +131,7 @@ impl Disk {
         if self.capacity == u64::MAX {
             return Ok(());
         }
-        let unnamed = self.files.iter().filter(|file| file.making.is_some());
+        let unnamed = self.files.iter().filter(|file| file.named().is_none());
         let unnamed: u64 = unnamed.map(|file| file.node.borrow().content.len() as u64).sum();
         let used = unnamed + Node::Directory(self.root.clone()).bytes();
         if used.saturating_add(bytes) > self.capacity { Err(Errno::NO_SPACE) } else { Ok(()) }
@@ -139,6 +151,13 @@ impl Disk {
             OpKind::Open { place, mode: OpenMode::Create { size, keep, overwrite } } => {
                 self.create(place, (*size, *keep, *overwrite), around)
             }
+            OpKind::Open { place, mode: OpenMode::InPlace { truncate } } => self.in_place(place, *truncate, around),
+            OpKind::Open { place, mode: OpenMode::Continue { size } } => self.partial(place, *size, around),
+            OpKind::Compute(compute) => match compute.run()? {
+                // Time is the simulation's own.
+                Output::Packed { len, .. } => Ok(Output::Packed { len, nanos: around.random.magnitude(MAX_PACKING) }),
+                output => Ok(output),
+            },
             OpKind::Close { file } => {
                 self.files.remove(*file)?;
                 around.fault.map_or(Ok(Output::Done), |fault| Err(fault.errno()))
@@ -200,9 +219,60 @@ impl Disk {
             return Err(Errno::SHORT_SOURCE);
         }
         let node = Node::file(kept, Meta::new(0o600, around.now));
-        let making = Some(Making { parent, name, overwrite });
+        let making = Some(Making { in_place: false, partial: None, parent, name, overwrite, size: 0 });
         let file = self.files.insert(OpenFile { session: around.session, node, making });
         Ok(Output::Opened { file, attributes })
+    }
+
+    fn in_place(&mut self, place: &Place, truncate: Option<u64>, around: &Around<'_>) -> Outcome {
+        self.require_space(truncate.unwrap_or(0))?;
+        let made = Meta::new(0o755, around.now);
+        let (parent, name) = disk::find_parent(&self.root_of(place)?, &place.target, Some(made))?;
+        let node = match disk::check_replaceable(&parent, &name, true)? {
+            Some(node) => node.into_file()?,
+            None => {
+                let node = Node::file(Vec::new(), Meta::new(0o644, around.now));
+                disk::place(&parent, &name, Node::File(node.clone()), false)?;
+                node
+            }
+        };
+        let attributes = node.borrow().attributes();
+        if let Some(size) = truncate {
+            let content = &mut node.borrow_mut().content;
+            content.clear();
+            content.resize(usize::try_from(size).map_err(|_| Errno::INVALID)?, 0);
+        }
+        let making = Some(Making { in_place: true, partial: None, parent, name, overwrite: true, size: 0 });
+        let file = self.files.insert(OpenFile { session: around.session, node, making });
+        Ok(Output::Opened { file, attributes })
+    }
+
+    /// Begins a file under a name of its own, or goes on with it. One that another session has open is left to it.
+    fn partial(&mut self, place: &Place, size: u64, around: &Around<'_>) -> Outcome {
+        let made = Meta::new(0o755, around.now);
+        let (parent, name) = disk::find_parent(&self.root_of(place)?, &place.target, Some(made))?;
+        disk::check_replaceable(&parent, &name, true)?;
+        let partial = [PARTIAL, &name].concat();
+        let present = parent.borrow().entries.get(&partial).cloned().and_then(|node| node.into_file().ok());
+        let node = present.unwrap_or_else(|| Node::file(Vec::new(), Meta::new(0o600, around.now)));
+        if self.files.iter().any(|open| Rc::ptr_eq(&open.node, &node)) {
+            return self.create(place, (size, 0, true), around);
+        }
+        let there = node.borrow().content.len() as u64;
+        self.require_space(size.saturating_sub(there))?;
+        parent.borrow_mut().entries.insert(partial.clone(), Node::File(node.clone()));
+        let size = usize::try_from(size).map_err(|_| Errno::INVALID)?;
+        let making = Some(Making { in_place: false, partial: Some(partial), parent, name, overwrite: true, size });
+        let file = self.files.insert(OpenFile { session: around.session, node, making });
+        Ok(Output::Opened { file, attributes: crate::wire::frame::Attributes { size: there, ..NO_ATTRIBUTES } })
+    }
+
+    fn hash_blocks(&self, file: FileId, first: u64, count: usize) -> Outcome {
+        let node = self.source(file)?;
+        let node = node.borrow();
+        let blocks = node.content.chunks(HASH_BLOCK_BYTES).enumerate();
+        let blocks = blocks.skip(usize::try_from(first).unwrap_or(usize::MAX)).take(count);
+        Ok(Output::BlockHashes(blocks.map(|(index, block)| BlockHash::of(index as u64, block)).collect()))
     }
 
     fn read(&self, file: FileId, offset: u64, into: &mut Block, len: usize) -> Outcome {
@@ -262,6 +332,18 @@ impl Disk {
         if let Some(fault) = around.fault {
             return Err(fault.errno());
         }
+        if making.in_place {
+            return Ok(Output::Done);
+        }
+        if let Some(expected) = how.verify
+            && *blake3::hash(&node.borrow().content).as_bytes() != expected
+        {
+            return Err(Errno::HASH_MISMATCH);
+        }
+        if let Some(partial) = &making.partial {
+            node.borrow_mut().content.truncate(making.size);
+            making.parent.borrow_mut().entries.remove(partial);
+        }
         finish(&making.parent, &making.name, node, how, (making.overwrite, around.now))
     }
 
@@ -275,6 +357,7 @@ impl Disk {
                 let attributes = self.source(*file)?.borrow().attributes();
                 Ok(Output::Attributes { attributes, link: Vec::new() })
             }
+            FsOp::HashBlocks { file, first, count } => self.hash_blocks(*file, *first, *count),
             FsOp::OpenDir { place } => self.open_directory(place, around),
             FsOp::ReadDir { dir } => self.read_directory(*dir, around.random),
             FsOp::CloseDir { dir } => {
@@ -301,7 +384,7 @@ impl Disk {
                 let link = Node::Link(Rc::new(disk::Link { text: text.clone(), meta }));
                 disk::place(&parent, &name, link, true).map(|()| Output::Done)
             }
-            FsOp::Clone { .. } => Err(Errno::UNSUPPORTED),
+            FsOp::FillBlocks { .. } | FsOp::KeepBlocks { .. } | FsOp::Clone { .. } => Err(Errno::UNSUPPORTED),
         }
     }
 

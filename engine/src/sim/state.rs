@@ -299,7 +299,10 @@ impl State {
             running.iter().filter(|(_, run)| cancel.covers(run.op.token)).map(|(&id, _)| id).collect();
         for id in covered {
             let name = OpName::of(&self.hosts[host].running[&id].op.kind);
-            let opens = matches!(name, OpName::Open | OpName::Create | OpName::Load | OpName::OpenDir);
+            let opens = matches!(
+                name,
+                OpName::Open | OpName::Create | OpName::InPlace | OpName::Continue | OpName::Load | OpName::OpenDir
+            );
             let closes = matches!(name, OpName::Close | OpName::CloseDir);
             // A cancel may come too late; but what a session that ends would open must not stay open.
             if closes || (self.random.once_in(2) && !(opens && whole_session)) {

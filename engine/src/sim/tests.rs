@@ -88,7 +88,7 @@ impl Side {
 }
 
 const CREATE: OpenMode = OpenMode::Create { size: 0, keep: 0, overwrite: true };
-const PLAIN: Finish = Finish { attributes: None, preserve: Preserve(0), sync: false };
+const PLAIN: Finish = Finish { attributes: None, preserve: Preserve(0), sync: false, verify: None };
 
 fn op(op: OpName, nth: u64, fault: Fault) -> FaultPlan {
     FaultPlan::of(vec![Planned::Op { host: 0, op, nth, fault }])

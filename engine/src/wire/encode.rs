@@ -222,6 +222,15 @@ impl Body<'_> {
                 self.attributes(attributes)?;
                 self.bytes(link)?;
             }
+            Frame::Continue { path, size } => {
+                self.path(path)?;
+                self.u64(*size);
+            }
+            Frame::Skip { offset } => self.u64(*offset),
+            Frame::Kept { blocks } => {
+                self.count(blocks.len())?;
+                self.out.extend_from_slice(blocks.as_flattened());
+            }
             _ => {}
         }
         Ok(())
@@ -346,5 +355,8 @@ fn type_of(frame: &Frame) -> u8 {
         Frame::TreePage { .. } => type_byte::TREE_PAGE,
         Frame::Meta { .. } => type_byte::META,
         Frame::AttributesResponse { .. } => type_byte::ATTRIBUTES_RESPONSE,
+        Frame::Continue { .. } => type_byte::CONTINUE,
+        Frame::Skip { .. } => type_byte::SKIP,
+        Frame::Kept { .. } => type_byte::KEPT,
     }
 }

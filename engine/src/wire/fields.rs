@@ -63,15 +63,7 @@ impl<'a> Fields<'a> {
             type_byte::MKDIR => Frame::Mkdir { path: self.path()? },
             type_byte::RESUME => Frame::Resume { path: self.path()? },
             type_byte::DONE => Frame::Done,
-            type_byte::HAVE_BLOCKS => {
-                let block_size = self.u32()?;
-                let count = self.capped_count(size_of::<Hash>())?;
-                let mut hashes = Vec::with_capacity(count);
-                for _ in 0..count {
-                    hashes.push(self.array()?);
-                }
-                Frame::HaveBlocks { block_size, hashes }
-            }
+            type_byte::HAVE_BLOCKS => Frame::HaveBlocks { block_size: self.u32()?, hashes: self.hashes()? },
             type_byte::OPEN_DIRECT_CHANNEL => Frame::OpenDirectChannel,
             type_byte::AUTH_HELLO => Frame::AuthHello { mac: self.array()? },
             type_byte::PUT_CHUNKED => {
@@ -156,6 +148,9 @@ impl<'a> Fields<'a> {
             type_byte::ATTRIBUTES_RESPONSE => {
                 Frame::AttributesResponse { attributes: self.attributes()?, link: self.bytes()?.to_vec() }
             }
+            type_byte::CONTINUE => Frame::Continue { path: self.path()?, size: self.u64()? },
+            type_byte::SKIP => Frame::Skip { offset: self.u64()? },
+            type_byte::KEPT => Frame::Kept { blocks: self.hashes()? },
             other => return Err(DecodeError::UnknownType(other)),
         })
     }
@@ -235,6 +230,11 @@ impl<'a> Fields<'a> {
             return Err(DecodeError::TooMany(count));
         }
         self.fitting(count, min)
+    }
+
+    fn hashes(&mut self) -> Result<Vec<Hash>, DecodeError> {
+        let count = self.capped_count(size_of::<Hash>())?;
+        (0..count).map(|_| self.array()).collect()
     }
 
     fn hex_hash(&mut self) -> Result<Hash, DecodeError> {

@@ -68,6 +68,12 @@ impl Ext {
     pub const META: Ext = Ext(0x04);
     /// A Put ends with the sender's hash and is published only when it matches.
     pub const COMMIT: Ext = Ext(0x08);
+    /// What an interrupted transfer left is kept, proved and continued.
+    pub const RESUME: Ext = Ext(0x10);
+    /// The receiver reads a file again before it gets its name, where [`Preserve::VERIFY`] asks for it.
+    pub const VERIFY: Ext = Ext(0x20);
+    /// Everything this program can do.
+    pub const ALL: Ext = Ext(0x3f);
 
     /// True when every bit of `other` is set here.
     pub fn has(self, other: Ext) -> bool {
@@ -169,6 +175,8 @@ impl Preserve {
     pub const MODE: Preserve = Preserve(1);
     /// Owner and group, where the receiver may change them.
     pub const OWNER: Preserve = Preserve(2);
+    /// The content is read again from where it was written, and compared, before the file gets its name.
+    pub const VERIFY: Preserve = Preserve(4);
 
     /// True when every bit of `other` is set here.
     pub fn has(self, other: Preserve) -> bool {
@@ -444,6 +452,19 @@ pub enum Frame {
         /// Which exactly.
         preserve: Preserve,
     },
+    /// 0x47 (RESUME): as Put, but what arrives is kept when the transfer is interrupted, and what an earlier one left is
+    /// there to begin with; answered by Kept, then by Ok.
+    Continue {
+        /// Target.
+        path: PathField,
+        /// Size of the finished file in bytes.
+        size: u64,
+    },
+    /// 0x48 (RESUME): after Kept, before the first Data: so many bytes are there already, a multiple of 4 MiB or all.
+    Skip {
+        /// Offset of the first byte that will come.
+        offset: u64,
+    },
     /// 0xc0 (TREE)
     TreePage {
         /// True when the walk has ended; its number is free again.
@@ -464,5 +485,10 @@ pub enum Frame {
         attributes: Attributes,
         /// Link text of a symbolic link that was not followed, else empty.
         link: Vec<u8>,
+    },
+    /// 0xc3 (RESUME): what is there of the file that Continue named.
+    Kept {
+        /// BLAKE3 chaining values, at their places in the file, of its leading blocks of 4 MiB.
+        blocks: Vec<Hash>,
     },
 }

@@ -7,6 +7,7 @@
 //! bytes in  -> decode::Decoder::next -> Event::Frame(Frame)          -> session
 //!                                    -> Event::Data, Piece.., End    -> session (ranges, no copies)
 //! bytes out <- encode::frame / encode::data_header                   <- session
+//! block    -> compress::compress -> payload of DataCompressed -> compress::decompress -> block
 //! PathField -> path::Target::decode -> RequestPath [+ RelPath]       -> backend
 //! ```
 //!
@@ -27,6 +28,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod compress;
 pub mod decode;
 pub mod display;
 pub mod encode;
@@ -72,6 +74,8 @@ pub(crate) mod type_byte {
     pub(crate) const ABANDON: u8 = 0x44;
     pub(crate) const SET_META: u8 = 0x45;
     pub(crate) const SYMLINK: u8 = 0x46;
+    pub(crate) const CONTINUE: u8 = 0x47;
+    pub(crate) const SKIP: u8 = 0x48;
 
     pub(crate) const WELCOME: u8 = 0x81;
     pub(crate) const OK: u8 = 0x82;
@@ -89,6 +93,7 @@ pub(crate) mod type_byte {
     pub(crate) const TREE_PAGE: u8 = 0xc0;
     pub(crate) const META: u8 = 0xc1;
     pub(crate) const ATTRIBUTES_RESPONSE: u8 = 0xc2;
+    pub(crate) const KEPT: u8 = 0xc3;
 
     /// The extension without which this type does not exist: `Ext::NONE` for the base set, `None` for no type at all.
     pub(crate) fn extension(type_byte: u8) -> Option<Ext> {
@@ -97,6 +102,7 @@ pub(crate) mod type_byte {
             TREE | TREE_NEXT | LOOKUP | TREE_PAGE | ATTRIBUTES_RESPONSE => Some(Ext::TREE),
             COMMIT | ABANDON => Some(Ext::COMMIT),
             SET_META | SYMLINK | META => Some(Ext::META),
+            CONTINUE | SKIP | KEPT => Some(Ext::RESUME),
             _ => None,
         }
     }

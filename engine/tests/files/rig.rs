@@ -14,7 +14,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 pub(crate) const SESSION: SessionId = SessionId(7);
-pub(crate) const PLAIN: Finish = Finish { attributes: None, preserve: Preserve(0), sync: false };
+pub(crate) const PLAIN: Finish = Finish { attributes: None, preserve: Preserve(0), sync: false, verify: None };
 
 /// An offload with a temporary directory as its plain root.
 pub(crate) struct Rig {
@@ -155,7 +155,7 @@ pub(crate) fn attributes(mode: u32, mtime: (i64, u32)) -> Attributes {
 }
 
 pub(crate) fn finish(attributes: Attributes, preserve: Preserve) -> Finish {
-    Finish { attributes: Some(attributes), preserve, sync: false }
+    Finish { attributes: Some(attributes), preserve, sync: false, verify: None }
 }
 
 pub(crate) fn mode(path: &Path) -> u32 {

@@ -1,0 +1,113 @@
+//! Error numbers: the operating system's, and a few conditions that systems have no number for.
+
+use crate::wire::frame::ErrorCode;
+use std::fmt;
+
+/// An error number of the operating system, or one of a few conditions systems have no number for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Errno(pub i32);
+
+impl Errno {
+    /// Not a regular file.
+    pub const NOT_REGULAR: Errno = Errno(100_000);
+    /// The path leads out of the served root.
+    pub const OUTSIDE_ROOT: Errno = Errno(100_001);
+    /// A file ended before the bytes that were promised.
+    pub const SHORT_SOURCE: Errno = Errno(100_002);
+    /// This backend or this pair of file systems cannot do it.
+    pub const UNSUPPORTED: Errno = Errno(100_003);
+    /// A file was written to while it was read.
+    pub const CHANGED: Errno = Errno(100_005);
+    /// Compressed content is damaged, or is not what was announced.
+    pub const BAD_BLOCK: Errno = Errno(100_006);
+    /// The content is not what it should be.
+    pub const HASH_MISMATCH: Errno = Errno(100_004);
+    /// The operation was cancelled before it had any effect.
+    pub const CANCELLED: Errno = Errno(rustix::io::Errno::CANCELED.raw_os_error());
+    /// The id is closed or was never given out.
+    pub const STALE_ID: Errno = Errno(rustix::io::Errno::BADF.raw_os_error());
+    /// The peer is gone.
+    pub const BROKEN_PIPE: Errno = Errno(rustix::io::Errno::PIPE.raw_os_error());
+    /// No such file or directory.
+    pub const NOT_FOUND: Errno = Errno(rustix::io::Errno::NOENT.raw_os_error());
+    /// Out of space.
+    pub const NO_SPACE: Errno = Errno(rustix::io::Errno::NOSPC.raw_os_error());
+    /// Input or output error.
+    pub const IO: Errno = Errno(rustix::io::Errno::IO.raw_os_error());
+    /// File exists.
+    pub const EXISTS: Errno = Errno(rustix::io::Errno::EXIST.raw_os_error());
+    /// Is a directory.
+    pub const IS_DIRECTORY: Errno = Errno(rustix::io::Errno::ISDIR.raw_os_error());
+    /// Not a directory.
+    pub const NOT_DIRECTORY: Errno = Errno(rustix::io::Errno::NOTDIR.raw_os_error());
+    /// Too many links on the way.
+    pub const LOOP: Errno = Errno(rustix::io::Errno::LOOP.raw_os_error());
+    /// Invalid argument.
+    pub const INVALID: Errno = Errno(rustix::io::Errno::INVAL.raw_os_error());
+
+    /// The number under which this error travels; Linux numbering.
+    pub fn code(self) -> ErrorCode {
+        match self {
+            Errno::OUTSIDE_ROOT => ErrorCode::OUTSIDE_ROOT,
+            Errno::HASH_MISMATCH => ErrorCode::HASH_MISMATCH,
+            Errno(n) => u16::try_from(n).ok().and_then(portable).map_or(ErrorCode::OTHER, ErrorCode),
+        }
+    }
+}
+
+/// `4096 + errno` in Linux numbering, for the errors whose number differs between systems translated.
+fn portable(n: u16) -> Option<u16> {
+    use rustix::io::Errno as E;
+    const NAMED: [(E, u16); 10] = [
+        (E::NAMETOOLONG, 36),
+        (E::NOTEMPTY, 39),
+        (E::LOOP, 40),
+        (E::CONNRESET, 104),
+        (E::TIMEDOUT, 110),
+        (E::CONNREFUSED, 111),
+        (E::DQUOT, 122),
+        (E::CANCELED, 125),
+        (E::OPNOTSUPP, 95),
+        (E::STALE, 116),
+    ];
+    let named = NAMED.iter().find(|(e, _)| e.raw_os_error() == i32::from(n)).map(|&(_, linux)| linux);
+    // Numbers up to 34 (ERANGE) are the same on Linux, macOS and the BSDs, EAGAIN and EDEADLK excepted.
+    let same = (n <= 34 || cfg!(target_os = "linux")).then_some(n);
+    named.or(same).and_then(|linux| linux.checked_add(ErrorCode::ERRNO_BASE))
+}
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Errno::NOT_REGULAR => f.write_str("Not a regular file"),
+            Errno::OUTSIDE_ROOT => f.write_str("Path escapes server root"),
+            Errno::SHORT_SOURCE => f.write_str("File became shorter while it was read"),
+            Errno::CHANGED => f.write_str("File changed while it was read"),
+            Errno::UNSUPPORTED => f.write_str("Not supported here"),
+            Errno::HASH_MISMATCH => f.write_str("Content does not match its hash"),
+            Errno::BAD_BLOCK => f.write_str("Compressed content is damaged"),
+            Errno(n) => {
+                let text = std::io::Error::from_raw_os_error(n).to_string();
+                f.write_str(text.split(" (os error").next().unwrap_or(&text))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Errno({}: {self})", self.0)
+    }
+}
+
+impl From<rustix::io::Errno> for Errno {
+    fn from(errno: rustix::io::Errno) -> Errno {
+        Errno(errno.raw_os_error())
+    }
+}
+
+impl From<std::io::Error> for Errno {
+    fn from(error: std::io::Error) -> Errno {
+        Errno(error.raw_os_error().unwrap_or(Errno::IO.0))
+    }
+}

@@ -1,0 +1,125 @@
+//! A file being made that outlives its process: what an interrupted transfer leaves beside the target.
+//!
+//! ```text
+//! open -> .haul-<16 hex>.part, ours and nobody else's -> written to -> publish: renamed into place
+//!   \                                                       \-> given up, killed: it stays, if anything is in it
+//!    \-> not ours, or another process is at it: an ordinary new file
+//! ```
+//! The name is a hash of the target's name and of the directory's number, so the next run finds it. Nobody is kept from
+//! guessing it; what is under the name is taken only if nobody else can have made or can change it: a regular file, ours,
+//! mode 0600, with this one name. What it holds is proved by its sender before it counts.
+
+use super::attributes::{from_stat, kind};
+use super::create::{self, Making, Present, TempName, Wanted, check_space, examine, open_temp};
+use super::open::{OpenFile, Role};
+use super::resolve::{self, Root, Spot};
+use crate::backend::{Errno, NO_ATTRIBUTES};
+use crate::wire::frame::{Attributes, Kind};
+use crate::wire::path::Target;
+use rustix::fs::{FlockOperation, Mode, OFlags, Stat};
+use rustix::io::Errno as E;
+use rustix::io::retry_on_intr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::AtomicBool;
+
+/// Opens what is there of `target`, or begins it. The size returned is what is there; after an ordinary beginning, 0.
+pub(super) fn open(
+    root: &Root,
+    target: &Target,
+    size: u64,
+    give_up: &AtomicBool,
+) -> Result<(OpenFile, Attributes), Errno> {
+    let spot = resolve::new(root, target)?;
+    let present = match examine(&spot, true)? {
+        Present::Nothing => None,
+        Present::Replaceable(stat) => Some(stat),
+        Present::Sink(fd, stat) => {
+            return Ok((OpenFile::new(fd, Role::Sink), Attributes { size: 0, ..from_stat(&stat) }));
+        }
+    };
+    let dir = spot.dir.as_fd();
+    let name = name_of(dir, &spot.name)?;
+    let (fd, temp) = match take(dir, &name)? {
+        Some(fd) => (fd, Some(TempName { name: name.into(), stays: true, gone: AtomicBool::new(false) })),
+        None => open_temp(dir, false)?,
+    };
+    let there = rustix::fs::fstat(&fd)?.st_size as u64;
+    let wanted = Wanted { size, keep: 0, overwrite: true, brief: false };
+    check_space(dir, Wanted { size: size.saturating_sub(there), ..wanted })?;
+    let replaced = present.filter(|stat| kind(stat) == Kind::Regular).map(|stat| from_stat(&stat).mode);
+    let Spot { dir, name, .. } = spot;
+    let making = Making { dir: dir.into_owned()?, name: name.into(), temp, replaced, wanted };
+    let file = OpenFile::new(fd, Role::Making(making));
+    let there = match there {
+        0 => begin_with_target(&file, present.as_ref(), size, give_up)?,
+        there => there,
+    };
+    Ok((file, Attributes { size: there, ..NO_ATTRIBUTES }))
+}
+
+/// An older copy that is shorter than what it shall become may be its beginning, as another program leaves it.
+fn begin_with_target(file: &OpenFile, present: Option<&Stat>, size: u64, give_up: &AtomicBool) -> Result<u64, Errno> {
+    let (Some(stat), Some(making)) = (present, file.making()) else { return Ok(0) };
+    let old = from_stat(stat);
+    if old.kind != Kind::Regular || old.size == 0 || old.size >= size {
+        return Ok(0);
+    }
+    match create::keep(file.fd(), making, old.size, give_up) {
+        Ok(_) => Ok(old.size),
+        Err(errno @ (Errno::CANCELLED | Errno::NO_SPACE)) => Err(errno),
+        // It cannot be read, or is not what it was: nothing is there, then.
+        Err(_) => {
+            retry_on_intr(|| rustix::fs::ftruncate(file.fd(), 0))?;
+            Ok(0)
+        }
+    }
+}
+
+fn name_of(dir: BorrowedFd<'_>, target: &[u8]) -> Result<Vec<u8>, Errno> {
+    let mut hasher = blake3::Hasher::new_derive_key("haul partial file name v1");
+    #[allow(clippy::useless_conversion)] // The width of st_ino differs between systems.
+    hasher.update(&u64::from(rustix::fs::fstat(dir)?.st_ino).to_le_bytes());
+    hasher.update(target);
+    let hex = hasher.finalize().to_hex();
+    Ok([b".haul-", &hex.as_bytes()[..16], b".part"].concat())
+}
+
+/// The file under this name, locked; made if there is none. `None` when it is not to be trusted or is in use.
+fn take(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<OwnedFd>, Errno> {
+    for _ in 0..crate::limits::NAME_TRIES {
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fd = match retry_on_intr(|| rustix::fs::openat(dir, name, flags, Mode::empty())) {
+            Ok(fd) => fd,
+            Err(E::NOENT) => {
+                let flags = flags | OFlags::CREATE | OFlags::EXCL;
+                match retry_on_intr(|| rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))) {
+                    Ok(fd) => fd,
+                    Err(E::EXIST) => continue,
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
+            // A link, a FIFO nobody reads, somebody else's file.
+            Err(_) => return Ok(None),
+        };
+        if !is_ours(&rustix::fs::fstat(&fd)?)
+            || rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).is_err()
+        {
+            return Ok(None);
+        }
+        // Whoever held the lock may have given it its final name meanwhile.
+        let same = |stat: Stat, other: Stat| (stat.st_dev, stat.st_ino) == (other.st_dev, other.st_ino);
+        let named = rustix::fs::statat(dir, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
+        if named.is_ok_and(|named| rustix::fs::fstat(&fd).is_ok_and(|stat| same(stat, named))) {
+            return Ok(Some(fd));
+        }
+    }
+    Ok(None)
+}
+
+#[allow(clippy::unnecessary_cast)] // The widths differ between systems.
+fn is_ours(stat: &Stat) -> bool {
+    kind(stat) == Kind::Regular
+        && stat.st_uid == rustix::process::geteuid().as_raw()
+        && stat.st_nlink as u64 == 1
+        && from_stat(stat).mode == 0o600
+}

@@ -1,0 +1,103 @@
+//! What the drivers of the first connection share: files become jobs, results are told in the order of the files, and a
+//! directory is left for good only when everything found before that is done.
+
+use super::client::Desk;
+use super::jobs::Jobs;
+use super::report::Report;
+use crate::limits::JOBS_UNREPORTED;
+use crate::queue::{Finished, Job, Way};
+use crate::wire::frame::Attributes;
+use crate::wire::path::Target;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// The files of a run, from the walk to the report.
+pub(super) struct Lead {
+    pub(super) jobs: Jobs,
+    /// Numbers of everything begun and not done: files, and what the driver counts beside them.
+    open: BTreeSet<u64>,
+    last: u64,
+    /// Files in the order of the walk that are not reported yet, and what is known of those.
+    order: VecDeque<u64>,
+    results: BTreeMap<u64, Finished>,
+}
+
+impl Lead {
+    pub(super) fn new(jobs: Jobs) -> Lead {
+        Lead { jobs, open: BTreeSet::new(), last: 0, order: VecDeque::new(), results: BTreeMap::new() }
+    }
+
+    /// Counts something that is begun now.
+    pub(super) fn begin(&mut self) -> u64 {
+        self.last += 1;
+        self.open.insert(self.last);
+        self.last
+    }
+
+    /// It is done.
+    pub(super) fn end(&mut self, number: u64) {
+        self.open.remove(&number);
+    }
+
+    /// The number that what is begun next will have.
+    pub(super) fn next(&self) -> u64 {
+        self.last + 1
+    }
+
+    /// True when everything begun before `number` is done.
+    pub(super) fn is_done_before(&self, number: u64) -> bool {
+        self.open.first().is_none_or(|&first| first >= number)
+    }
+
+    /// True while more files may be found.
+    pub(super) fn has_room(&self) -> bool {
+        self.order.len() < JOBS_UNREPORTED && self.jobs.queue().has_room()
+    }
+
+    /// A file was found.
+    pub(super) fn file(
+        &mut self,
+        source: (Target, Vec<u8>),
+        target: (Target, Vec<u8>),
+        attributes: Attributes,
+        desk: &Desk<'_, '_>,
+    ) {
+        desk.io.progress.expect(1, attributes.size);
+        let number = self.begin();
+        self.order.push_back(number);
+        self.jobs.queue().push(Job::new(number, source, target, attributes));
+    }
+
+    /// Moves files, and tells what became of those before.
+    pub(super) fn pump(&mut self, desk: &mut Desk<'_, '_>) {
+        self.jobs.pump(true, desk);
+        for finished in self.jobs.queue().take_finished() {
+            self.open.remove(&finished.job.number);
+            self.results.insert(finished.job.number, finished);
+        }
+        while let Some(finished) = self.order.front().and_then(|number| self.results.remove(number)) {
+            self.order.pop_front();
+            desk.report(report(finished));
+        }
+    }
+
+    /// True when every file found is done and reported.
+    pub(super) fn is_idle(&self) -> bool {
+        self.order.is_empty() && self.jobs.is_idle()
+    }
+}
+
+impl Drop for Lead {
+    /// The other connections have nothing to wait for any more.
+    fn drop(&mut self) {
+        self.jobs.queue().end();
+    }
+}
+
+fn report(finished: Finished) -> Report {
+    let Job { source_shown: source, target_shown: target, .. } = finished.job;
+    match finished.result {
+        Err(failure) => Report::Failed(failure),
+        Ok((hash, size, Way::Moved(direction))) => Report::Copied { source, target, size, hash, direction },
+        Ok((hash, size, Way::Unchanged)) => Report::Unchanged { source, target, size, hash },
+    }
+}
