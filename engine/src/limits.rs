@@ -48,6 +48,23 @@ pub const PAGE_NAME_BYTES: usize = 128 * 1024;
 /// Open directories one walk holds at most, one for each level.
 pub const MAX_WALK_DEPTH: usize = 1024;
 
+/// Level of Zstandard, as the base protocol's peers use.
+pub const ZSTD_LEVEL: i32 = 3;
+/// Percent of a block's bytes above which its compressed form is not worth sending.
+pub const PACKED_PERCENT: u64 = 95;
+/// Bytes of one sample by which a block is judged before it is compressed.
+pub const PROBE_SAMPLE_BYTES: usize = 2048;
+/// Samples of one block. All of them cost 10 to 15 us where each looks random and 1.7 us where the first does not (text,
+/// base64), against 140 us for Zstandard to give up on 512 KiB of random bytes (2026-11-25, 2 vCPU).
+pub const PROBE_SAMPLES: usize = 8;
+/// Bytes from which a block is judged by samples; below, they would be a large part of it.
+pub const PROBE_FROM_BYTES: usize = 4 * PROBE_SAMPLES * PROBE_SAMPLE_BYTES;
+/// Bits per byte from which a sample's bytes count as evenly spread. Order-0 coding alone pays up to 7.6 (95 %); uniform
+/// random bytes are estimated at 7.83, gzip and xz files alike, base64 at 6.0, text at 2 to 5.
+pub const PROBE_ENTROPY_BITS: f32 = 7.7;
+/// Percent of a sample's bytes above which LZ4 counts as having found nothing.
+pub const PROBE_LZ4_PERCENT: u64 = 98;
+
 /// Bytes queued on a stream after which sessions wait before queueing more data.
 pub const SEND_QUEUE_BYTES: usize = 4 * 1024 * 1024;
 /// Bytes asked for when a pipe of our own is sized.
@@ -103,6 +120,9 @@ const _: () = {
     assert!(BLOCK_BYTES.is_power_of_two(), "blocks must be whole subtrees of the BLAKE3 tree");
     assert!(BLOCK_BYTES <= crate::wire::MAX_BLOCK as usize);
     assert!(SMALL_BYTES < BLOCK_BYTES);
+    assert!(PROBE_FROM_BYTES <= BLOCK_BYTES && PROBE_FROM_BYTES / PROBE_SAMPLES >= PROBE_SAMPLE_BYTES);
+    assert!(PACKED_PERCENT <= 100 && PROBE_LZ4_PERCENT <= 100);
+    assert!(PROBE_SAMPLE_BYTES <= u16::MAX as usize, "samples are counted in u16");
     assert!(SESSION_LARGE_BLOCKS < POOL_LARGE_BLOCKS, "one block stays for receiving");
     assert!(SESSION_SMALL_BLOCKS <= POOL_SMALL_BLOCKS);
     assert!(READ_WINDOW_BLOCKS <= SESSION_LARGE_BLOCKS);

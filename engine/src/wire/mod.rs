@@ -7,6 +7,7 @@
 //! bytes in  -> decode::Decoder::next -> Event::Frame(Frame)          -> session
 //!                                    -> Event::Data, Piece.., End    -> session (ranges, no copies)
 //! bytes out <- encode::frame / encode::data_header                   <- session
+//! block    -> compress::compress -> payload of DataCompressed -> compress::decompress -> block
 //! PathField -> path::Target::decode -> RequestPath [+ RelPath]       -> backend
 //! ```
 //!
@@ -27,6 +28,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod compress;
 pub mod decode;
 pub mod display;
 pub mod encode;
