@@ -65,6 +65,39 @@ pub const PROBE_ENTROPY_BITS: f32 = 7.7;
 /// Percent of a sample's bytes above which LZ4 counts as having found nothing.
 pub const PROBE_LZ4_PERCENT: u64 = 98;
 
+/// Blocks in a row that did not pay after which the content counts as incompressible.
+pub const UNPAID_BLOCKS: u32 = 4;
+/// Blocks of such content that are sent as they are before one is tried.
+pub const PAUSE_BLOCKS: u32 = 8;
+/// Blocks of the longest such pause; each failed try doubles it.
+pub const MAX_PAUSE_BLOCKS: u32 = 64;
+/// Of so many tries one is made without looking at samples, which can lie.
+pub const BLIND_TRY: u32 = 16;
+/// Of so many blocks one is compressed while the link is faster than the codec, so that the codec stays known.
+pub const TRIAL_BLOCKS: u32 = 256;
+/// Bytes through a stream that may only have filled buffers: a pipe of 1 MiB, an ssh window of 2, sockets of 4.
+pub const LINK_BUFFER_BYTES: u64 = 8 * 1024 * 1024;
+/// Bytes after which older measurements of the link count half.
+pub const LINK_WINDOW_BYTES: u64 = 8 * 1024 * 1024;
+/// Bytes through the link that must be measured before the first decision on it.
+pub const LINK_FIRST_BYTES: u64 = LINK_WINDOW_BYTES / 2;
+/// Bytes through the link that must be measured between two decisions.
+pub const LINK_SETTLE_BYTES: u64 = 8 * 1024 * 1024;
+/// Busy nanoseconds of the link that must be measured between two decisions.
+pub const LINK_SETTLE_NANOS: u64 = SECOND / 20;
+/// Bytes sent uncompressed by which the decision to do so has proved right.
+pub const LINK_PROVED_BYTES: u64 = 256 * 1024 * 1024;
+/// Bytes through the link that must be measured before a decision which was wrong again and again is tried once more.
+pub const MAX_LINK_SETTLE_BYTES: u64 = 512 * 1024 * 1024;
+/// Percent of the throughput with compression above which the link makes compression stop.
+pub const LINK_FAST_PERCENT: u64 = 125;
+/// Percent of the throughput with compression below which the link brings compression back.
+pub const LINK_SLOW_PERCENT: u64 = 80;
+/// Raw bytes through the codec after which older measurements of it count half.
+pub const CODEC_WINDOW_BYTES: u64 = 4 * 1024 * 1024;
+/// Percent of all blocks below which so few were packed that the content is said to be incompressible.
+pub const FEW_PACKED_PERCENT: u64 = 10;
+
 /// Bytes queued on a stream after which sessions wait before queueing more data.
 pub const SEND_QUEUE_BYTES: usize = 4 * 1024 * 1024;
 /// Bytes asked for when a pipe of our own is sized.
@@ -121,6 +154,9 @@ const _: () = {
     assert!(BLOCK_BYTES <= crate::wire::MAX_BLOCK as usize);
     assert!(SMALL_BYTES < BLOCK_BYTES);
     assert!(PROBE_FROM_BYTES <= BLOCK_BYTES && PROBE_FROM_BYTES / PROBE_SAMPLES >= PROBE_SAMPLE_BYTES);
+    assert!(PAUSE_BLOCKS <= MAX_PAUSE_BLOCKS && LINK_SLOW_PERCENT < 100 && LINK_FAST_PERCENT > 100);
+    assert!(LINK_SETTLE_BYTES <= MAX_LINK_SETTLE_BYTES && LINK_FIRST_BYTES <= LINK_WINDOW_BYTES);
+    assert!(LINK_SETTLE_BYTES < LINK_PROVED_BYTES);
     assert!(PACKED_PERCENT <= 100 && PROBE_LZ4_PERCENT <= 100);
     assert!(PROBE_SAMPLE_BYTES <= u16::MAX as usize, "samples are counted in u16");
     assert!(SESSION_LARGE_BLOCKS < POOL_LARGE_BLOCKS, "one block stays for receiving");

@@ -9,7 +9,7 @@
 //!             /                                       \
 //!   server.rs: requests, replies in order       client.rs: requests, answers in order
 //!      | get put list stat hash mkdir tree resume |      | driven by upload.rs, download.rs, inspect.rs
-//!      +---- source.rs (file -> frames)  -----+----------+
+//!      +---- source.rs (file -> frames)  -----+----------+   codec.rs: which blocks are compressed
 //!      +---- receiver.rs (frames -> file) ----+
 //!      +---- walk.rs (directory -> entries) --+
 //! ```
@@ -21,6 +21,7 @@
 
 pub mod acceptor;
 pub mod client;
+pub mod codec;
 pub mod download;
 pub mod inspect;
 pub mod plan;
