@@ -1,6 +1,6 @@
 //! `haul-bench`: each piece of haul, timed in process.
 //!
-//! Owns the measuring of parts: hash, frames, the paths between files and streams, stores. What a user sees of the whole
+//! Owns the measuring of parts: hash, frames, codecs, the paths between files and streams, stores. What a user sees of the whole
 //! is `haul-perf`'s to measure. Nothing is asserted here: a run prints a table, and numbers of one table may be compared
 //! with each other, because its cases take turns.
 //!
@@ -50,6 +50,7 @@ fn main() -> Result<()> {
     let groups = [
         pieces::hashes(),
         pieces::frames()?,
+        pieces::codecs()?,
         paths::sends(dir.path(), FILE_BYTES)?,
         paths::receives(dir.path(), FILE_BYTES)?,
         store::stores(dir.path())?,

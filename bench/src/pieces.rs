@@ -1,8 +1,10 @@
-//! What needs no kernel: the hash and the frames.
+//! What needs no kernel: the hash, the frames, the codecs and what decides about them.
 
 use crate::measure::{Case, Work, timed};
-use anyhow::{Result, ensure};
-use haul_engine::limits::BLOCK_BYTES;
+use anyhow::{Context as _, Result, ensure};
+use haul_engine::limits::{BLOCK_BYTES, SECOND};
+use haul_engine::session::codec::{Plan, Policy};
+use haul_engine::wire::compress::{Codec, compress, decompress};
 use haul_engine::wire::decode::{Decoder, Event, Role};
 use haul_engine::wire::encode;
 use haul_engine::wire::frame::{Dialect, Ext, Frame, PathField};
@@ -14,6 +16,10 @@ const HASH_BYTES: usize = 256 << 20;
 const FILES: usize = 50_000;
 /// Data frames of one block each that make one run.
 const DATA_FRAMES: usize = 1_000_000;
+/// Blocks that a codec takes in one run.
+const CODEC_BLOCKS: usize = 64;
+/// Blocks about which is decided in one run.
+const POLICY_BLOCKS: u64 = 10_000_000;
 /// As between two haul peers.
 const DIALECT: Dialect = Dialect { version: 1, ext: Ext(Ext::BYTES.0 | Ext::TREE.0 | Ext::META.0 | Ext::COMMIT.0) };
 
@@ -78,4 +84,94 @@ fn decode<'a>(inputs: impl Iterator<Item = &'a [u8]>) -> Result<(usize, usize)> 
         }
     }
     Ok((frames, bytes))
+}
+
+/// Both codecs both ways, over text and over random bytes; random bytes behind the samples that keep them from the codec;
+/// and the decision about a block, as blocks a second: against a codec's rate it is its share of the time.
+pub(crate) fn codecs() -> Result<Vec<Case>> {
+    let mut cases = Vec::new();
+    for codec in [Codec::Zstd, Codec::Lz4] {
+        for (shown, blocks) in [("text", blocks(text)), ("random", blocks(random))] {
+            let name = format!("codec: {} compress, {shown}", codec.name());
+            cases.push(compressing(name, codec, blocks.clone(), false));
+            if shown == "text" {
+                cases.push(decompressing(codec, &blocks)?);
+            }
+        }
+    }
+    cases.push(compressing("codec: samples only, random".to_string(), Codec::Zstd, blocks(random), true));
+    cases.push(Case::new("codec: policy", Work::Items(POLICY_BLOCKS, "blocks"), || timed(decide)));
+    Ok(cases)
+}
+
+fn compressing(name: String, codec: Codec, blocks: Vec<Vec<u8>>, probe: bool) -> Case {
+    let mut into = vec![0; BLOCK_BYTES];
+    Case::new(name, Work::Bytes((blocks.len() * BLOCK_BYTES) as u64), move || {
+        timed(|| {
+            blocks.iter().for_each(|block| _ = black_box(compress(codec, black_box(block), &mut into, probe)));
+            Ok(())
+        })
+    })
+}
+
+fn decompressing(codec: Codec, blocks: &[Vec<u8>]) -> Result<Case> {
+    let mut packed = Vec::new();
+    for block in blocks {
+        let mut into = vec![0; BLOCK_BYTES];
+        let len = compress(codec, block, &mut into, false);
+        into.truncate(len.with_context(|| format!("{} does not compress the text", codec.name()))?);
+        packed.push(into);
+    }
+    let mut into = vec![0; BLOCK_BYTES];
+    let ratio = packed.iter().map(Vec::len).sum::<usize>() as f64 / (blocks.len() * BLOCK_BYTES) as f64;
+    let name = format!("codec: {} decompress, text, ratio {ratio:.2}", codec.name());
+    Ok(Case::new(name, Work::Bytes((blocks.len() * BLOCK_BYTES) as u64), move || {
+        timed(|| Ok(packed.iter().try_for_each(|block| decompress(codec, black_box(block), &mut into))?))
+    }))
+}
+
+/// As a session asks and tells, once a block, on a link of 100 MB/s.
+fn decide() -> Result<()> {
+    let mut policy = Policy::new(Some(Codec::Zstd), true, 1);
+    let mut compressed = 0;
+    for _ in 0..POLICY_BLOCKS {
+        let plan = black_box(policy.plan());
+        compressed += u64::from(plan != Plan::Raw);
+        policy.on_packed(BLOCK_BYTES, Some(black_box(BLOCK_BYTES / 5)), SECOND / 1000);
+        policy.on_sent(BLOCK_BYTES as u64 / 5, SECOND / 1000);
+    }
+    ensure!(compressed == POLICY_BLOCKS, "{compressed} blocks were to be compressed");
+    Ok(())
+}
+
+fn blocks(content: fn(&mut dyn FnMut() -> u64) -> Vec<u8>) -> Vec<Vec<u8>> {
+    // xorshift64*: the same bytes in every run.
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = move || {
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32
+    };
+    (0..CODEC_BLOCKS).map(|_| content(&mut next)).collect()
+}
+
+fn random(next: &mut dyn FnMut() -> u64) -> Vec<u8> {
+    (0..BLOCK_BYTES).map(|_| next() as u8).collect()
+}
+
+/// Phrases of a few hundred words, most of them from a few: compresses about as well as a source tree.
+fn text(next: &mut dyn FnMut() -> u64) -> Vec<u8> {
+    let mut letters = |len: u64| (0..len).map(|_| b'a' + (next() % 26) as u8).collect::<Vec<u8>>();
+    let words: Vec<Vec<u8>> = (0..512).map(|number| letters(2 + number % 7)).collect();
+    let mut rank = || (next() % 512 * (next() % 512) / 512) as usize;
+    let phrases: Vec<Vec<u8>> = (0..1024)
+        .map(|number| (0..1 + number % 6).flat_map(|_| [&words[rank()][..], b" "].concat()).collect())
+        .collect();
+    let mut block = Vec::with_capacity(BLOCK_BYTES + 100);
+    while block.len() < BLOCK_BYTES {
+        block.extend_from_slice(&phrases[rank() * 2]);
+    }
+    block.truncate(BLOCK_BYTES);
+    block
 }
