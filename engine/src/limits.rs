@@ -90,6 +90,13 @@ pub const MAX_LINKS_FOLLOWED: usize = 40;
 
 /// Nanoseconds a peer has for its part of the handshake.
 pub const HANDSHAKE_TIMEOUT: u64 = 30 * SECOND;
+/// Nanoseconds of silence from a remote shell after which the client greets first: what runs there in place of the start
+/// script waits for that. Only as long as a person does not mind; who logs in more slowly loses one round trip.
+pub const PREAMBLE_SILENCE: u64 = 3 * SECOND;
+/// Nanoseconds a remote shell has to begin where a person may have to type a password first: above the 120 s after which
+/// sshd itself hangs up (LoginGraceTime). Without a terminal it has `HANDSHAKE_TIMEOUT`. Tests of the program set all
+/// three by the variable HAUL_START_TIMEOUTS_MS, which is not for users.
+pub const LOGIN_TIMEOUT: u64 = 150 * SECOND;
 /// Nanoseconds a server has to end the stream once its client has nothing more to ask.
 pub const LEAVE_TIMEOUT: u64 = 5 * SECOND;
 /// Nanoseconds without any progress of a started send after which the peer is cut off.
@@ -108,6 +115,7 @@ const _: () = {
     assert!(READ_WINDOW_BLOCKS <= SESSION_LARGE_BLOCKS);
     assert!(CLIENT_LOAD_AHEAD <= SESSION_SMALL_BLOCKS);
     assert!(MAX_ACTIVE_REQUESTS <= SESSION_SMALL_BLOCKS);
+    assert!(PREAMBLE_SILENCE < HANDSHAKE_TIMEOUT && HANDSHAKE_TIMEOUT <= LOGIN_TIMEOUT);
     // Memory of one worker: 32 x 512 KiB + 64 x 64 KiB = 20 MiB, whatever the files.
     assert!(POOL_LARGE_BLOCKS * BLOCK_BYTES + POOL_SMALL_BLOCKS * SMALL_BYTES <= 32 * 1024 * 1024);
 };

@@ -86,6 +86,15 @@ pub enum Report {
     Failed(Failure),
     /// The connection as a whole failed; nothing follows.
     Fatal(Failure),
+    /// Who answers at the other end, in its own words: `haul 0.1.0`.
+    Peer(String),
+    /// There is no program at the other end that could answer; nothing was asked for, and nothing follows.
+    Absent,
+    /// The other end may answer to a Hello of this version on a new connection; nothing was asked for, and nothing follows.
+    Redial {
+        /// The version.
+        version: u8,
+    },
     /// Something that changes how the job is done, for the user to know once.
     Notice(String),
     /// One name of a listing.
@@ -113,6 +122,12 @@ pub enum Report {
         /// BLAKE3 of its content.
         hash: Hash,
     },
+}
+
+impl From<Failure> for Report {
+    fn from(failure: Failure) -> Report {
+        Report::Fatal(failure)
+    }
 }
 
 /// Takes reports.
