@@ -4,13 +4,24 @@ use crate::args::{Choice, CopyArgs};
 use crate::exit::Exit;
 use crate::operand::{self, Parsed};
 use crate::output::Output;
-use crate::run::{self, MakeClient};
+use crate::run::{self, Ended, MakeClient, Peer};
+use crate::sftp_copy;
 use haul_engine::session::plan::{Operand, Options};
 use haul_engine::session::{Failure, download, upload};
 use haul_engine::wire::frame::Preserve;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A copy between this machine and another, or within this one.
+pub(crate) struct Job {
+    /// From the other machine to this one.
+    pub(crate) down: bool,
+    pub(crate) sources: Vec<Operand>,
+    pub(crate) target: Operand,
+    pub(crate) options: Options,
+}
 
 pub(crate) fn run(args: &CopyArgs, choice: Choice) -> Exit {
     let parsed: Result<Vec<Parsed>, String> = args.paths.iter().map(|path| operand::parse(path)).collect();
@@ -30,14 +41,9 @@ pub(crate) fn run(args: &CopyArgs, choice: Choice) -> Exit {
         return run::usage("one side of a copy must be this machine");
     }
     let options = options(args);
-    let peer = match run::connect(from.as_ref().or(target.host.as_ref()), &args.remote) {
-        Ok(peer) => peer,
-        Err(failure) => {
-            let mut output = Output::new(&args.output);
-            output.fatal(&failure, Exit::Start);
-            return output.finish();
-        }
-    };
+    let remote = if from.is_some() { sources.as_slice() } else { std::slice::from_ref(&target) };
+    let host = from.as_ref().or(target.host.as_ref());
+    let peer = run::peer(host, &args.remote, remote.iter().map(|remote| &remote.operand));
     let same_machine = from.is_none() && target.host.is_none();
     let mut sources: Vec<_> = sources.into_iter().map(|source| source.operand).collect();
     let target = target.operand;
@@ -55,20 +61,36 @@ pub(crate) fn run(args: &CopyArgs, choice: Choice) -> Exit {
             return output.finish();
         }
     }
-    let make: MakeClient = if from.is_some() {
-        Box::new(move |around| {
-            let plan = download::Plan { sources, local: around.local, target, options };
+    let job = Arc::new(Job { down: from.is_some(), sources, target, options });
+    let same = job.clone();
+    let make: MakeClient = if job.down {
+        Arc::new(move |around| {
+            let plan = download::Plan {
+                sources: same.sources.clone(),
+                local: around.local,
+                target: same.target.clone(),
+                options,
+            };
             download::client(around.stream, around.opening, plan, around.progress, around.reporter)
         })
     } else {
-        Box::new(move |around| {
+        Arc::new(move |around| {
             let local = around.local;
             let same_machine = same_machine.then_some(local);
-            let plan = upload::Plan { local, sources, target, options, same_machine };
+            let plan = upload::Plan {
+                local,
+                sources: same.sources.clone(),
+                target: same.target.clone(),
+                options,
+                same_machine,
+            };
             upload::client(around.stream, around.opening, plan, around.progress, around.reporter)
         })
     };
-    run::client(choice, peer, make, &mut output, |report, _| Some(report))
+    match (run::client(choice, &peer, &make, &mut output, |report, _| Some(report)), &peer) {
+        (Ended::Absent, Peer::Remote(dial)) => sftp_copy::run(dial, &job, &mut output),
+        (ended, _) => ended.or_absent(&mut output),
+    }
 }
 
 /// True when the copy of a directory would lie inside it: the walk would find what it has just made, without end.

@@ -3,7 +3,7 @@
 use crate::args::OutputArgs;
 use crate::exit::{self, Exit};
 use haul_engine::session::Failure;
-use haul_engine::session::report::{Progress, Report};
+use haul_engine::session::report::{Direction, Progress, Report};
 use haul_engine::wire::display::Printable;
 use haul_engine::wire::frame::{ErrorCode, Hash};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -67,6 +67,8 @@ pub(crate) struct Output {
     vanished: u64,
     exit: Exit,
     hashes: Vec<(Vec<u8>, Hash)>,
+    /// Files that something else than haul has carried.
+    unverified: u64,
     backend: String,
 }
 
@@ -86,14 +88,16 @@ impl Output {
             vanished: 0,
             exit: Exit::Success,
             hashes: Vec::new(),
+            unverified: 0,
             backend: String::new(),
         }
     }
 
     /// Says which backend was chosen, and why, if asked to.
     pub(crate) fn backend(&mut self, name: &str, notes: &[String]) {
-        self.backend = name.to_string();
-        if self.args.verbose && !self.args.json {
+        // A second connection says the same again.
+        let news = std::mem::replace(&mut self.backend, name.to_string()) != name;
+        if news && self.args.verbose && !self.args.json {
             self.note(&format!("backend {name}"));
             notes.iter().for_each(|note| self.note(note));
         }
@@ -129,20 +133,7 @@ impl Output {
     pub(crate) fn report(&mut self, report: Report) {
         match report {
             Report::Copied { source, target, size, hash, direction } => {
-                self.files += 1;
-                self.bytes += size;
-                if self.args.verbose && !self.args.json {
-                    let line = format!("{}  {}", hex(&hash), Printable(&target));
-                    self.print(|| eprintln!("{line}"));
-                }
-                let mut fields =
-                    json!({"bytes": size, "blake3": hex(&hash), "direction": format!("{direction:?}").to_lowercase()});
-                put_name(&mut fields, "source", &source);
-                put_name(&mut fields, "target", &target);
-                self.json("file", fields);
-                if self.hashes.len() <= SUMMARY_HASHES {
-                    self.hashes.push((target, hash));
-                }
+                self.copied(&source, target, size, Some(hash), direction);
             }
             Report::Directory { .. } => self.directories += 1,
             Report::Link { .. } => self.links += 1,
@@ -163,7 +154,43 @@ impl Output {
                 }
                 self.json("notice", json!({"text": text}));
             }
+            Report::Peer(peer) => {
+                if self.args.verbose && !self.args.json {
+                    self.note(&format!("{peer} answers"));
+                }
+            }
             Report::Listed { .. } | Report::Hashed { .. } | Report::Resumable { .. } => {}
+            // What these two mean is decided where the connection was made.
+            Report::Absent | Report::Redial { .. } => {}
+        }
+    }
+
+    /// A file is complete under its final name. Without a hash nobody has compared what arrived with what was sent.
+    pub(crate) fn copied(
+        &mut self,
+        source: &[u8],
+        target: Vec<u8>,
+        size: u64,
+        hash: Option<Hash>,
+        direction: Direction,
+    ) {
+        self.files += 1;
+        self.bytes += size;
+        self.unverified += u64::from(hash.is_none());
+        let hex = hash.as_ref().map(hex);
+        if self.args.verbose && !self.args.json {
+            let line = format!("{}  {}", hex.as_deref().unwrap_or("(not verified)"), Printable(&target));
+            self.print(|| eprintln!("{line}"));
+        }
+        let direction = format!("{direction:?}").to_lowercase();
+        let mut fields = json!({"bytes": size, "blake3": hex, "verified": hash.is_some(), "direction": direction});
+        put_name(&mut fields, "source", source);
+        put_name(&mut fields, "target", &target);
+        self.json("file", fields);
+        if let Some(hash) = hash
+            && self.hashes.len() <= SUMMARY_HASHES
+        {
+            self.hashes.push((target, hash));
         }
     }
 
@@ -268,10 +295,11 @@ impl Output {
             parts.push(count(self.links, "link", "links"));
         }
         let mut line = format!(
-            "copied {}, {} in {seconds:.2} s ({}), every file verified",
+            "copied {}, {} in {seconds:.2} s ({}), {}",
             parts.join(", "),
             size(self.bytes),
             rate(self.bytes, seconds),
+            if self.unverified == 0 { "every file verified" } else { "not verified by haul" },
         );
         for (why, number) in &self.skipped {
             line += &format!("; left out {}", count(*number, why, &format!("{why}s")));
@@ -284,7 +312,8 @@ impl Output {
 
     fn summary(&self) {
         let seconds = self.started.elapsed().as_secs_f64();
-        let hashes = (self.hashes.len() <= SUMMARY_HASHES).then(|| {
+        let verified = self.unverified == 0;
+        let hashes = (verified && self.hashes.len() <= SUMMARY_HASHES).then(|| {
             let entry = |(target, hash): &(Vec<u8>, Hash)| {
                 let mut fields = json!({"blake3": hex(hash)});
                 put_name(&mut fields, "target", target);
@@ -305,6 +334,7 @@ impl Output {
                 "seconds": seconds,
                 "bytes_per_second": self.bytes as f64 / seconds.max(1e-9),
                 "backend": self.backend,
+                "verified": verified,
                 "hashes": hashes,
             }),
         );
@@ -358,6 +388,10 @@ fn hint(failure: &Failure) -> Option<&'static str> {
                 Some("use -r to copy directories")
             } else if reason.contains("it is not installed there") {
                 Some("copy this program to a directory on the PATH there, or name it with --remote-path")
+            } else if reason.contains("the program there cannot be run") {
+                Some(
+                    "copy a haul built for that machine to a directory on the PATH there that programs may be run from",
+                )
             } else {
                 None
             }
