@@ -5,7 +5,7 @@ use crate::exit::Exit;
 use crate::operand::{self, Parsed};
 use crate::output::Output;
 use crate::run::{self, Ended, MakeClient, Peer};
-use crate::sftp_copy;
+use crate::sftp;
 use haul_engine::session::plan::{Operand, Options};
 use haul_engine::session::{Failure, download, upload};
 use haul_engine::wire::frame::Preserve;
@@ -88,7 +88,7 @@ pub(crate) fn run(args: &CopyArgs, choice: Choice) -> Exit {
         })
     };
     match (run::client(choice, &peer, &make, &mut output, |report, _| Some(report)), &peer) {
-        (Ended::Absent, Peer::Remote(dial)) => sftp_copy::run(dial, &job, &mut output),
+        (Ended::Absent, Peer::Remote(dial)) => sftp::copy::run(dial, &job, &mut output),
         (ended, _) => ended.or_absent(&mut output),
     }
 }

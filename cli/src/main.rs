@@ -16,7 +16,6 @@ mod remote;
 mod run;
 mod serve;
 mod sftp;
-mod sftp_copy;
 mod signals;
 
 use args::{Command, Haul};

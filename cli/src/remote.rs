@@ -170,8 +170,8 @@ impl Dial {
     }
 }
 
-/// A person may have to type a password first.
-fn patience() -> Patience {
+/// How long to wait for the other end: a person may have to type a password first.
+pub(crate) fn patience() -> Patience {
     let mut patience = Patience::default();
     if std::fs::File::open("/dev/tty").is_ok() {
         patience.login = LOGIN_TIMEOUT;

@@ -58,7 +58,7 @@ pub(crate) type MakeClient = Arc<dyn Fn(Surroundings) -> Client + Send + Sync>;
 /// The other end.
 pub(crate) enum Peer {
     /// Whoever answers through ssh.
-    Remote(Dial),
+    Remote(Box<Dial>),
     /// A server in this process.
     Here,
 }
@@ -70,7 +70,7 @@ pub(crate) fn peer<'a>(
     operands: impl IntoIterator<Item = &'a Operand>,
 ) -> Peer {
     signals::install();
-    host.map_or(Peer::Here, |host| Peer::Remote(Dial::new(host, args, operands)))
+    host.map_or(Peer::Here, |host| Peer::Remote(Box::new(Dial::new(host, args, operands))))
 }
 
 /// How a client ended.

@@ -202,7 +202,7 @@ impl Asks {
 
 enum Phase {
     /// Until both ends know what they speak.
-    Opening(Opener),
+    Opening(Box<Opener>),
     Working,
     /// Everything is done; the server is given until then to end the stream.
     Leaving {
@@ -232,7 +232,7 @@ impl Client {
     ) -> Client {
         Client {
             link: Link::new(stream, Role::Client),
-            phase: Phase::Opening(Opener::new(opening)),
+            phase: Phase::Opening(Box::new(Opener::new(opening))),
             terms: Terms { dialect: Dialect::BASE, caps: Caps::NONE },
             quotas: Quotas::new(),
             progress,

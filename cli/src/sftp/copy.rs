@@ -8,12 +8,13 @@
 //! name when it is complete. What is missing is the proof: SFTP has no hashes, so only sizes are compared. Names that the
 //! server lists are used one component at a time, in directories that were made or looked at and are no links.
 
+use super::packet::Attrs;
+use super::{Sftp, Trouble};
 use crate::copy::Job;
 use crate::exit::{self, Exit};
 use crate::output::Output;
 use crate::remote::Dial;
 use crate::run;
-use crate::sftp::{Attrs, CHUNK, Sftp, Trouble};
 use crate::signals;
 use haul_engine::backend::Errno;
 use haul_engine::session::Failure;
@@ -21,22 +22,17 @@ use haul_engine::session::plan::{Landing, Operand, skip_reason};
 use haul_engine::session::report::{Direction, Progress, Report};
 use haul_engine::wire::frame::{Kind, Preserve};
 use haul_engine::wire::path::RelPath;
-use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
-/// Chunks on their way at the same time: 2 MiB fill most lines.
-const WINDOW: usize = 64;
 /// How often the progress line moves.
 const TICK: Duration = Duration::from_millis(100);
-/// How long ssh has to end once its streams are closed.
-const SSH_END: Duration = Duration::from_secs(2);
 
 /// Copies everything, says how it went, and with which code the process ends.
 pub(crate) fn run(dial: &Dial, job: &Job, output: &mut Output) -> Exit {
@@ -57,10 +53,8 @@ pub(crate) fn run(dial: &Dial, job: &Job, output: &mut Output) -> Exit {
         Ok(Ok(mut sftp)) => {
             progress.connected.store(1, Ordering::Relaxed);
             let ended = Carrier::new(&mut sftp, job, output, &progress).carry();
-            let mut child = sftp.into_child();
-            if ended.is_err() || run::ended_within(&mut child, SSH_END).is_none() {
-                let _ = child.kill();
-                let _ = child.wait();
+            if ended.is_ok() {
+                sftp.leave();
             }
             ended
         }
@@ -70,22 +64,22 @@ pub(crate) fn run(dial: &Dial, job: &Job, output: &mut Output) -> Exit {
             output.interrupted(&progress);
             return Exit::Interrupted;
         }
-        Err(Trouble::Lost(why)) => {
-            let failure = Failure::connection("connection lost", why);
+        Err(trouble) => {
+            let failure = Failure::connection("connection lost", trouble);
             output.fatal(&failure, exit::of_fatal(&failure));
         }
-        Err(Trouble::Refused { .. }) | Ok(()) => {}
+        Ok(()) => {}
     }
     output.finish()
 }
 
 /// One place in a tree, on both sides, as used and as shown.
 #[derive(Clone)]
-struct Spot {
-    here: PathBuf,
-    there: Vec<u8>,
-    source: Vec<u8>,
-    target: Vec<u8>,
+pub(super) struct Spot {
+    pub(super) here: PathBuf,
+    pub(super) there: Vec<u8>,
+    pub(super) source: Vec<u8>,
+    pub(super) target: Vec<u8>,
 }
 
 impl Spot {
@@ -105,7 +99,7 @@ fn below(directory: &[u8], name: &[u8]) -> Vec<u8> {
 }
 
 /// Why one thing was not done: a failure of it, or trouble with everything.
-enum Why {
+pub(super) enum Why {
     This(Failure),
     All(Trouble),
 }
@@ -117,16 +111,17 @@ impl From<Trouble> for Why {
 }
 
 /// A refusal concerns this path.
-fn there(path: &[u8], what: &'static str) -> impl Fn(Trouble) -> Why {
+pub(super) fn there(path: &[u8], what: &'static str) -> impl Fn(Trouble) -> Why {
     move |trouble| trouble.of_path(path, what).map_or_else(Why::All, Why::This)
 }
 
-fn here(path: &[u8], what: &'static str) -> impl Fn(io::Error) -> Why {
+pub(super) fn here(path: &[u8], what: &'static str) -> impl Fn(io::Error) -> Why {
     move |error| Why::This(Failure::here(path, what, error.into()))
 }
 
-struct Carrier<'a> {
-    sftp: &'a mut Sftp,
+/// Carries one job out.
+pub(super) struct Carrier<'a> {
+    pub(super) sftp: &'a mut Sftp,
     job: &'a Job,
     output: &'a mut Output,
     progress: &'a Progress,
@@ -212,7 +207,7 @@ impl<'a> Carrier<'a> {
     }
 
     /// Makes a remote directory and all above it. One that is there is as good.
-    fn make_dirs(&mut self, path: &[u8]) -> Result<(), Trouble> {
+    pub(super) fn make_dirs(&mut self, path: &[u8]) -> Result<(), Trouble> {
         match self.sftp.stat(path, true) {
             Ok(attrs) if attrs.kind() == Kind::Directory => return Ok(()),
             Err(trouble) if !trouble.is_missing() => return Err(trouble),
@@ -336,74 +331,8 @@ impl<'a> Carrier<'a> {
         Ok(())
     }
 
-    /// One file up.
-    fn put(&mut self, spot: &Spot) -> Result<u64, Why> {
-        let file = open_regular(&spot.here).map_err(here(&spot.source, "cannot open"))?;
-        let meta = file.metadata().map_err(here(&spot.source, "cannot open"))?;
-        self.expect(meta.len());
-        let refused = there(&spot.target, "cannot create");
-        let old = match self.sftp.stat(&spot.there, false) {
-            Ok(attrs) => replaceable(attrs.kind(), &spot.target)?.then_some(attrs.mode).flatten(),
-            Err(trouble) if trouble.is_missing() => None,
-            Err(trouble) => return Err(refused(trouble)),
-        };
-        let temp = remote_temp(&spot.there);
-        // The server masks what a file is made with; nobody may see more of it before its time than afterwards.
-        let mode = meta.mode() & 0o777 & old.unwrap_or(0o777) | 0o600;
-        let handle = match self.sftp.create(&temp, mode) {
-            Err(trouble) if trouble.is_missing() => {
-                let parent = spot.there.iter().rposition(|&byte| byte == b'/').unwrap_or(0);
-                self.make_dirs(&spot.there[..parent]).map_err(&refused)?;
-                self.sftp.create(&temp, mode)
-            }
-            made => made,
-        };
-        let handle = handle.map_err(&refused)?;
-        let exact = self.exact().then_some(meta.mode() & 0o777).or(old);
-        let attrs = Attrs { mode: exact, mtime: Some(seconds(&meta)), size: None };
-        let sent = self.send(&file, &meta, &handle, spot).and_then(|size| {
-            self.sftp.set_handle_attrs(&handle, &attrs).map_err(there(&spot.target, "cannot set attributes"))?;
-            self.sftp.close(&handle).map_err(there(&spot.target, "cannot write"))?;
-            self.sftp.rename(&temp, &spot.there).map_err(&refused)?;
-            Ok(size)
-        });
-        sent.map_err(|why| self.abandon(&temp, why))
-    }
-
-    /// Sends the content of a file, and makes sure that it was all of it and all the same file.
-    fn send(&mut self, file: &File, meta: &Metadata, handle: &[u8], spot: &Spot) -> Result<u64, Why> {
-        let mut sent = 0;
-        let mut open = VecDeque::new();
-        let mut chunk = vec![0; CHUNK];
-        let refused = there(&spot.target, "cannot write");
-        loop {
-            let count = file.read_at(&mut chunk, sent).map_err(here(&spot.source, "cannot read"))?;
-            if count > 0 {
-                open.push_back(self.sftp.write(handle, sent, &chunk[..count])?);
-                sent += count as u64;
-                self.moved(count)?;
-            }
-            while open.len() >= WINDOW || count == 0 {
-                let Some(id) = open.pop_front() else { break };
-                self.sftp.written(id).map_err(&refused)?;
-            }
-            if count == 0 {
-                break;
-            }
-        }
-        let now = file.metadata().map_err(here(&spot.source, "cannot read"))?;
-        if now.len() != sent || now.modified().ok() != meta.modified().ok() {
-            return Err(Why::This(Failure::here(&spot.source, "cannot read", Errno::CHANGED)));
-        }
-        let arrived = self.sftp.stat_handle(handle).map_err(&refused)?.size;
-        if arrived.is_some_and(|arrived| arrived != sent) {
-            return Err(Why::This(Failure::rule(&spot.target, "cannot write", "another size arrived than was sent")));
-        }
-        Ok(sent)
-    }
-
     /// Why a file has not got its name; what was made of it is removed, if there still is somebody who can do that.
-    fn abandon(&mut self, temp: &[u8], why: Why) -> Why {
+    pub(super) fn abandon(&mut self, temp: &[u8], why: Why) -> Why {
         match why {
             Why::All(Trouble::Lost(_)) => return why,
             Why::All(_) => self.sftp.last_words(),
@@ -413,78 +342,17 @@ impl<'a> Carrier<'a> {
         why
     }
 
-    /// One file down.
-    fn get(&mut self, spot: &Spot) -> Result<u64, Why> {
-        let refused = there(&spot.source, "cannot open");
-        let failed = here(&spot.target, "cannot create");
-        let old = match fs::symlink_metadata(&spot.here) {
-            Ok(meta) => replaceable(kind(&meta), &spot.target)?.then(|| meta.mode() & 0o777),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(failed(error)),
-        };
-        let handle = self.sftp.open(&spot.there).map_err(&refused)?;
-        let attrs = self.sftp.stat_handle(&handle).map_err(&refused)?;
-        self.expect(attrs.size.unwrap_or(0));
-        let directory = spot.here.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        fs::create_dir_all(directory).map_err(&failed)?;
-        let temp =
-            tempfile::Builder::new().prefix(&temp_name()).rand_bytes(0).tempfile_in(directory).map_err(&failed)?;
-        let size = self.receive(temp.as_file(), &attrs, &handle, spot)?;
-        self.sftp.close(&handle)?;
-        let mode = attrs.mode.unwrap_or(0o644) & 0o777;
-        let mode = if self.exact() { mode } else { old.unwrap_or(mode & !umask()) };
-        let set = temp.as_file().set_permissions(fs::Permissions::from_mode(mode));
-        set.and_then(|()| temp.as_file().set_modified(time(&attrs)))
-            .map_err(here(&spot.target, "cannot set attributes"))?;
-        temp.persist(&spot.here).map_err(|error| failed(error.error))?;
-        Ok(size)
-    }
-
-    /// Receives the content of a file, and makes sure that it was all of it and all the same file.
-    fn receive(&mut self, file: &File, attrs: &Attrs, handle: &[u8], spot: &Spot) -> Result<u64, Why> {
-        let refused = there(&spot.source, "cannot read");
-        let size = attrs.size.unwrap_or(0);
-        let (mut asked, mut arrived, mut ended) = (0, 0, false);
-        let mut open = VecDeque::new();
-        loop {
-            // One more than the size says: that nothing comes of it proves the end.
-            while !ended && open.len() < WINDOW && (asked < size || open.is_empty()) {
-                open.push_back((self.sftp.read(handle, asked, CHUNK)?, asked, CHUNK));
-                asked += CHUNK as u64;
-            }
-            let Some((id, offset, count)) = open.pop_front() else { break };
-            let chunk = self.sftp.chunk(id).map_err(&refused)?;
-            let chunk = &chunk[..chunk.len().min(count)];
-            ended |= chunk.is_empty();
-            if ended {
-                continue;
-            }
-            file.write_all_at(chunk, offset).map_err(here(&spot.target, "cannot write"))?;
-            arrived += chunk.len() as u64;
-            self.moved(chunk.len())?;
-            if chunk.len() < count {
-                let (offset, count) = (offset + chunk.len() as u64, count - chunk.len());
-                open.push_front((self.sftp.read(handle, offset, count)?, offset, count));
-            }
-        }
-        let now = self.sftp.stat_handle(handle).map_err(&refused)?;
-        if now.size.is_some_and(|size| size != arrived) || now.mtime != attrs.mtime {
-            return Err(Why::This(Failure::here(&spot.source, "cannot read", Errno::CHANGED)));
-        }
-        Ok(arrived)
-    }
-
     /// True where permission bits are kept as they are.
-    fn exact(&self) -> bool {
+    pub(super) fn exact(&self) -> bool {
         self.job.options.preserve.has(Preserve::MODE)
     }
 
-    fn expect(&self, bytes: u64) {
+    pub(super) fn expect(&self, bytes: u64) {
         self.progress.total_files.fetch_add(1, Ordering::Relaxed);
         self.progress.total_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    fn moved(&mut self, bytes: usize) -> Result<(), Trouble> {
+    pub(super) fn moved(&mut self, bytes: usize) -> Result<(), Trouble> {
         self.progress.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         if self.ticked.elapsed() >= TICK {
             self.ticked = Instant::now();
@@ -504,7 +372,7 @@ fn remote(path: &[u8]) -> Vec<u8> {
     if path.is_empty() { b".".to_vec() } else { path.to_vec() }
 }
 
-fn temp_name() -> String {
+pub(super) fn temp_name() -> String {
     let mut random = [0; 8];
     // Made exclusively: a name that is taken is an error, not a mistake.
     let _ = getrandom::fill(&mut random);
@@ -512,29 +380,12 @@ fn temp_name() -> String {
 }
 
 /// A name beside this one.
-fn remote_temp(path: &[u8]) -> Vec<u8> {
+pub(super) fn remote_temp(path: &[u8]) -> Vec<u8> {
     let directory = path.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
     [&path[..directory], temp_name().as_bytes()].concat()
 }
 
-/// Whether what stands at a target is a file, whose mode is kept, or a link, which is not. Nothing else is replaced.
-fn replaceable(kind: Kind, shown: &[u8]) -> Result<bool, Why> {
-    match kind {
-        Kind::Regular => Ok(true),
-        Kind::Symlink => Ok(false),
-        Kind::Directory => Err(Why::This(Failure::here(shown, "cannot create", Errno::IS_DIRECTORY))),
-        _ => Err(Why::This(Failure::here(shown, "cannot create", Errno::NOT_REGULAR))),
-    }
-}
-
-/// Opens a file; never waits for the writer of a FIFO.
-fn open_regular(path: &Path) -> io::Result<File> {
-    use rustix::fs::{Mode, OFlags};
-    let file = File::from(rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?);
-    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::from_raw_os_error(Errno::NOT_REGULAR.0)) }
-}
-
-fn kind(meta: &Metadata) -> Kind {
+pub(super) fn kind(meta: &Metadata) -> Kind {
     let kind = meta.file_type();
     match () {
         () if kind.is_dir() => Kind::Directory,
@@ -548,18 +399,10 @@ fn kind(meta: &Metadata) -> Kind {
 }
 
 /// Whole seconds, as far as the protocol can count them.
-fn seconds(meta: &Metadata) -> u32 {
+pub(super) fn seconds(meta: &Metadata) -> u32 {
     u32::try_from(meta.mtime().max(0)).unwrap_or(u32::MAX)
 }
 
-fn time(attrs: &Attrs) -> SystemTime {
+pub(super) fn time(attrs: &Attrs) -> SystemTime {
     attrs.mtime.map_or_else(SystemTime::now, |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.into()))
-}
-
-/// The file mode creation mask; it can only be read by setting it, and no other thread makes files here.
-#[allow(clippy::useless_conversion)] // The width of modes differs between systems.
-fn umask() -> u32 {
-    let mask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    rustix::process::umask(mask);
-    u32::from(mask.as_raw_mode())
 }

@@ -7,13 +7,19 @@
 //! Requests may be sent ahead; replies are awaited by their id. Both pipes are non-blocking, so that a server which says
 //! nothing is given up, and a user who wants to stop is heard.
 
-use crate::signals;
-use haul_engine::limits::{HANDSHAKE_TIMEOUT, STALL_TIMEOUT};
+pub(crate) mod copy;
+mod file;
+mod packet;
+
+use crate::{remote, run, signals};
+use haul_engine::limits::STALL_TIMEOUT;
 use haul_engine::session::{Cause, Failure};
 use haul_engine::wire::display::Printable;
-use haul_engine::wire::frame::{ErrorCode, Kind};
+use haul_engine::wire::frame::ErrorCode;
+use packet::{Attrs, Fields, Reader, malformed};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::{self, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout};
 use std::time::{Duration, Instant};
@@ -58,6 +64,8 @@ pub(crate) const CHUNK: usize = 32 * 1024;
 const MAX_NAMES: usize = 1 << 20;
 /// How often a wait looks whether the user wants to stop.
 const TICK: Duration = Duration::from_millis(50);
+/// How long ssh has to end once its streams are closed.
+const SSH_END: Duration = Duration::from_secs(2);
 /// How long the server has to remove what a stopped copy leaves.
 const GRACE: Duration = Duration::from_millis(250);
 
@@ -70,6 +78,16 @@ pub(crate) enum Trouble {
     Lost(String),
     /// The user wants to stop.
     Stopped,
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Trouble::Refused { message, .. } => Printable(message).fmt(f),
+            Trouble::Lost(why) => f.write_str(why),
+            Trouble::Stopped => f.write_str("stopped"),
+        }
+    }
 }
 
 impl Trouble {
@@ -93,117 +111,6 @@ impl Trouble {
 
 type Result<T, E = Trouble> = std::result::Result<T, E>;
 
-/// What is known of a file; what the server does not say is absent.
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
-pub(crate) struct Attrs {
-    pub(crate) size: Option<u64>,
-    /// Kind and permission bits, as in `st_mode`.
-    pub(crate) mode: Option<u32>,
-    /// Seconds since 1970.
-    pub(crate) mtime: Option<u32>,
-}
-
-impl Attrs {
-    pub(crate) fn kind(&self) -> Kind {
-        match self.mode.unwrap_or(0o100_000) & 0o170_000 {
-            0o040_000 => Kind::Directory,
-            0o120_000 => Kind::Symlink,
-            0o010_000 => Kind::Fifo,
-            0o140_000 => Kind::Socket,
-            0o020_000 => Kind::CharDevice,
-            0o060_000 => Kind::BlockDevice,
-            _ => Kind::Regular,
-        }
-    }
-}
-
-/// The fields of a packet while they are written.
-#[derive(Default)]
-struct Fields(Vec<u8>);
-
-impl Fields {
-    fn u32(mut self, number: u32) -> Fields {
-        self.0.extend_from_slice(&number.to_be_bytes());
-        self
-    }
-
-    fn u64(mut self, number: u64) -> Fields {
-        self.0.extend_from_slice(&number.to_be_bytes());
-        self
-    }
-
-    fn bytes(self, bytes: &[u8]) -> Fields {
-        // Nothing here is longer than a path or a chunk.
-        let mut fields = self.u32(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
-        fields.0.extend_from_slice(bytes);
-        fields
-    }
-
-    fn attrs(self, attrs: &Attrs) -> Fields {
-        let mut fields = self.u32(u32::from(attrs.mode.is_some()) << 2 | u32::from(attrs.mtime.is_some()) << 3);
-        if let Some(mode) = attrs.mode {
-            fields = fields.u32(mode & 0o7777);
-        }
-        if let Some(mtime) = attrs.mtime {
-            fields = fields.u32(mtime).u32(mtime);
-        }
-        fields
-    }
-}
-
-/// The fields of a packet while they are read.
-struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
-    fn take(&mut self, count: usize) -> Result<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(count).ok_or_else(malformed)?;
-        self.0 = rest;
-        Ok(taken)
-    }
-
-    fn u32(&mut self) -> Result<u32> {
-        self.take(4)?.try_into().map(u32::from_be_bytes).map_err(|_| malformed())
-    }
-
-    fn u64(&mut self) -> Result<u64> {
-        self.take(8)?.try_into().map(u64::from_be_bytes).map_err(|_| malformed())
-    }
-
-    fn bytes(&mut self) -> Result<&'a [u8]> {
-        let count = self.u32()?;
-        self.take(count as usize)
-    }
-
-    fn attrs(&mut self) -> Result<Attrs> {
-        let flags = self.u32()?;
-        let mut attrs = Attrs::default();
-        if flags & 1 != 0 {
-            attrs.size = Some(self.u64()?);
-        }
-        if flags & 2 != 0 {
-            self.take(8)?;
-        }
-        if flags & 4 != 0 {
-            attrs.mode = Some(self.u32()?);
-        }
-        if flags & 8 != 0 {
-            self.u32()?;
-            attrs.mtime = Some(self.u32()?);
-        }
-        if flags & 0x8000_0000 != 0 {
-            for _ in 0..self.u32()? {
-                self.bytes()?;
-                self.bytes()?;
-            }
-        }
-        Ok(attrs)
-    }
-}
-
-fn malformed() -> Trouble {
-    Trouble::Lost("the server does not speak SFTP".to_string())
-}
-
 struct Reply {
     kind: u8,
     fields: Vec<u8>,
@@ -212,7 +119,8 @@ struct Reply {
 /// A session with an SFTP server.
 pub(crate) struct Sftp {
     child: Child,
-    input: ChildStdin,
+    /// Until nothing more will be asked.
+    input: Option<ChildStdin>,
     output: ChildStdout,
     received: Vec<u8>,
     /// Requests without a reply yet, and replies that nobody has asked for yet.
@@ -234,7 +142,7 @@ impl Sftp {
         }
         let mut sftp = Sftp {
             child,
-            input,
+            input: Some(input),
             output,
             received: Vec::new(),
             open: BTreeMap::new(),
@@ -258,9 +166,10 @@ impl Sftp {
         Ok(sftp)
     }
 
-    /// The ssh that carries it all.
-    pub(crate) fn into_child(self) -> Child {
-        self.child
+    /// Ends the session, and ssh with it.
+    pub(crate) fn leave(mut self) {
+        self.input = None;
+        run::ended_within(&mut self.child, SSH_END);
     }
 
     /// From here on a stop no longer ends everything at once: there is something to clean up, for which there is little time.
@@ -274,7 +183,8 @@ impl Sftp {
         let mut rest = packet.as_slice();
         let mut since = Instant::now();
         while !rest.is_empty() {
-            match self.input.write(rest) {
+            let Some(input) = &mut self.input else { return Err(malformed()) };
+            match input.write(rest) {
                 Ok(0) => return Err(lost(&io::ErrorKind::WriteZero.into())),
                 Ok(count) => {
                     rest = &rest[count..];
@@ -294,7 +204,7 @@ impl Sftp {
     fn wait(&self, flags: PollFlags, since: Instant, may_stop: bool) -> Result<()> {
         let (nanoseconds, why) = match self.greeted {
             true => (STALL_TIMEOUT, "the server has done nothing for a minute"),
-            false => (HANDSHAKE_TIMEOUT, "the server did not answer in time"),
+            false => (remote::patience().login, "the server did not answer in time"),
         };
         let late = match self.stop_at {
             Some(until) => until <= Instant::now(),
@@ -305,9 +215,9 @@ impl Sftp {
             return Err(Trouble::Lost(why.to_string()));
         }
         let timeout = Timespec { tv_sec: 0, tv_nsec: TICK.as_nanos() as _ };
-        let end = match flags {
-            PollFlags::OUT => PollFd::new(&self.input, flags),
-            _ => PollFd::new(&self.output, flags),
+        let end = match &self.input {
+            Some(input) if flags == PollFlags::OUT => PollFd::new(input, flags),
+            _ => PollFd::new(&self.output, PollFlags::IN),
         };
         // Interrupted or not, what to do next is found out by trying again.
         let _ = poll(&mut [end], Some(&timeout));
@@ -500,6 +410,14 @@ impl Sftp {
     /// Makes a symbolic link. OpenSSH, and who wants to work with it, has the two the other way round than the draft.
     pub(crate) fn make_link(&mut self, text: &[u8], path: &[u8]) -> Result<()> {
         self.tell(SYMLINK, Fields::default().bytes(text).bytes(path))
+    }
+}
+
+impl Drop for Sftp {
+    fn drop(&mut self) {
+        // Who has left has nothing to be killed any more.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
