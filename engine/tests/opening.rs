@@ -12,6 +12,7 @@ use haul_engine::session::{Cause, Failure};
 use haul_engine::sim::{FaultPlan, SimBackend, SimPeer, World};
 use haul_engine::wire::encode;
 use haul_engine::wire::frame::{Caps, Dialect, ErrorCode, Ext, Frame};
+use haul_engine::wire::hello::Greeting;
 use haul_engine::wire::path::RequestPath;
 use haul_engine::worker::Worker;
 use std::cell::RefCell;
@@ -19,16 +20,23 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 const NONCE: &str = "haul-00112233445566778899aabbccddeeff";
-const EXT: Ext = Ext(0x0f);
-/// What the client has to say to a haul peer, and to base peers.
-const FULL: Frame = hello(1, Some(EXT));
-const STRICT: [Frame; 2] = [hello(1, None), hello(2, None)];
 
-const fn hello(version: u8, ext: Option<Ext>) -> Frame {
-    Frame::Hello { version, caps: Caps::PUT_OFFSET, ext }
+/// What the client has to say to a haul peer.
+fn full() -> Frame {
+    Opening::full(None).greeting.hello()
 }
 
-const fn welcome(version: u8, ext: Option<Ext>) -> Frame {
+/// And to base peers, in this version.
+fn strict(version: u8) -> Frame {
+    Greeting { version, ext: None, ..Opening::full(None).greeting }.hello()
+}
+
+/// All extensions there are.
+fn ext() -> Ext {
+    Opening::full(None).greeting.ext.unwrap()
+}
+
+fn welcome(version: u8, ext: Option<Ext>) -> Frame {
     Frame::Welcome { version, caps: Caps::PUT_OFFSET, ext }
 }
 
@@ -169,10 +177,10 @@ fn redialled(version: u8) -> Opening {
 #[test]
 fn whoever_the_start_line_names_is_greeted_in_its_own_version() {
     let table = [
-        ("haul 0.1.0", FULL, Some(EXT), EXT),
-        ("haul 7", FULL, Some(Ext(1)), Ext(1)),
-        ("bcmr 0.6.0", STRICT[0].clone(), None, Ext::NONE),
-        ("bcmr 0.7.2", STRICT[1].clone(), None, Ext::NONE),
+        ("haul 0.1.0", full(), Some(ext()), ext()),
+        ("haul 7", full(), Some(Ext(1)), Ext(1)),
+        ("bcmr 0.6.0", strict(1), None, Ext::NONE),
+        ("bcmr 0.7.2", strict(2), None, Ext::NONE),
     ];
     for (words, expected, granted, agreed) in table {
         let Frame::Hello { version, .. } = expected else { unreachable!() };
@@ -199,7 +207,7 @@ fn a_base_peer_that_cannot_do_the_job_is_not_even_greeted() {
         "{report:?}"
     );
     let mut scene = Scene::new(1, refuse());
-    scene.play([line("haul 0.1.0"), Hear(base(&FULL))]);
+    scene.play([line("haul 0.1.0"), Hear(base(&full()))]);
     assert!(matches!(scene.last(), Report::Fatal(_)), "haul is asked all the same, and does not answer here");
 }
 
@@ -219,7 +227,7 @@ fn a_silent_far_end_is_greeted_first_and_may_answer_with_a_frame() {
     for text in [b"".as_slice(), b"Welcome\n", b"no newline"] {
         let mut scene = Scene::new(3, opening());
         let answer = [text, &base(&welcome(1, None))].concat();
-        scene.play([Hear(base(&STRICT[0])), Say(answer)]);
+        scene.play([Hear(base(&strict(1))), Say(answer)]);
         assert!((PREAMBLE_SILENCE..PREAMBLE_SILENCE + SECOND).contains(&scene.world.now().0));
         assert!(matches!(scene.last(), Report::Failed(_)), "it is greeted: the name is what fails");
     }
@@ -227,14 +235,14 @@ fn a_silent_far_end_is_greeted_first_and_may_answer_with_a_frame() {
 
 #[test]
 fn a_haul_that_was_slow_to_start_is_greeted_once_more_with_all_that_it_can() {
-    for granted in [EXT, Ext(1)] {
+    for granted in [ext(), Ext(1)] {
         let mut scene = Scene::new(4, opening());
         scene.play([
-            Hear(base(&STRICT[0])),
+            Hear(base(&strict(1))),
             Say(b"Last login: today\n".to_vec()),
             line("haul 0.1.0"),
             Say(base(&welcome(1, None))),
-            Hear(base(&FULL)),
+            Hear(base(&full())),
             Say(base(&welcome(1, Some(granted)))),
             Hear(question(granted)),
         ]);
@@ -252,9 +260,9 @@ fn the_real_server_greets_twice_and_then_speaks_all_that_it_can() {
         let root = host.root();
         let mut server = Worker::new(host, Pool::new(8, 8));
         server.add(Box::new(Server::new(stream, root, Box::new(|result| assert_eq!(result, Ok(()))))));
-        scene.play([Hear(base(&STRICT[0])), Say(b"slow\n".to_vec()), line("haul 0.1.0")]);
+        scene.play([Hear(base(&strict(1))), Say(b"slow\n".to_vec()), line("haul 0.1.0")]);
         // It lay in the pipe until the server came.
-        assert_eq!(far.write(&base(&STRICT[0])), base(&STRICT[0]).len());
+        assert_eq!(far.write(&base(&strict(1))), base(&strict(1)).len());
         for _ in 0..10_000 {
             let said = std::mem::take(&mut scene.said);
             assert_eq!(far.write(&said), said.len());
@@ -285,33 +293,33 @@ fn the_real_server_greets_twice_and_then_speaks_all_that_it_can() {
 #[test]
 fn a_server_of_the_other_version_is_worth_one_more_connection() {
     let redial = |report: &Report, expected| matches!(report, Report::Redial { version } if *version == expected);
-    let strict = || Hear(base(&STRICT[0]));
+    let greeted = || Hear(base(&strict(1)));
     for steps in [
-        vec![strict(), Say(mismatch(2)), End],
-        vec![strict(), Say(b"Welcome\n".to_vec()), Say(mismatch(2)), End],
-        vec![strict(), End],
-        vec![strict(), line("bcmr 0.7.2"), Say(mismatch(2)), End],
-        vec![line("bcmr 0.6.9"), Hear(base(&STRICT[0])), Say(mismatch(2)), End],
+        vec![greeted(), Say(mismatch(2)), End],
+        vec![greeted(), Say(b"Welcome\n".to_vec()), Say(mismatch(2)), End],
+        vec![greeted(), End],
+        vec![greeted(), line("bcmr 0.7.2"), Say(mismatch(2)), End],
+        vec![line("bcmr 0.6.9"), Hear(base(&strict(1))), Say(mismatch(2)), End],
     ] {
         let report = outcome(opening(), steps);
         assert!(redial(&report, 2), "{report:?}");
     }
-    let report = outcome(opening(), [line("bcmr 0.7.2"), Hear(base(&STRICT[1])), Say(mismatch(1)), End]);
+    let report = outcome(opening(), [line("bcmr 0.7.2"), Hear(base(&strict(2))), Say(mismatch(1)), End]);
     assert!(redial(&report, 1), "{report:?}");
 }
 
 #[test]
 fn a_second_connection_begins_with_the_other_version_at_once_and_is_the_last() {
-    for (index, version) in [1, 2].into_iter().enumerate() {
+    for version in [1, 2] {
         let mut scene = Scene::new(5, redialled(version));
-        scene.play([Hear(base(&STRICT[index])), Say(base(&welcome(version, None)))]);
+        scene.play([Hear(base(&strict(version))), Say(base(&welcome(version, None)))]);
         assert!(scene.world.now().0 < SECOND);
         assert!(matches!(scene.last(), Report::Failed(_)));
-        let strict = || Hear(base(&STRICT[index]));
-        let report = outcome(redialled(version), [strict(), Say(mismatch(3 - version)), End]);
+        let greeted = || Hear(base(&strict(version)));
+        let report = outcome(redialled(version), [greeted(), Say(mismatch(3 - version)), End]);
         let why = format!("protocol version mismatch: client=1 server={}", 3 - version);
         assert_fatal(&report, "handshake", &why);
-        let report = outcome(redialled(version), [strict(), End]);
+        let report = outcome(redialled(version), [greeted(), End]);
         assert_fatal(&report, "cannot start haul on the remote side", "the connection closed without a word");
     }
 }
@@ -319,11 +327,11 @@ fn a_second_connection_begins_with_the_other_version_at_once_and_is_the_last() {
 #[test]
 fn versions_that_nobody_here_speaks_are_not_dialled_for() {
     for server in [0, 1, 3, 255] {
-        let report = outcome(opening(), [Hear(base(&STRICT[0])), Say(mismatch(server))]);
+        let report = outcome(opening(), [Hear(base(&strict(1))), Say(mismatch(server))]);
         assert_fatal(&report, "handshake", &format!("protocol version mismatch: client=1 server={server}"));
     }
     // haul speaks both; one that refuses both is of another time.
-    let report = outcome(opening(), [line("haul 9"), Hear(base(&FULL)), Say(mismatch(2))]);
+    let report = outcome(opening(), [line("haul 9"), Hear(base(&full())), Say(mismatch(2))]);
     assert_fatal(&report, "handshake", "protocol version mismatch: client=1 server=2");
 }
 
@@ -331,17 +339,17 @@ fn versions_that_nobody_here_speaks_are_not_dialled_for() {
 fn a_far_end_that_never_answers_is_given_up_in_time() {
     for (text, why) in [("", ""), ("hello\n", "the remote shell printed `hello`")] {
         let mut scene = Scene::new(6, opening());
-        scene.play([Say(text.into()), Hear(base(&STRICT[0]))]);
+        scene.play([Say(text.into()), Hear(base(&strict(1)))]);
         assert_fatal(&scene.last(), "the remote side did not answer in time", why);
         assert!((HANDSHAKE_TIMEOUT..HANDSHAKE_TIMEOUT + SECOND).contains(&scene.world.now().0));
     }
-    let report = outcome(opening(), [line("haul 0.1.0"), Hear(base(&FULL))]);
+    let report = outcome(opening(), [line("haul 0.1.0"), Hear(base(&full()))]);
     assert_fatal(&report, "handshake", "the server did not answer in time");
 }
 
 #[test]
 fn a_helper_that_ends_or_talks_nonsense_behind_its_start_line_is_told() {
-    let start = || [line("haul 0.1.0"), Hear(base(&FULL))];
+    let start = || [line("haul 0.1.0"), Hear(base(&full()))];
     let report = outcome(opening(), start().into_iter().chain([End]));
     assert_fatal(&report, "handshake", "the server closed the connection without an answer");
     let report = outcome(opening(), start().into_iter().chain([Say(b"usage: haul\n".to_vec())]));
