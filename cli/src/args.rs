@@ -2,6 +2,7 @@
 
 use crate::exit::{self, Exit};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use haul_engine::limits::MAX_CONNECTIONS;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -56,6 +57,36 @@ pub(crate) enum Compress {
     /// None.
     #[value(alias = "off")]
     None,
+}
+
+/// A number of connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(crate) enum Connections {
+    /// As many as are known to help.
+    #[default]
+    Auto,
+    /// This many.
+    Exactly(u16),
+}
+
+impl Connections {
+    /// How many are opened through ssh, where each costs a login: one, unless the user says otherwise.
+    pub(crate) fn over_ssh(self) -> u16 {
+        match self {
+            Connections::Auto => 1,
+            Connections::Exactly(number) => number,
+        }
+    }
+}
+
+fn connections(text: &str) -> Result<Connections, String> {
+    match text {
+        "auto" => Ok(Connections::Auto),
+        number => match number.parse() {
+            Ok(number @ 1..=MAX_CONNECTIONS) => Ok(Connections::Exactly(number)),
+            _ => Err(format!("a number from 1 to {MAX_CONNECTIONS}, or auto")),
+        },
+    }
 }
 
 /// How the other machine is reached.
@@ -149,6 +180,9 @@ pub(crate) struct CopyArgs {
     /// Downloads without a hash: the server's kernel sends the file. No compression unless --compress asks for it.
     #[arg(long, visible_alias = "no-hash")]
     pub(crate) fast: bool,
+    /// Connections that share the files of a copy; over ssh each is a login of its own. auto is 1 over ssh.
+    #[arg(long, visible_alias = "parallel", value_name = "N|auto", value_parser = connections, default_value = "auto")]
+    pub(crate) connections: Connections,
     /// Flush every file and its directory to the disk before it counts as copied.
     #[arg(long, visible_alias = "fsync")]
     pub(crate) sync: bool,

@@ -4,8 +4,8 @@ use crate::args::{Choice, Compress, CopyArgs, OutputArgs};
 use crate::exit::Exit;
 use crate::operand::{self, Parsed};
 use crate::output::Output;
-use crate::run::{self, MakeClient};
-use haul_engine::queue::Queue;
+use crate::run::{self, Ended, MakeClient, Peer, Work};
+use crate::sftp;
 use haul_engine::session::plan::{Operand, Options};
 use haul_engine::session::report::Direction;
 use haul_engine::session::{Failure, download, upload};
@@ -13,6 +13,16 @@ use haul_engine::wire::frame::{Caps, Preserve};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A copy between this machine and another, or within this one.
+pub(crate) struct Job {
+    /// From the other machine to this one.
+    pub(crate) down: bool,
+    pub(crate) sources: Vec<Operand>,
+    pub(crate) target: Operand,
+    pub(crate) options: Options,
+}
 
 pub(crate) fn run(args: &CopyArgs, choice: Choice) -> Exit {
     let parsed: Result<Vec<Parsed>, String> = args.paths.iter().map(|path| operand::parse(path)).collect();
@@ -32,13 +42,12 @@ pub(crate) fn run(args: &CopyArgs, choice: Choice) -> Exit {
         return run::usage("one side of a copy must be this machine");
     }
     let (options, caps) = (options(args), caps(args));
-    let peer = match run::connect(from.as_ref().or(target.host.as_ref()), &args.remote) {
-        Ok(peer) => peer,
-        Err(failure) => {
-            let mut output = Output::new(&args.output);
-            output.fatal(&failure, Exit::Start);
-            return output.finish();
-        }
+    let remote = if from.is_some() { sources.as_slice() } else { std::slice::from_ref(&target) };
+    let host = from.as_ref().or(target.host.as_ref());
+    let links = args.connections.over_ssh();
+    let peer = match run::peer(host, &args.remote, remote.iter().map(|remote| &remote.operand)) {
+        Peer::Remote(dial) if links > 1 => Peer::Remote(Box::new(dial.independent())),
+        peer => peer,
     };
     let same_machine = from.is_none() && target.host.is_none();
     let mut sources: Vec<_> = sources.into_iter().map(|source| source.operand).collect();
@@ -57,22 +66,29 @@ pub(crate) fn run(args: &CopyArgs, choice: Choice) -> Exit {
             return output.finish();
         }
     }
-    let make: MakeClient = if from.is_some() {
-        Box::new(move |around| {
-            let queue = Queue::new(Direction::Down, options);
-            let plan = download::Plan { sources, local: around.local, target, queue };
-            download::client(around.stream, around.opening.with_caps(caps), plan, around.progress, around.reporter)
+    let job = Arc::new(Job { down: from.is_some(), sources, target, options });
+    let same = job.clone();
+    let make: MakeClient = if job.down {
+        Arc::new(move |around| {
+            let (sources, target) = (same.sources.clone(), same.target.clone());
+            let plan = download::Plan { sources, local: around.local, target, queue: around.queue };
+            download::client(around.stream, around.opening, plan, around.progress, around.reporter)
         })
     } else {
-        Box::new(move |around| {
+        Arc::new(move |around| {
             let local = around.local;
             let same_machine = same_machine.then_some(local);
-            let queue = Queue::new(Direction::Up, options);
-            let plan = upload::Plan { local, sources, target, queue, same_machine };
-            upload::client(around.stream, around.opening.with_caps(caps), plan, around.progress, around.reporter)
+            let (sources, target) = (same.sources.clone(), same.target.clone());
+            let plan = upload::Plan { local, sources, target, queue: around.queue, same_machine };
+            upload::client(around.stream, around.opening, plan, around.progress, around.reporter)
         })
     };
-    run::client(choice, peer, make, &mut output, |report, _| Some(report))
+    let direction = if job.down { Direction::Down } else { Direction::Up };
+    let work = Work { make, caps, files: (direction, options), links };
+    match (run::client(choice, &peer, &work, &mut output, |report, _| Some(report)), &peer) {
+        (Ended::Absent, Peer::Remote(dial)) => sftp::copy::run(dial, &job, &mut output),
+        (ended, _) => ended.or_absent(&mut output),
+    }
 }
 
 /// True when the copy of a directory would lie inside it: the walk would find what it has just made, without end.

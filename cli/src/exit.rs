@@ -66,14 +66,17 @@ pub(crate) fn of_failure(failure: &Failure) -> Exit {
     }
 }
 
-/// The code of a failure of the whole connection.
+/// The code of a failure of the whole connection. What a remote shell printed decides nothing.
 pub(crate) fn of_fatal(failure: &Failure) -> Exit {
-    let late = |why: &str| why.contains("in time") || why.contains("for a minute");
+    let late = |why: &str| why == "the server did not answer in time" || why.ends_with("for a minute");
     match (failure.what, &failure.cause) {
-        (_, Cause::Connection(why)) if why.contains("version mismatch") => Exit::Protocol,
+        (_, Cause::Rule(_)) => Exit::Usage,
+        ("the remote side did not answer in time", _) => Exit::ConnectTimeout,
+        ("cannot start haul on the remote side", _) => Exit::Start,
+        ("handshake", Cause::Connection(why)) if why.contains("version mismatch") => Exit::Protocol,
         ("handshake", Cause::Connection(why)) if late(why) => Exit::ConnectTimeout,
+        ("handshake", _) => Exit::Start,
         (_, Cause::Connection(why)) if late(why) => Exit::Timeout,
-        ("handshake" | "cannot start haul on the remote side", _) => Exit::Start,
         ("protocol error", _) => Exit::Protocol,
         (_, Cause::Here(Errno(_))) => Exit::Socket,
         _ => Exit::Stream,

@@ -8,6 +8,7 @@ use haul_engine::session::inspect::{self, Question};
 use haul_engine::session::report::Report;
 use serde_json::json;
 use std::io::Write;
+use std::sync::Arc;
 
 pub(crate) fn run(args: &HashArgs, choice: Choice) -> Exit {
     let (host, operands) = match run::of_one_machine(&args.paths) {
@@ -15,30 +16,27 @@ pub(crate) fn run(args: &HashArgs, choice: Choice) -> Exit {
         Err(why) => return run::usage(&why),
     };
     let mut output = Output::new(&run::quiet(&args.output));
-    let peer = match run::connect(host.as_ref(), &args.remote) {
-        Ok(peer) => peer,
-        Err(failure) => {
-            output.fatal(&failure, Exit::Start);
-            return output.finish();
-        }
-    };
-    let make: run::MakeClient = Box::new(move |around| {
+    let peer = run::peer(host.as_ref(), &args.remote, &operands);
+    let make: run::MakeClient = Arc::new(move |around| {
+        let operands = operands.clone();
         inspect::client(around.stream, around.opening, Question::Hash, operands, around.progress, around.reporter)
     });
     let json = args.output.json;
-    run::client(choice, peer, make, &mut output, move |report, output| match report {
-        Report::Hashed { path, hash } if json => {
-            let mut fields = json!({"schema": "haul/1", "type": "hash", "blake3": hex(&hash)});
-            put_name(&mut fields, "path", &path);
-            output.stdout(&fields.to_string());
-            None
-        }
-        Report::Hashed { path, hash } => {
-            print_like_b3sum(&path, &hex(&hash));
-            None
-        }
-        other => Some(other),
-    })
+    let ended =
+        run::client(choice, &peer, &run::Work::question(make), &mut output, move |report, output| match report {
+            Report::Hashed { path, hash } if json => {
+                let mut fields = json!({"schema": "haul/1", "type": "hash", "blake3": hex(&hash)});
+                put_name(&mut fields, "path", &path);
+                output.stdout(&fields.to_string());
+                None
+            }
+            Report::Hashed { path, hash } => {
+                print_like_b3sum(&path, &hex(&hash));
+                None
+            }
+            other => Some(other),
+        });
+    ended.or_absent(&mut output)
 }
 
 /// As b3sum: two spaces, the name as it is; with a backslash in front where a newline or backslash had to be escaped.

@@ -9,6 +9,7 @@ use haul_engine::session::report::Report;
 use haul_engine::wire::display::Printable;
 use haul_engine::wire::frame::{Attributes, Kind};
 use serde_json::json;
+use std::sync::Arc;
 
 pub(crate) fn run(args: &LsArgs, choice: Choice) -> Exit {
     let (host, operands) = match run::of_one_machine(&args.paths) {
@@ -16,29 +17,26 @@ pub(crate) fn run(args: &LsArgs, choice: Choice) -> Exit {
         Err(why) => return run::usage(&why),
     };
     let mut output = Output::new(&run::quiet(&args.output));
-    let peer = match run::connect(host.as_ref(), &args.remote) {
-        Ok(peer) => peer,
-        Err(failure) => {
-            output.fatal(&failure, Exit::Start);
-            return output.finish();
-        }
-    };
+    let peer = run::peer(host.as_ref(), &args.remote, &operands);
     let question = Question::List { recursive: args.recursive };
-    let make: run::MakeClient = Box::new(move |around| {
+    let make: run::MakeClient = Arc::new(move |around| {
+        let operands = operands.clone();
         inspect::client(around.stream, around.opening, question, operands, around.progress, around.reporter)
     });
     let (long, json) = (args.long, args.output.json);
-    run::client(choice, peer, make, &mut output, move |report, output| match report {
-        Report::Listed { path, attributes, link } => {
-            if json {
-                output.stdout(&object(&path, &attributes, &link));
-            } else {
-                output.stdout(&line(&path, &attributes, &link, long));
+    let ended =
+        run::client(choice, &peer, &run::Work::question(make), &mut output, move |report, output| match report {
+            Report::Listed { path, attributes, link } => {
+                if json {
+                    output.stdout(&object(&path, &attributes, &link));
+                } else {
+                    output.stdout(&line(&path, &attributes, &link, long));
+                }
+                None
             }
-            None
-        }
-        other => Some(other),
-    })
+            other => Some(other),
+        });
+    ended.or_absent(&mut output)
 }
 
 fn line(path: &[u8], attributes: &Attributes, link: &[u8], long: bool) -> String {

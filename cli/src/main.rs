@@ -4,16 +4,19 @@
 
 mod args;
 mod backend;
+mod bcmr;
 mod copy;
 mod demo;
 mod exit;
 mod hash;
+mod links;
 mod list;
 mod operand;
 mod output;
 mod remote;
 mod run;
 mod serve;
+mod sftp;
 mod signals;
 
 use args::{Command, Haul};
@@ -21,6 +24,9 @@ use exit::Exit;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if bcmr::is_name(std::env::args_os().next().as_deref()) {
+        return bcmr::run();
+    }
     let haul = match args::parse() {
         Ok(haul) => haul,
         Err(exit) => return exit.into(),

@@ -3,7 +3,7 @@
 use crate::args::OutputArgs;
 use crate::exit::{self, Exit};
 use haul_engine::session::Failure;
-use haul_engine::session::report::{Progress, Report};
+use haul_engine::session::report::{Direction, Progress, Report};
 use haul_engine::wire::display::Printable;
 use haul_engine::wire::frame::{ErrorCode, Hash};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -60,9 +60,8 @@ pub(crate) struct Output {
     samples: VecDeque<(Instant, u64)>,
     files: u64,
     bytes: u64,
-    /// Files that were there already, and files nobody hashed.
+    /// Files that were there already.
     unchanged: u64,
-    unhashed: u64,
     /// Bytes that travelled, and bytes that need not: they are no speed.
     moved: u64,
     resumed: u64,
@@ -73,6 +72,8 @@ pub(crate) struct Output {
     vanished: u64,
     exit: Exit,
     hashes: Vec<(Vec<u8>, Hash)>,
+    /// Files that something else than haul has carried.
+    unverified: u64,
     backend: String,
 }
 
@@ -86,7 +87,6 @@ impl Output {
             files: 0,
             bytes: 0,
             unchanged: 0,
-            unhashed: 0,
             moved: 0,
             resumed: 0,
             directories: 0,
@@ -96,14 +96,16 @@ impl Output {
             vanished: 0,
             exit: Exit::Success,
             hashes: Vec::new(),
+            unverified: 0,
             backend: String::new(),
         }
     }
 
     /// Says which backend was chosen, and why, if asked to.
     pub(crate) fn backend(&mut self, name: &str, notes: &[String]) {
-        self.backend = name.to_string();
-        if self.args.verbose && !self.args.json {
+        // A second connection says the same again.
+        let news = std::mem::replace(&mut self.backend, name.to_string()) != name;
+        if news && self.args.verbose && !self.args.json {
             self.note(&format!("backend {name}"));
             notes.iter().for_each(|note| self.note(note));
         }
@@ -139,14 +141,11 @@ impl Output {
     pub(crate) fn report(&mut self, report: Report) {
         match report {
             Report::Copied { source, target, size, hash, direction } => {
-                self.files += 1;
-                self.bytes += size;
-                let direction = format!("{direction:?}").to_lowercase();
-                self.file((source, target), (size, hash), &direction);
+                self.copied(&source, target, size, hash, direction);
             }
             Report::Unchanged { source, target, size, hash } => {
                 self.unchanged += 1;
-                self.file((source, target), (size, hash), "unchanged");
+                self.file((&source, target), (size, hash), "unchanged");
             }
             Report::Stats(text) => {
                 if self.args.verbose || self.args.stats {
@@ -173,23 +172,46 @@ impl Output {
                 }
                 self.json("notice", json!({"text": text}));
             }
+            Report::Peer(peer) => {
+                if self.args.verbose && !self.args.json {
+                    self.note(&format!("{peer} answers"));
+                }
+            }
             Report::Listed { .. } | Report::Hashed { .. } | Report::Resumable { .. } => {}
+            // What these two mean is decided where the connection was made.
+            Report::Absent | Report::Redial { .. } => {}
         }
     }
 
+    /// A file is complete under its final name. Without a hash nobody has compared what arrived with what was sent.
+    pub(crate) fn copied(
+        &mut self,
+        source: &[u8],
+        target: Vec<u8>,
+        size: u64,
+        hash: Option<Hash>,
+        direction: Direction,
+    ) {
+        self.files += 1;
+        self.bytes += size;
+        self.file((source, target), (size, hash), &format!("{direction:?}").to_lowercase());
+    }
+
     /// A file is where it shall be.
-    fn file(&mut self, (source, target): (Vec<u8>, Vec<u8>), (size, hash): (u64, Option<Hash>), direction: &str) {
-        let hash_text = hash.as_ref().map(hex);
+    fn file(&mut self, (source, target): (&[u8], Vec<u8>), (size, hash): (u64, Option<Hash>), direction: &str) {
+        self.unverified += u64::from(hash.is_none());
+        let hex = hash.as_ref().map(hex);
         if self.args.verbose && !self.args.json {
-            let line = format!("{:<64}  {}", hash_text.as_deref().unwrap_or("not hashed"), Printable(&target));
+            let line = format!("{}  {}", hex.as_deref().unwrap_or("(not verified)"), Printable(&target));
             self.print(|| eprintln!("{line}"));
         }
-        let mut fields = json!({"bytes": size, "blake3": hash_text, "direction": direction});
-        put_name(&mut fields, "source", &source);
+        let mut fields = json!({"bytes": size, "blake3": hex, "verified": hash.is_some(), "direction": direction});
+        put_name(&mut fields, "source", source);
         put_name(&mut fields, "target", &target);
         self.json("file", fields);
-        self.unhashed += u64::from(hash.is_none());
-        if let Some(hash) = hash.filter(|_| self.hashes.len() <= SUMMARY_HASHES) {
+        if let Some(hash) = hash
+            && self.hashes.len() <= SUMMARY_HASHES
+        {
             self.hashes.push((target, hash));
         }
     }
@@ -317,10 +339,7 @@ impl Output {
         if self.unchanged > 0 {
             line += &format!(", {} already there", count(self.unchanged, "file", "files"));
         }
-        line += match self.unhashed {
-            0 => ", every file verified",
-            _ => ", not verified: --fast",
-        };
+        line += if self.unverified == 0 { ", every file verified" } else { ", not verified by haul" };
         for (why, number) in &self.skipped {
             line += &format!("; left out {}", count(*number, why, &format!("{why}s")));
         }
@@ -332,7 +351,8 @@ impl Output {
 
     fn summary(&self) {
         let seconds = self.started.elapsed().as_secs_f64();
-        let hashes = (self.hashes.len() <= SUMMARY_HASHES).then(|| {
+        let verified = self.unverified == 0;
+        let hashes = (verified && self.hashes.len() <= SUMMARY_HASHES).then(|| {
             let entry = |(target, hash): &(Vec<u8>, Hash)| {
                 let mut fields = json!({"blake3": hex(hash)});
                 put_name(&mut fields, "target", target);
@@ -350,12 +370,12 @@ impl Output {
                 "bytes": self.bytes,
                 "unchanged": self.unchanged,
                 "resumed_bytes": self.resumed,
-                "verified": self.unhashed == 0 && self.errors == 0,
                 "skipped": self.skipped.values().sum::<u64>(),
                 "errors": self.errors,
                 "seconds": seconds,
                 "bytes_per_second": self.moved as f64 / seconds.max(1e-9),
                 "backend": self.backend,
+                "verified": verified,
                 "hashes": hashes,
             }),
         );
@@ -409,6 +429,10 @@ fn hint(failure: &Failure) -> Option<&'static str> {
                 Some("use -r to copy directories")
             } else if reason.contains("it is not installed there") {
                 Some("copy this program to a directory on the PATH there, or name it with --remote-path")
+            } else if reason.contains("the program there cannot be run") {
+                Some(
+                    "copy a haul built for that machine to a directory on the PATH there that programs may be run from",
+                )
             } else {
                 None
             }

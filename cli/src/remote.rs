@@ -1,10 +1,14 @@
-//! The other machine: a host name that is safe to hand to ssh, and the ssh process that starts haul there.
+//! The other machine: a host name that is safe to hand to ssh, and the ssh process that starts whoever can answer there.
 
 use crate::args::RemoteArgs;
+use haul_engine::limits::{LOGIN_TIMEOUT, SECOND};
 use haul_engine::session::Failure;
+use haul_engine::session::client::{Opening, Patience};
+use haul_engine::session::plan::Operand;
 use std::ffi::OsString;
 use std::fmt;
 use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 /// `[user@]host[:port]`, checked.
@@ -45,50 +49,153 @@ impl fmt::Display for Host {
     }
 }
 
-/// The script that finds haul and starts it. It prints a line first, by which the client knows where the output of the
-/// login shell ends, or that line with ` none` behind it. It is a constant: the line and the program come as arguments.
-const START: &str = "PATH=\"$PATH:$HOME/.local/bin:$HOME/.cargo/bin:/usr/local/bin\"; \
-    if command -v \"$1\" >/dev/null 2>&1; then echo \"$0\"; exec \"$1\" serve --root /; \
-    else echo \"$0 none\"; exit 127; fi";
+/// The script that finds who can answer, says so in one line by which the client knows where the output of the login shell
+/// ends, and starts it. It is a constant: `$0` is the nonce of that line, `$1` the program, `$2` the root for a bcmr. No
+/// quote, no newline and no `!` stands in it, so that every login shell hands it on as it is. Asking the program for its
+/// version costs 2 ms and finds what is not for this machine, may not be run, or is something else. What a bcmr says on
+/// stderr stands in its answers too, there without dumps of the data it was sent. Without
+/// SSH_ORIGINAL_COMMAND a haul that a forced command has evaluated this script for does not print a start line of its own.
+const START: &str = "PATH=\"$PATH:$HOME/.local/bin:$HOME/.cargo/bin:/usr/local/bin\"; unset SSH_ORIGINAL_COMMAND; \
+    set -f; n=$0; p=$1; r=$2; for c in \"$p\" bcmr; do v=$(\"$c\" --version 2>/dev/null </dev/null); case $v in \
+    \"haul \"*) set -- $v; echo \"$n haul $2\"; exec \"$c\" serve --root /;; \
+    \"bcmr \"*) set -- $v; echo \"$n bcmr $2\"; exec \"$c\" serve ${r:+--root \"$r\"} 2>/dev/null;; esac; done; \
+    if command -v \"$p\" >/dev/null 2>&1; then echo \"$n unusable\"; else echo \"$n none\"; fi; exit 127";
 
-/// A line no login shell prints by chance: 16 random bytes in hex.
-pub(crate) fn start_line() -> String {
+/// What stands before the 32 hex digits of a nonce.
+const NONCE: &str = "haul-";
+
+/// Text that no login shell prints by chance: 16 random bytes in hex.
+fn nonce() -> String {
     let mut random = [0; 16];
     // Only uniqueness within one connection matters; a failure leaves zeros, which are as good.
     let _ = getrandom::fill(&mut random);
-    random.iter().fold(String::from("haul-"), |line, byte| format!("{line}{byte:02x}"))
+    random.iter().fold(String::from(NONCE), |line, byte| format!("{line}{byte:02x}"))
 }
 
-/// Starts haul on `host`: its stdin and stdout are the stream, its stderr is ours.
-pub(crate) fn spawn(host: &Host, args: &RemoteArgs, start_line: &str) -> Result<Child, Failure> {
-    let shell = args.rsh.as_deref().unwrap_or("ssh");
-    let unusable = |why| Failure::rule(shell.as_bytes(), "cannot be the remote shell", why);
-    let mut words = split_words(shell).map_err(unusable)?.into_iter();
-    let program = words.next().ok_or_else(|| unusable("it is empty"))?;
-    let mut command = Command::new(&program);
-    command.args(words);
-    if let Some(file) = &args.ssh_config {
-        command.arg("-F").arg(file);
+/// The start line that a client waits for whose command sshd has kept for us (SSH_ORIGINAL_COMMAND), because the account
+/// runs this program in its place.
+pub(crate) fn start_line_for(original_command: &[u8]) -> Option<String> {
+    let digits = original_command.windows(NONCE.len()).position(|window| window == NONCE.as_bytes())? + NONCE.len();
+    let digits = original_command.get(digits..digits + 32)?;
+    let hex = digits.iter().all(|digit| digit.is_ascii_digit() || (b'a'..=b'f').contains(digit));
+    hex.then(|| format!("{NONCE}{} haul {}", String::from_utf8_lossy(digits), env!("CARGO_PKG_VERSION")))
+}
+
+/// Where the remote operands of a command begin.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Begin {
+    /// In the login directory, all of them.
+    Login,
+    /// In `/`, all of them.
+    Root,
+    Both,
+}
+
+/// How the other machine is reached, as often as it must be.
+#[derive(Clone, Debug)]
+pub(crate) struct Dial {
+    pub(crate) host: Host,
+    args: RemoteArgs,
+    begin: Begin,
+    /// Several connections are wanted: each must be one.
+    independent: bool,
+}
+
+impl Dial {
+    /// For a command with these remote operands.
+    pub(crate) fn new<'a>(host: &Host, args: &RemoteArgs, operands: impl IntoIterator<Item = &'a Operand>) -> Dial {
+        let (absolute, relative): (Vec<bool>, Vec<bool>) =
+            operands.into_iter().map(|operand| operand.path.is_absolute()).partition(|&absolute| absolute);
+        let begin = match (absolute.is_empty(), relative.is_empty()) {
+            (true, _) => Begin::Login,
+            (false, true) => Begin::Root,
+            (false, false) => Begin::Both,
+        };
+        Dial { host: host.clone(), args: args.clone(), begin, independent: false }
     }
-    if let Some(file) = &args.identity {
-        command.arg("-i").arg(file);
+
+    /// Each connection a login of its own, whatever ssh is configured to share.
+    pub(crate) fn independent(mut self) -> Dial {
+        self.independent = true;
+        self
     }
-    if let Some(jump) = &args.jump {
-        command.arg("-J").arg(jump);
+
+    /// Starts whoever can answer there: its stdin and stdout are the stream, its stderr is ours. After a Redial with the
+    /// version that the report named.
+    pub(crate) fn start(&self, redialled: Option<u8>) -> Result<(Child, Opening), Failure> {
+        let nonce = nonce();
+        // A bcmr takes relative paths from the login directory only where it serves just that.
+        let root = if self.begin == Begin::Root { "/" } else { "" };
+        let script = format!("exec sh -c {} {nonce} {} {}", quote(START), quote(&self.args.remote_path), quote(root));
+        let child = self.spawn(false, &script)?;
+        let mixed = "it takes absolute paths or relative ones, not both in one run";
+        let opening = Opening {
+            redialled,
+            refuse_base: (self.begin == Begin::Both).then_some(mixed),
+            patience: patience(),
+            ..Opening::full(Some(nonce.into_bytes()))
+        };
+        Ok((child, opening))
     }
-    for option in &args.ssh_option {
-        command.arg("-o").arg(option);
+
+    /// Starts the SFTP server there, which does without any program of ours. `None` with a remote shell of the user's: it
+    /// need not know what a subsystem is.
+    pub(crate) fn sftp(&self) -> Option<Result<Child, Failure>> {
+        self.args.rsh.is_none().then(|| self.spawn(true, "sftp"))
     }
-    if let Some(port) = args.port.or(host.port) {
-        command.arg("-p").arg(port.to_string());
+
+    fn spawn(&self, subsystem: bool, remote: &str) -> Result<Child, Failure> {
+        let args = &self.args;
+        let shell = args.rsh.as_deref().unwrap_or("ssh");
+        let unusable = |why| Failure::rule(shell.as_bytes(), "cannot be the remote shell", why);
+        let mut words = split_words(shell).map_err(unusable)?.into_iter();
+        let program = words.next().ok_or_else(|| unusable("it is empty"))?;
+        let mut command = Command::new(&program);
+        command.args(words);
+        if let Some(file) = &args.ssh_config {
+            command.arg("-F").arg(file);
+        }
+        if let Some(file) = &args.identity {
+            command.arg("-i").arg(file);
+        }
+        if let Some(jump) = &args.jump {
+            command.arg("-J").arg(jump);
+        }
+        for option in &args.ssh_option {
+            command.arg("-o").arg(option);
+        }
+        // Behind what the user says, which comes first and wins.
+        if self.independent && Path::new(&program).file_name().is_some_and(|name| name == "ssh") {
+            command.args(["-o", "ControlMaster=no", "-o", "ControlPath=none"]);
+        }
+        if let Some(port) = args.port.or(self.host.port) {
+            command.arg("-p").arg(port.to_string());
+        }
+        if let Some(user) = &self.host.user {
+            command.arg("-l").arg(OsString::from_vec(user.clone()));
+        }
+        if subsystem {
+            command.arg("-s");
+        }
+        command.arg("--").arg(OsString::from_vec(self.host.name.clone())).arg(remote);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.spawn().map_err(|error| Failure::here(program.as_bytes(), "cannot start", error.into()))
     }
-    if let Some(user) = &host.user {
-        command.arg("-l").arg(OsString::from_vec(user.clone()));
+}
+
+/// How long to wait for the other end: a person may have to type a password first.
+pub(crate) fn patience() -> Patience {
+    let mut patience = Patience::default();
+    if std::fs::File::open("/dev/tty").is_ok() {
+        patience.login = LOGIN_TIMEOUT;
     }
-    command.arg("--").arg(OsString::from_vec(host.name.clone()));
-    command.arg(format!("exec sh -c {} {start_line} {}", quote(START), quote(&args.remote_path)));
-    command.stdin(Stdio::piped()).stdout(Stdio::piped());
-    command.spawn().map_err(|error| Failure::here(program.as_bytes(), "cannot start", error.into()))
+    // For tests, see limits.rs.
+    let set = std::env::var("HAUL_START_TIMEOUTS_MS").unwrap_or_default();
+    let mut set = set.split(',').filter_map(|number| number.parse::<u64>().ok()).map(|ms| ms * (SECOND / 1000));
+    for field in [&mut patience.silence, &mut patience.login, &mut patience.handshake] {
+        *field = set.next().unwrap_or(*field);
+    }
+    patience
 }
 
 /// Quotes a word for any Bourne-like shell.
@@ -124,6 +231,7 @@ fn split_words(text: &str) -> Result<Vec<String>, &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use haul_engine::wire::path::RequestPath;
 
     #[test]
     fn the_remote_shell_is_split_as_a_shell_would() {
@@ -137,6 +245,39 @@ mod tests {
             assert_eq!(split_words(text).unwrap(), words, "{text}");
         }
         assert!(split_words("ssh 'x").is_err());
+    }
+
+    #[test]
+    fn the_start_script_can_be_quoted_for_every_login_shell() {
+        assert!(!START.contains(['\'', '\n', '!']), "{START}");
+    }
+
+    #[test]
+    fn a_start_line_is_printed_only_for_a_nonce() {
+        let nonce = nonce();
+        let version = env!("CARGO_PKG_VERSION");
+        let command = format!("exec sh -c {} {nonce} 'haul' '/'", quote(START));
+        assert_eq!(start_line_for(command.as_bytes()), Some(format!("{nonce} haul {version}")));
+        for text in ["", "bcmr serve", "haul-", "haul serve haul-00", "haul-0000000000000000000000000000000G"] {
+            assert_eq!(start_line_for(text.as_bytes()), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn where_the_operands_begin_decides_what_a_bcmr_serves() {
+        let host = Host::parse(b"far", None).unwrap();
+        let table = [(&["a", "b/c", ""][..], Begin::Login), (&["/a", "/"], Begin::Root), (&["/a", "b"], Begin::Both)];
+        for (paths, begin) in table {
+            let operands: Vec<Operand> = paths
+                .iter()
+                .map(|path| Operand {
+                    path: RequestPath::parse(path.as_bytes()).unwrap(),
+                    shown: path.as_bytes().to_vec(),
+                    contents: false,
+                })
+                .collect();
+            assert_eq!(Dial::new(&host, &RemoteArgs::default(), &operands).begin, begin, "{paths:?}");
+        }
     }
 
     #[test]

@@ -1,11 +1,17 @@
 //! Runs a client session on a worker thread while this thread shows what happens.
+//!
+//! ```text
+//! dial -> session -Report::Redial-> dial once more with the other version -> session -> exit code
+//!                 -Report::Absent-> nobody there: the caller's business
+//! ```
 
 use crate::args::{Choice, OutputArgs, RemoteArgs};
 use crate::backend::{self, AnyBackend};
 use crate::exit::{self, Exit};
+use crate::links;
 use crate::operand::Parsed;
 use crate::output::Output;
-use crate::remote::{self, Host};
+use crate::remote::{Dial, Host};
 use crate::signals;
 use haul_engine::backend::{Backend as _, DirId, StreamId};
 use haul_engine::block::Pool;
@@ -13,24 +19,30 @@ use haul_engine::block::Pool;
 use haul_engine::limits::PIPE_BYTES;
 use haul_engine::limits::{POOL_LARGE_BLOCKS, POOL_SMALL_BLOCKS};
 use haul_engine::offload::Root;
+use haul_engine::queue::Queue;
 use haul_engine::session::Failure;
 use haul_engine::session::client::{Client, Opening};
-use haul_engine::session::plan::Operand;
-use haul_engine::session::report::{Progress, Report, Reporter, SharedProgress};
+use haul_engine::session::plan::{Operand, Options};
+use haul_engine::session::report::{Direction, Progress, Report, Reporter, SharedProgress};
 use haul_engine::session::server::Server;
+use haul_engine::wire::frame::Caps;
 use haul_engine::worker::Worker;
+use rustix::process::{Pid, Signal};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::process::Child;
+use std::process::{Child, ExitStatus};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How often the progress line moves.
 const TICK: Duration = Duration::from_millis(100);
 /// How long the remote shell has to end once its streams are closed.
 const SHELL_END: Duration = Duration::from_secs(3);
+/// How long it has once it was told to: it may have to give the terminal its echo back.
+const SHELL_TERMINATION: Duration = Duration::from_millis(300);
 /// How long a run that was told to stop may clean up.
 const CLEAN_UP: Duration = Duration::from_millis(300);
 
@@ -42,26 +54,73 @@ pub(crate) struct Surroundings {
     pub(crate) opening: Opening,
     pub(crate) progress: SharedProgress,
     pub(crate) reporter: Reporter,
+    /// The files of the run, which all its connections share.
+    pub(crate) queue: Queue,
 }
 
-/// Makes the client once its surroundings are there.
-pub(crate) type MakeClient = Box<dyn FnOnce(Surroundings) -> Client + Send>;
+/// Makes the client once its surroundings are there; again for a second connection.
+pub(crate) type MakeClient = Arc<dyn Fn(Surroundings) -> Client + Send + Sync>;
+
+/// What is to be done at the other end.
+pub(crate) struct Work {
+    /// Makes the client of the first connection.
+    pub(crate) make: MakeClient,
+    /// Capabilities asked for.
+    pub(crate) caps: Caps,
+    /// Which way the files go, and how they are copied.
+    pub(crate) files: (Direction, Options),
+    /// Connections, the first included.
+    pub(crate) links: u16,
+}
+
+impl Work {
+    /// A question that moves no file.
+    pub(crate) fn question(make: MakeClient) -> Work {
+        Work { make, caps: Caps::NONE, files: (Direction::Down, Options::default()), links: 1 }
+    }
+}
 
 /// The other end.
 pub(crate) enum Peer {
-    /// A haul started through ssh.
-    Remote { child: Child, opening: Opening },
+    /// Whoever answers through ssh.
+    Remote(Box<Dial>),
     /// A server in this process.
     Here,
 }
 
-/// Connects to the other end. From here on a signal finds somebody who listens.
-pub(crate) fn connect(host: Option<&Host>, args: &RemoteArgs) -> Result<Peer, Failure> {
+/// The other end for a command with these operands on it. From here on a signal finds somebody who listens.
+pub(crate) fn peer<'a>(
+    host: Option<&Host>,
+    args: &RemoteArgs,
+    operands: impl IntoIterator<Item = &'a Operand>,
+) -> Peer {
     signals::install();
-    let Some(host) = host else { return Ok(Peer::Here) };
-    let line = remote::start_line();
-    let child = remote::spawn(host, args, &line)?;
-    Ok(Peer::Remote { child, opening: Opening::full(Some(line.into_bytes())) })
+    host.map_or(Peer::Here, |host| Peer::Remote(Box::new(Dial::new(host, args, operands))))
+}
+
+/// How a client ended.
+pub(crate) enum Ended {
+    /// The process ends with this code; everything has been said.
+    Exit(Exit),
+    /// There is nobody at the other end who could answer. Nothing has been said.
+    Absent,
+}
+
+impl Ended {
+    /// For commands that cannot do without somebody at the other end.
+    pub(crate) fn or_absent(self, output: &mut Output) -> Exit {
+        match self {
+            Ended::Exit(exit) => exit,
+            Ended::Absent => absent(output, ""),
+        }
+    }
+}
+
+/// Says that nobody is there, and the end.
+pub(crate) fn absent(output: &mut Output, more: &str) -> Exit {
+    let why = format!("it is not installed there{more}");
+    output.fatal(&Failure::connection("cannot start haul on the remote side", why), Exit::Start);
+    output.finish()
 }
 
 /// The working directory, as the root of local operands.
@@ -69,7 +128,7 @@ pub(crate) fn working_directory() -> io::Result<OwnedFd> {
     std::fs::File::open(".").map(OwnedFd::from)
 }
 
-enum News {
+pub(crate) enum News {
     Backend(&'static str, Vec<String>),
     Report(Box<Report>),
     Broken(String),
@@ -80,29 +139,60 @@ enum News {
 /// Runs one client to its end. `extra` sees every report first and may take it.
 pub(crate) fn client(
     choice: Choice,
-    peer: Peer,
-    make: MakeClient,
+    peer: &Peer,
+    work: &Work,
     output: &mut Output,
     mut extra: impl FnMut(Report, &mut Output) -> Option<Report>,
-) -> Exit {
-    let (mut child, opening, stream, server) = match open(peer) {
+) -> Ended {
+    let mut redialled = None;
+    loop {
+        match attempt(choice, peer, redialled, work, output, &mut extra) {
+            Attempt::Ended(ended) => return ended,
+            Attempt::Redial(version) => redialled = Some(version),
+        }
+    }
+}
+
+enum Attempt {
+    Ended(Ended),
+    /// The other end may answer on a new connection, to this version.
+    Redial(u8),
+}
+
+/// Runs one client on one connection.
+fn attempt(
+    choice: Choice,
+    peer: &Peer,
+    redialled: Option<u8>,
+    work: &Work,
+    output: &mut Output,
+    extra: &mut impl FnMut(Report, &mut Output) -> Option<Report>,
+) -> Attempt {
+    let (mut child, opening, stream, server) = match open(peer, redialled) {
         Ok(opened) => opened,
-        Err(why) => {
-            output.fatal(&Failure::connection("cannot start", why), Exit::Start);
-            return output.finish();
+        Err(failure) => {
+            output.fatal(&failure, Exit::Start);
+            return Attempt::Ended(Ended::Exit(output.finish()));
         }
     };
     let progress = Arc::new(Progress::default());
+    let queue = Queue::new(work.files.0, work.files.1);
     let (sender, news) = sync_channel(1024);
-    let threads = [
-        Some(spawn_client(choice, opening, stream, make, progress.clone(), sender)),
-        server.map(|stream| std::thread::spawn(move || serve_here(choice, stream))),
-    ];
-    let mut fatal = None;
+    let opening = opening.with_caps(work.caps);
+    let lead = Link { choice, opening, progress: progress.clone(), queue: queue.clone(), sender: sender.clone() };
+    let mut threads = vec![lead.spawn(stream, work.make.clone())];
+    threads.extend(server.map(|stream| std::thread::spawn(move || serve_here(choice, stream))));
+    if let (Peer::Remote(dial), 2..) = (peer, work.links) {
+        let more = links::More { dial: dial.clone(), caps: work.caps, choice, progress: progress.clone(), queue };
+        threads.push(more.spawn(work.links - 1, sender.clone()));
+    }
+    // Those who may still say something have one of their own: when they have gone, everything is said.
+    drop(sender);
+    let mut last = None;
     let stopped = show(&news, &progress, output, &mut |report, output| match report {
-        Report::Fatal(failure) => {
-            // Told once it is known how ssh ended, which may be the reason.
-            fatal = Some(failure);
+        // Told once it is known how ssh ended, which may be the reason.
+        report @ (Report::Fatal(_) | Report::Absent | Report::Redial { .. }) => {
+            last = Some(report);
             None
         }
         report => extra(report, output),
@@ -110,33 +200,38 @@ pub(crate) fn client(
     if stopped {
         output.interrupted(&progress);
         let until = Instant::now() + CLEAN_UP;
-        while Instant::now() < until && !threads.iter().flatten().all(std::thread::JoinHandle::is_finished) {
+        while Instant::now() < until && !threads.iter().all(JoinHandle::is_finished) {
             std::thread::sleep(Duration::from_millis(5));
         }
         if let Some(child) = &mut child {
-            let _ = child.kill();
+            end_shell(child, Duration::ZERO);
         }
         std::process::exit(Exit::Interrupted as i32);
     }
-    for thread in threads.into_iter().flatten() {
+    for thread in threads {
         let _ = thread.join();
     }
     output.count(&progress);
-    let shell = child.and_then(|mut child| end_shell(&mut child));
-    if let Some(failure) = fatal {
-        let connected = progress.connected.load(std::sync::atomic::Ordering::Relaxed) > 0;
-        match shell {
-            // A terminal's Ctrl-C reaches ssh too, and its end may be seen before the signal.
-            _ if signals::stopped() => {
-                output.interrupted(&progress);
-                return Exit::Interrupted;
-            }
-            // ssh has said on stderr what is wrong.
-            Some(255) if !connected => output.fatal(&Failure::connection("ssh failed", ""), Exit::Ssh),
-            _ => output.fatal(&failure, exit::of_fatal(&failure)),
+    // Who has not answered for so long does not end by itself either.
+    let late = matches!(&last, Some(Report::Fatal(failure)) if exit::of_fatal(failure) == Exit::ConnectTimeout);
+    let shell = child.and_then(|mut child| end_shell(&mut child, if late { Duration::ZERO } else { SHELL_END }));
+    let connected = progress.connected.load(std::sync::atomic::Ordering::Relaxed) > 0;
+    match last {
+        // A terminal's Ctrl-C reaches ssh too, and its end may be seen before the signal.
+        Some(_) if signals::stopped() => {
+            output.interrupted(&progress);
+            return Attempt::Ended(Ended::Exit(Exit::Interrupted));
         }
+        // ssh has said on stderr what is wrong.
+        Some(_) if shell == Some(255) && !connected => {
+            output.fatal(&Failure::connection("ssh failed", ""), Exit::Ssh);
+        }
+        Some(Report::Redial { version }) => return Attempt::Redial(version),
+        Some(Report::Absent) => return Attempt::Ended(Ended::Absent),
+        Some(Report::Fatal(failure)) => output.fatal(&failure, exit::of_fatal(&failure)),
+        _ => {}
     }
-    output.finish()
+    Attempt::Ended(Ended::Exit(output.finish()))
 }
 
 /// Asks for a large pipe: each hand-over between two processes then moves more. What is not a pipe, or too much for the
@@ -148,32 +243,43 @@ pub(crate) fn widen(end: &impl AsFd) {
     let _ = end;
 }
 
-/// Waits for the remote shell to end by itself, which it does when its streams are closed; not for ever.
-fn end_shell(child: &mut Child) -> Option<i32> {
-    let until = Instant::now() + SHELL_END;
-    while Instant::now() < until {
+/// Waits for the remote shell to end by itself, which it does when its streams are closed; not for longer than `patience`.
+pub(crate) fn end_shell(child: &mut Child, patience: Duration) -> Option<i32> {
+    if let Some(status) = ended_within(child, patience) {
+        return status.code();
+    }
+    let _ = rustix::process::kill_process(Pid::from_child(child), Signal::TERM);
+    if ended_within(child, SHELL_TERMINATION).is_none() {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    None
+}
+
+pub(crate) fn ended_within(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
+    let until = Instant::now() + patience;
+    loop {
         match child.try_wait() {
-            Ok(None) => std::thread::sleep(Duration::from_millis(2)),
-            Ok(Some(status)) => return status.code(),
+            Ok(None) if Instant::now() < until => std::thread::sleep(Duration::from_millis(2)),
+            Ok(status) => return status,
             Err(_) => return None,
         }
     }
-    let _ = child.kill();
-    let _ = child.wait();
-    None
 }
 
 type Opened = (Option<Child>, Opening, (OwnedFd, Option<OwnedFd>), Option<UnixStream>);
 
-fn open(peer: Peer) -> Result<Opened, String> {
+fn open(peer: &Peer, redialled: Option<u8>) -> Result<Opened, Failure> {
     match peer {
         Peer::Here => {
-            let (ours, theirs) = UnixStream::pair().map_err(|error| crate::output::reason(&error))?;
+            let failed = |error: io::Error| Failure::connection("cannot start", crate::output::reason(&error));
+            let (ours, theirs) = UnixStream::pair().map_err(failed)?;
             Ok((None, Opening::full(None), (ours.into(), None), Some(theirs)))
         }
-        Peer::Remote { mut child, opening } => {
+        Peer::Remote(dial) => {
+            let (mut child, opening) = dial.start(redialled)?;
             let (Some(stdout), Some(stdin)) = (child.stdout.take(), child.stdin.take()) else {
-                return Err("the remote shell has no pipes".to_string());
+                return Err(Failure::connection("cannot start", "the remote shell has no pipes"));
             };
             widen(&stdout);
             widen(&stdin);
@@ -182,33 +288,41 @@ fn open(peer: Peer) -> Result<Opened, String> {
     }
 }
 
-fn spawn_client(
-    choice: Choice,
-    opening: Opening,
-    (read, write): (OwnedFd, Option<OwnedFd>),
-    make: MakeClient,
-    progress: SharedProgress,
-    sender: SyncSender<News>,
-) -> std::thread::JoinHandle<()> {
-    std::thread::spawn(move || {
-        let run = || -> Result<(), String> {
-            let mut worker = worker(choice, Some(&sender))?;
-            let (local, stream) = attach(&mut worker, read, write)?;
-            let reports = sender.clone();
-            // When nobody listens any more the process is about to end.
-            let reporter: Reporter = Box::new(move |report| _ = reports.send(News::Report(Box::new(report))));
-            worker.add(Box::new(make(Surroundings { stream, local, opening, progress, reporter })));
-            worker.run(signals::stopped).map_err(|broken| broken.to_string())?;
-            if !worker.is_busy() {
-                let _ = sender.send(News::Ended);
+/// One connection of a run, before it has a thread.
+pub(crate) struct Link {
+    pub(crate) choice: Choice,
+    pub(crate) opening: Opening,
+    pub(crate) progress: SharedProgress,
+    pub(crate) queue: Queue,
+    pub(crate) sender: SyncSender<News>,
+}
+
+impl Link {
+    pub(crate) fn spawn(self, stream: (OwnedFd, Option<OwnedFd>), make: MakeClient) -> JoinHandle<()> {
+        std::thread::spawn(move || {
+            let sender = self.sender.clone();
+            match self.run(stream, &make) {
+                // Whoever was told to stop has not come to its end.
+                Ok(true) => _ = sender.send(News::Ended),
+                Ok(false) => {}
+                Err(why) => _ = sender.send(News::Broken(why)),
             }
-            wind_up(worker);
-            Ok(())
-        };
-        if let Err(why) = run() {
-            let _ = sender.send(News::Broken(why));
-        }
-    })
+        })
+    }
+
+    /// Runs the client on this thread. True when it came to its own end.
+    fn run(self, (read, write): (OwnedFd, Option<OwnedFd>), make: &MakeClient) -> Result<bool, String> {
+        let Link { choice, opening, progress, queue, sender } = self;
+        let mut worker = worker(choice, Some(&sender))?;
+        let (local, stream) = attach(&mut worker, read, write)?;
+        // When nobody listens any more the process is about to end.
+        let reporter: Reporter = Box::new(move |report| _ = sender.send(News::Report(Box::new(report))));
+        worker.add(Box::new(make(Surroundings { stream, local, opening, progress, reporter, queue })));
+        worker.run(signals::stopped).map_err(|broken| broken.to_string())?;
+        let ended = !worker.is_busy();
+        wind_up(worker);
+        Ok(ended)
+    }
 }
 
 /// The server half of a copy within this machine.

@@ -17,6 +17,7 @@ use std::cell::RefCell;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -56,6 +57,7 @@ fn serve(args: &ServeArgs, choice: Choice) -> Result<Exit, (String, Exit)> {
             let (stdin, stdout) = (own(std::io::stdin().as_fd())?, own(std::io::stdout().as_fd())?);
             crate::run::widen(&stdin);
             crate::run::widen(&stdout);
+            say_who_answers();
             let stream = backend.add_stream(stdin, Some(stdout), false).map_err(failed)?;
             close_stdio();
             let mut worker = Worker::new(backend, Pool::new(POOL_SMALL_BLOCKS, blocks));
@@ -120,6 +122,16 @@ fn listen(address: SocketAddr) -> Result<TcpListener, (String, Exit)> {
     let _ = writeln!(stdout, "LISTENING {bound}");
     let _ = stdout.flush();
     Ok(listener)
+}
+
+/// Where sshd runs this program in place of the command that a haul asked for, that command's start line comes from here.
+fn say_who_answers() {
+    let command = std::env::var_os("SSH_ORIGINAL_COMMAND").unwrap_or_default();
+    if let Some(line) = crate::remote::start_line_for(command.as_bytes()) {
+        let mut stdout = std::io::stdout().lock();
+        let _ = writeln!(stdout, "{line}");
+        let _ = stdout.flush();
+    }
 }
 
 /// The stream owns stdin and stdout now: nothing else may read or write there, and its end must be seen by the peer.

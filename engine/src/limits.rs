@@ -70,6 +70,10 @@ pub const BLOCKS_PER_OPERATION: usize = 16;
 pub const HASHING_OPERATIONS: usize = OFFLOAD_THREADS;
 /// Files at least this large are continued where an interrupted transfer stopped; smaller ones are begun again.
 pub const RESUME_BYTES: u64 = 1024 * 1024;
+/// Connections of one run at most.
+pub const MAX_CONNECTIONS: u16 = 64;
+/// Connections that log in at the same time: sshd begins to refuse when 10 have not (MaxStartups 10:30:100).
+pub const LOGINS_AT_A_TIME: usize = 6;
 /// Jobs the queue of a run holds before the walk waits.
 pub const QUEUED_JOBS: usize = 1024;
 /// Files found and not yet reported, at most: results are told in order, and one file may take long.
@@ -169,6 +173,13 @@ pub const MAX_LINKS_FOLLOWED: usize = 40;
 
 /// Nanoseconds a peer has for its part of the handshake.
 pub const HANDSHAKE_TIMEOUT: u64 = 30 * SECOND;
+/// Nanoseconds of silence from a remote shell after which the client greets first: what runs there in place of the start
+/// script waits for that. Only as long as a person does not mind; who logs in more slowly loses one round trip.
+pub const PREAMBLE_SILENCE: u64 = 3 * SECOND;
+/// Nanoseconds a remote shell has to begin where a person may have to type a password first: above the 120 s after which
+/// sshd itself hangs up (LoginGraceTime). Without a terminal it has `HANDSHAKE_TIMEOUT`. Tests of the program set all
+/// three by the variable HAUL_START_TIMEOUTS_MS, which is not for users.
+pub const LOGIN_TIMEOUT: u64 = 150 * SECOND;
 /// Nanoseconds a server has to end the stream once its client has nothing more to ask.
 pub const LEAVE_TIMEOUT: u64 = 5 * SECOND;
 /// Nanoseconds without any progress of a started send after which the peer is cut off.
@@ -190,6 +201,7 @@ const _: () = {
     assert!(READ_WINDOW_BLOCKS <= SESSION_LARGE_BLOCKS);
     assert!(CLIENT_LOAD_AHEAD <= SESSION_SMALL_BLOCKS);
     assert!(MAX_ACTIVE_REQUESTS <= SESSION_SMALL_BLOCKS);
+    assert!(PREAMBLE_SILENCE < HANDSHAKE_TIMEOUT && HANDSHAKE_TIMEOUT <= LOGIN_TIMEOUT);
     assert!(READ_WINDOW_FRAMES * 2 <= SESSION_FRAME_BLOCKS, "a block read and what a codec makes of it");
     assert!(SESSION_FRAME_BLOCKS <= POOL_FRAME_BLOCKS);
     assert!(FILE_RUN_BYTES <= crate::wire::MAX_BLOCK as u64);

@@ -179,7 +179,8 @@ impl Queue {
         wake(state, false);
     }
 
-    pub(crate) fn is_over(&self) -> bool {
+    /// True once no job will come any more.
+    pub fn is_over(&self) -> bool {
         self.state().over
     }
 }

@@ -411,8 +411,11 @@ pub fn play(
     let dir = tempfile::Builder::new().prefix("haul-test-").tempdir().unwrap();
     let fifo = ["in", "out"].map(|name| dir.path().join(name));
     assert!(Command::new("mkfifo").args(&fifo).status().unwrap().success());
-    let script =
-        format!("#!/bin/sh\nexec 3<&0\ncat <&3 >'{0}/in' 3<&- &\nexec cat '{0}/out' 3<&-\n", dir.path().display());
+    let script = format!(
+        "#!/bin/sh\nif [ \"$1\" = --version ]; then echo haul 0; exit; fi\n\
+         exec 3<&0\ncat <&3 >'{0}/in' 3<&- &\nexec cat '{0}/out' 3<&-\n",
+        dir.path().display()
+    );
     let program = dir.path().join("haul");
     processes::script(&program, &script);
     let pipes = Pipes::with_program(backend, &program);

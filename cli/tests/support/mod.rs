@@ -51,11 +51,18 @@ impl Pipes {
 
     /// As `new`, but what the far end finds as `haul` is `program`.
     pub fn with_program(backend: &str, program: &Path) -> Pipes {
+        Pipes::with_programs(backend, &[("haul", program)])
+    }
+
+    /// As `new`, but these names and programs are all that the far end finds.
+    pub fn with_programs(backend: &str, programs: &[(&str, &Path)]) -> Pipes {
         let dir = tempfile::Builder::new().prefix("haul-test-").tempdir().unwrap();
         for name in ["home", "bin"] {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
-        std::os::unix::fs::symlink(program, dir.path().join("bin/haul")).unwrap();
+        for (name, program) in programs {
+            std::os::unix::fs::symlink(program, dir.path().join("bin").join(name)).unwrap();
+        }
         let script = format!(
             "#!/bin/sh\nwhile [ \"$1\" != -- ]; do shift; done\nshift 2\nexport HOME='{0}/home' HAUL_BACKEND={backend}\n\
              PATH='{0}/bin':/usr/bin:/bin\ncd \"$HOME\" || exit 255\necho $$ > '{0}/pid'\nexec sh -c \"$*\"\n",
@@ -99,6 +106,14 @@ pub struct Sshd {
 impl Sshd {
     /// Starts it; `None`, with a line that says so, where there is no sshd. With HAUL_REQUIRE=sshd that is a failure.
     pub fn start(backend: &str) -> Option<Sshd> {
+        let sshd = Sshd::bare(backend, SFTP)?;
+        sshd.install("haul", binary());
+        Some(sshd)
+    }
+
+    /// An sshd on whose machine nothing is installed, with a home of its own and these lines of configuration, in which
+    /// `{d}` stands for its directory.
+    pub fn bare(backend: &str, config: &str) -> Option<Sshd> {
         let program = ["/usr/sbin/sshd", "/usr/local/sbin/sshd"].into_iter().find(|path| Path::new(path).exists());
         let Some(program) = program else {
             let required = std::env::var("HAUL_REQUIRE").is_ok_and(|list| list.split(',').any(|name| name == "sshd"));
@@ -113,14 +128,15 @@ impl Sshd {
                 Command::new("ssh-keygen").args(["-qN", "", "-t", "ed25519", "-f"]).arg(path.join(name)).status();
             assert!(status.unwrap().success());
         }
-        fs::create_dir(path.join("bin")).unwrap();
-        std::os::unix::fs::symlink(binary(), path.join("bin/haul")).unwrap();
+        for name in ["bin", "home"] {
+            fs::create_dir(path.join(name)).unwrap();
+        }
         fs::copy(path.join("user.pub"), path.join("authorized")).unwrap();
         // sshd wants this directory of the system's when it runs as root.
         let _ = fs::create_dir_all("/run/sshd");
         for _ in 0..5 {
             let port = free_port();
-            write_sshd_files(&path, port, backend);
+            write_sshd_files(&path, port, backend, &config.replace("{d}", path.to_str().unwrap()));
             let child = Command::new(program)
                 .args(["-D", "-e", "-f"])
                 .arg(path.join("sshd_config"))
@@ -155,13 +171,21 @@ impl Sshd {
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
+
+    /// Puts a program on the PATH there.
+    pub fn install(&self, name: &str, program: &Path) {
+        std::os::unix::fs::symlink(program, self.dir.path().join("bin").join(name)).unwrap();
+    }
 }
 
-fn write_sshd_files(path: &Path, port: u16, backend: &str) {
+/// The line of configuration that most have.
+pub const SFTP: &str = "Subsystem sftp internal-sftp";
+
+fn write_sshd_files(path: &Path, port: u16, backend: &str, config: &str) {
     let config = format!(
         "Port {port}\nListenAddress 127.0.0.1\nHostKey {0}/host\nAuthorizedKeysFile {0}/authorized\nStrictModes no\n\
          UsePAM no\nPermitRootLogin prohibit-password\nMaxStartups 100:30:200\nPidFile none\n\
-         SetEnv PATH={0}/bin:/usr/bin:/bin HAUL_BACKEND={backend}\nSubsystem sftp internal-sftp\n",
+         SetEnv PATH={0}/bin:/usr/bin:/bin HAUL_BACKEND={backend} HOME={0}/home\n{config}\n",
         path.display()
     );
     fs::write(path.join("sshd_config"), config).unwrap();
@@ -190,8 +214,8 @@ impl Remote for Sshd {
     }
 
     fn home(&self) -> PathBuf {
-        // The real login directory: tests use absolute paths in `dir` instead.
-        self.dir.path().to_path_buf()
+        // HOME is here, but sessions begin in the real login directory: tests use absolute paths.
+        self.dir.path().join("home")
     }
 }
 

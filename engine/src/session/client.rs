@@ -1,27 +1,26 @@
 //! The asking half: requests out in order, answers back in the same order, and a driver that decides what to ask.
 //!
 //! ```text
-//! Preamble -the start line-> Greeting -Welcome-> Working -driver done, all answered-> Leaving -stream ended-> finished
+//! Opening -greeted (opening.rs)-> Working -driver done, all answered-> Leaving -stream ended-> finished
 //! ```
 //! A client always reads while it writes. `Ask`s are prepared ahead (files are opened and loaded), sent one after the
 //! other, and answered one after the other; what an answer needs afterwards (naming a downloaded file) goes on beside.
 
 use super::codec::Policy;
 use super::link::{Incoming, Link};
+use super::opening::Opener;
 use super::report::{Report, Reporter, SharedProgress};
 use super::{Cause, Context, Failure, Flow, Io, Outcome, Quotas, Session, Terms};
 use crate::backend::{Completion, OpKind, StreamId, Time, Token};
-use crate::limits::{
-    CLIENT_LOAD_AHEAD, CLIENT_WINDOW_REQUESTS, HANDSHAKE_TIMEOUT, LEAVE_TIMEOUT, MAX_PREAMBLE_BYTES, OFFLOAD_THREADS,
-};
+use crate::limits::{CLIENT_LOAD_AHEAD, CLIENT_WINDOW_REQUESTS, LEAVE_TIMEOUT, OFFLOAD_THREADS};
 use crate::wire::compress::Codec;
 use crate::wire::decode::Role;
-use crate::wire::display::Printable;
 use crate::wire::frame::{Attributes, Caps, Dialect, Ext, Frame, Hash, ListEntry, TreeEntry};
-use crate::wire::hello::{self, Greeting};
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
+
+pub use super::opening::{Opening, Patience};
 
 /// `Token::transfer` of a driver's own operations.
 const DRIVER: u32 = 1;
@@ -222,12 +221,8 @@ impl Asks {
 }
 
 enum Phase {
-    /// The remote shell prints what it likes until this line comes.
-    Preamble(Vec<u8>),
-    Greeting {
-        deadline: Option<Time>,
-        sent: Greeting,
-    },
+    /// Until both ends know what they speak.
+    Opening(Box<Opener>),
     Working,
     /// Everything is done; the server is given until then to end the stream.
     Leaving {
@@ -235,39 +230,10 @@ enum Phase {
     },
 }
 
-/// How a client begins.
-pub struct Opening {
-    /// The line after which the protocol begins, without its newline; none on streams that carry nothing else. The
-    /// remote shell says the same with ` none` behind it where there is no haul.
-    pub start_line: Option<Vec<u8>>,
-    /// What is asked for in Hello.
-    pub greeting: Greeting,
-}
-
-impl Opening {
-    /// Everything haul can do, in version 1.
-    pub fn full(start_line: Option<Vec<u8>>) -> Opening {
-        Opening { start_line, greeting: Greeting { version: 1, caps: Caps::PUT_OFFSET, ext: Some(Ext::ALL) } }
-    }
-
-    /// The same, asking for these capabilities as well.
-    #[must_use]
-    pub fn with_caps(mut self, caps: Caps) -> Opening {
-        self.greeting.caps = self.greeting.caps.or(caps);
-        self
-    }
-
-    /// The base protocol alone, in this version.
-    pub fn base(version: u8) -> Opening {
-        Opening { start_line: None, greeting: Greeting { version, caps: Caps::PUT_OFFSET, ext: None } }
-    }
-}
-
 /// A client session on one stream.
 pub struct Client {
     link: Link,
     phase: Phase,
-    greeting: Greeting,
     terms: Terms,
     quotas: Quotas,
     progress: SharedProgress,
@@ -275,10 +241,6 @@ pub struct Client {
     reporter: Reporter,
     asks: Asks,
     driver: Box<dyn Driver>,
-    /// The line of the preamble that is not complete yet, and what came before it, for the message.
-    unprinted: Vec<u8>,
-    printed: Vec<u8>,
-    printed_bytes: usize,
 }
 
 impl Client {
@@ -289,15 +251,9 @@ impl Client {
         progress: SharedProgress,
         reporter: Reporter,
     ) -> Client {
-        let greeting = opening.greeting;
-        let phase = match opening.start_line {
-            Some(line) => Phase::Preamble(line),
-            None => Phase::Greeting { deadline: None, sent: greeting },
-        };
         Client {
             link: Link::new(stream, Role::Client),
-            phase,
-            greeting,
+            phase: Phase::Opening(Box::new(Opener::new(opening))),
             terms: Terms { dialect: Dialect::BASE, caps: Caps::NONE },
             quotas: Quotas::new(),
             progress,
@@ -310,9 +266,6 @@ impl Client {
                 last_transfer: DRIVER,
             },
             driver,
-            unprinted: Vec::new(),
-            printed: Vec::new(),
-            printed_bytes: 0,
         }
     }
 
@@ -349,70 +302,18 @@ impl Client {
         Some(act(asked.ask.as_mut(), &mut io))
     }
 
-    /// Skips what a login shell printed, up to the start line.
-    fn skip_preamble(&mut self) -> Result<(), Failure> {
-        while let Phase::Preamble(line) = &self.phase {
-            let Some(input) = self.link.preamble() else { return Ok(()) };
-            let newline = input.iter().position(|&byte| byte == b'\n');
-            let used = newline.map_or(input.len(), |at| at + 1);
-            self.unprinted.extend_from_slice(&input[..used]);
-            self.link.consume_preamble(used);
-            self.printed_bytes += used;
-            if newline.is_none() || self.printed_bytes > MAX_PREAMBLE_BYTES {
-                return if self.printed_bytes > MAX_PREAMBLE_BYTES { Err(self.no_start_line()) } else { Ok(()) };
-            }
-            // Text without a newline may stand before the line.
-            let text = self.unprinted.trim_ascii_end();
-            let missing = [line.as_slice(), b" none"].concat();
-            if text.ends_with(line) {
-                self.phase = Phase::Greeting { deadline: None, sent: self.greeting };
-            } else if text.ends_with(&missing) {
-                return Err(Failure::connection("cannot start haul on the remote side", "it is not installed there"));
-            }
-            if self.printed.len() < 256 {
-                self.printed.extend_from_slice(&self.unprinted);
-            }
-            self.unprinted.clear();
+    /// Finds out who answers, and agrees with them.
+    fn open(&mut self, cx: &mut Context<'_>) -> Result<(), Report> {
+        let Phase::Opening(opener) = &mut self.phase else { return Ok(()) };
+        let Some(terms) = opener.turn(&mut self.link, cx.now)? else { return Ok(()) };
+        if let Some(peer) = opener.peer() {
+            (self.reporter)(Report::Peer(peer));
         }
+        self.terms = terms;
+        self.codec = Policy::new(Codec::agreed(terms.caps), terms.is_adaptive(), OFFLOAD_THREADS);
+        self.phase = Phase::Working;
+        self.progress.connected.store(1, Ordering::Relaxed);
         Ok(())
-    }
-
-    fn no_start_line(&self) -> Failure {
-        let printed = [self.printed.as_slice(), &self.unprinted].concat();
-        let printed = &printed[..printed.len().min(120)];
-        if printed.trim_ascii().is_empty() {
-            return Failure::connection("cannot start haul on the remote side", "the connection closed without a word");
-        }
-        let why = format!("the remote shell printed `{}`", Printable(printed.trim_ascii()));
-        Failure::connection("cannot start haul on the remote side", why)
-    }
-
-    fn greet(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
-        let Phase::Greeting { deadline, sent } = &mut self.phase else { return Ok(()) };
-        let sent = *sent;
-        if deadline.is_none() {
-            *deadline = Some(cx.now.after(HANDSHAKE_TIMEOUT));
-            // Hello always fits.
-            let _ = self.link.frame(&sent.hello());
-        }
-        let late = deadline.is_some_and(|deadline| deadline <= cx.now);
-        match self.link.next().map_err(|error| Failure::connection("handshake", error))? {
-            None if late => Err(Failure::connection("handshake", "the server did not answer in time")),
-            None => Ok(()),
-            Some(Incoming::Frame(Frame::Welcome { version, caps, ext })) => {
-                let agreed = hello::accept(sent, Greeting { version, caps, ext });
-                self.terms = Terms { dialect: agreed.dialect, caps: agreed.caps };
-                self.codec = Policy::new(Codec::agreed(agreed.caps), self.terms.is_adaptive(), OFFLOAD_THREADS);
-                self.link.set_dialect(agreed.dialect);
-                self.phase = Phase::Working;
-                self.progress.connected.store(1, Ordering::Relaxed);
-                Ok(())
-            }
-            Some(Incoming::Frame(Frame::Error { message, .. })) => {
-                Err(Failure::connection("handshake", Printable(&message)))
-            }
-            Some(_) => Err(Failure::connection("handshake", "the server's first frame was not Welcome")),
-        }
     }
 
     /// True when the request whose reply is coming can take more of it.
@@ -515,12 +416,11 @@ impl Client {
         Ok(())
     }
 
-    fn turn(&mut self, cx: &mut Context<'_>) -> Result<Flow, Failure> {
-        if self.link.stall_deadline().is_some_and(|deadline| deadline <= cx.now) {
-            return Err(Failure::connection("connection", "the server has read nothing for a minute"));
+    fn turn(&mut self, cx: &mut Context<'_>) -> Result<Flow, Report> {
+        if self.stall_deadline().is_some_and(|deadline| deadline <= cx.now) {
+            return Err(Failure::connection("connection", "the server has read nothing for a minute").into());
         }
-        self.skip_preamble()?;
-        self.greet(cx)?;
+        self.open(cx)?;
         if let Phase::Working = self.phase {
             self.work(cx)?;
         }
@@ -560,15 +460,17 @@ impl Client {
         (self.reporter)(Report::Stats(text));
     }
 
-    fn lost(&self) -> Failure {
+    fn lost(&self) -> Report {
         match (&self.phase, self.link.failure()) {
-            (Phase::Preamble(_), _) => self.no_start_line(),
-            (Phase::Greeting { .. }, None) => {
-                Failure::connection("handshake", "the server closed the connection without an answer")
-            }
-            (_, Some(errno)) => Failure::connection("connection lost", errno),
-            (_, None) => Failure::connection("connection lost", "the server closed it"),
+            (Phase::Opening(opener), errno) => opener.lost(errno),
+            (_, Some(errno)) => Failure::connection("connection lost", errno).into(),
+            (_, None) => Failure::connection("connection lost", "the server closed it").into(),
         }
+    }
+
+    /// A Hello may lie in the pipe of a remote shell for as long as the login takes.
+    fn stall_deadline(&self) -> Option<Time> {
+        self.link.stall_deadline().filter(|_| !matches!(self.phase, Phase::Opening(_)))
     }
 }
 
@@ -591,8 +493,8 @@ impl Session for Client {
     fn on_turn(&mut self, cx: &mut Context<'_>) -> Flow {
         match self.turn(cx) {
             Ok(flow) => flow,
-            Err(failure) => {
-                (self.reporter)(Report::Fatal(failure));
+            Err(last) => {
+                (self.reporter)(last);
                 self.link.close(cx);
                 Flow::Finished
             }
@@ -600,19 +502,18 @@ impl Session for Client {
     }
 
     fn next_deadline(&self) -> Option<Time> {
-        let phase = match self.phase {
-            Phase::Greeting { deadline, .. } => deadline,
-            Phase::Leaving { deadline } => Some(deadline),
-            Phase::Preamble(_) | Phase::Working => None,
+        let phase = match &self.phase {
+            Phase::Opening(opener) => opener.next_deadline(),
+            Phase::Leaving { deadline } => Some(*deadline),
+            Phase::Working => None,
         };
-        [phase, self.link.stall_deadline()].into_iter().flatten().min()
+        [phase, self.stall_deadline()].into_iter().flatten().min()
     }
 
     fn state_of(&self, token: Token) -> &'static str {
         match (&self.phase, self.asks.all.get(&token.transfer)) {
             (_, Some(asked)) => asked.ask.state(),
-            (Phase::Preamble(_), None) => "client preamble",
-            (Phase::Greeting { .. }, None) => "client greeting",
+            (Phase::Opening(opener), None) => opener.state(),
             (Phase::Working, None) if token.transfer == DRIVER => self.driver.state(),
             (Phase::Working, None) => "client working",
             (Phase::Leaving { .. }, None) => "client leaving",

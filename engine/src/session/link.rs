@@ -194,6 +194,11 @@ impl Link {
         }
     }
 
+    /// Takes the first bytes of a frame that were read as part of the preamble.
+    pub(crate) fn begin_frame(&mut self, head: &[u8; 5]) -> Result<(), DecodeError> {
+        self.decoder.next(head).map(|_| ())
+    }
+
     /// Puts a frame into the outbox.
     pub(crate) fn frame(&mut self, frame: &Frame) -> Result<(), EncodeError> {
         encode::frame(frame, self.dialect, &mut self.outbox)

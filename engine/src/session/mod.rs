@@ -7,7 +7,7 @@
 //! ```text
 //!              link.rs (one stream: frames in and out)
 //!             /                                       \
-//!   server.rs: requests, replies in order       client.rs: requests, answers in order
+//!   server.rs: requests, replies in order       client.rs: requests, answers in order; begins in opening.rs
 //!      | get put chunked list stat hash mkdir tree resume |      | driven by upload.rs, download.rs, inspect.rs
 //!      +---- source.rs (file -> frames)  -----+----------+
 //!      +---- receiver.rs (frames -> file) ----+
@@ -44,6 +44,8 @@ mod lead;
 mod link;
 mod list;
 mod mkdir;
+mod opening;
+mod preamble;
 mod put;
 mod receiver;
 mod resume;

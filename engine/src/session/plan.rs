@@ -18,7 +18,7 @@ pub struct Operand {
 
 impl Operand {
     /// As shown, with a path below it.
-    pub(crate) fn shown_below(&self, below: Option<&RelPath>) -> Vec<u8> {
+    pub fn shown_below(&self, below: Option<&RelPath>) -> Vec<u8> {
         let Some(below) = below else { return self.shown.clone() };
         let slash: &[u8] = if self.shown.ends_with(b"/") || self.shown.ends_with(b":") { b"" } else { b"/" };
         [&self.shown, slash, below.as_bytes()].concat()
@@ -47,17 +47,20 @@ pub struct Options {
 }
 
 /// Where sources land.
-pub(crate) struct Landing {
-    pub(crate) target: Operand,
-    pub(crate) options: Options,
-    pub(crate) many: bool,
+pub struct Landing {
+    /// Where to, as the user has it.
+    pub target: Operand,
+    /// How.
+    pub options: Options,
+    /// There is more than one source.
+    pub many: bool,
     /// What stands at the target now.
-    pub(crate) present: Option<Kind>,
+    pub present: Option<Kind>,
 }
 
 impl Landing {
     /// The target of one source, by rsync's rule: `d/` is the content of `d`, `d` is `d` itself.
-    pub(crate) fn of(&self, source: &Operand, kind: Kind) -> Result<Target, Failure> {
+    pub fn of(&self, source: &Operand, kind: Kind) -> Result<Target, Failure> {
         let exact = Target { operand: self.target.path.clone(), below: None };
         let directory = kind == Kind::Directory;
         let into = self.many
@@ -76,13 +79,13 @@ impl Landing {
     }
 
     /// The target as the user knows it.
-    pub(crate) fn shown(&self, target: &Target) -> Vec<u8> {
+    pub fn shown(&self, target: &Target) -> Vec<u8> {
         self.target.shown_below(target.below.as_ref())
     }
 }
 
 /// Why an entry that is neither file nor directory is left out.
-pub(crate) fn skip_reason(kind: Kind) -> &'static str {
+pub fn skip_reason(kind: Kind) -> &'static str {
     match kind {
         Kind::Regular => "file",
         Kind::Directory => "directory",

@@ -114,6 +114,15 @@ pub enum Report {
     Fatal(Failure),
     /// A finding for whoever asks how the job was done.
     Stats(String),
+    /// Who answers at the other end, in its own words: `haul 0.1.0`.
+    Peer(String),
+    /// There is no program at the other end that could answer; nothing was asked for, and nothing follows.
+    Absent,
+    /// The other end may answer to a Hello of this version on a new connection; nothing was asked for, and nothing follows.
+    Redial {
+        /// The version.
+        version: u8,
+    },
     /// Something that changes how the job is done, for the user to know once.
     Notice(String),
     /// One name of a listing.
@@ -141,6 +150,12 @@ pub enum Report {
         /// BLAKE3 of its content.
         hash: Hash,
     },
+}
+
+impl From<Failure> for Report {
+    fn from(failure: Failure) -> Report {
+        Report::Fatal(failure)
+    }
 }
 
 /// Takes reports.

@@ -1,7 +1,7 @@
 //! The serving half: requests in, replies out in the order of the requests.
 //!
 //! ```text
-//! AwaitHello -Hello-> Serving -end of stream-> Draining -all replied, all sent-> finished
+//! AwaitHello -Hello, perhaps another-> Serving -end of stream-> Draining -all replied, all sent-> finished
 //!     |                  |
 //!     +------------------+--malformed frame, broken or stalled stream--> finished with a failure
 //! ```
@@ -110,6 +110,8 @@ pub struct Server {
     store: Option<DirId>,
     codec: Policy,
     phase: Phase,
+    /// Nothing was asked for since the first Welcome: one more Hello may take its place.
+    may_greet_again: bool,
     terms: Terms,
     quotas: Quotas,
     progress: Progress,
@@ -131,6 +133,7 @@ impl Server {
             store: None,
             codec: Policy::new(None, false, OFFLOAD_THREADS),
             phase: Phase::AwaitHello { deadline: None },
+            may_greet_again: false,
             terms: Terms { dialect: Dialect::BASE, caps: Caps::NONE },
             quotas: Quotas::new(),
             progress: Progress::default(),
@@ -193,6 +196,10 @@ impl Server {
 
     fn on_frame(&mut self, frame: Frame, cx: &mut Context<'_>) -> Result<(), Failure> {
         if let Phase::AwaitHello { .. } = self.phase {
+            self.may_greet_again = true;
+            return self.on_hello(&frame);
+        }
+        if std::mem::take(&mut self.may_greet_again) && matches!(frame, Frame::Hello { .. }) {
             return self.on_hello(&frame);
         }
         match frame {
@@ -245,6 +252,7 @@ impl Server {
     }
 
     fn unexpected(&mut self, name: &'static str) {
+        self.may_greet_again = false;
         // One Error, then whatever belongs to the same body is dropped.
         self.body = BodyOf::Discarded;
         self.refuse(name);
