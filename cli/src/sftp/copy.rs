@@ -126,11 +126,13 @@ pub(super) struct Carrier<'a> {
     output: &'a mut Output,
     progress: &'a Progress,
     ticked: Instant,
+    /// What is wrong with the target is wrong for every source.
+    hopeless: bool,
 }
 
 impl<'a> Carrier<'a> {
     fn new(sftp: &'a mut Sftp, job: &'a Job, output: &'a mut Output, progress: &'a Progress) -> Carrier<'a> {
-        Carrier { sftp, job, output, progress, ticked: Instant::now() }
+        Carrier { sftp, job, output, progress, ticked: Instant::now(), hopeless: false }
     }
 
     fn carry(&mut self) -> Result<(), Trouble> {
@@ -144,6 +146,9 @@ impl<'a> Carrier<'a> {
         for source in &self.job.sources {
             let done = self.source(source, &landing);
             self.take_note(done)?;
+            if self.hopeless {
+                break;
+            }
         }
         self.progress.totals_final.store(1, Ordering::Relaxed);
         Ok(())
@@ -183,7 +188,10 @@ impl<'a> Carrier<'a> {
         } else {
             kind(&fs::metadata(local(path)).map_err(here(&source.shown, "cannot stat"))?)
         };
-        let target = landing.of(source, kind).map_err(Why::This)?;
+        let target = landing.of(source, kind).map_err(|failure| {
+            self.hopeless = true;
+            Why::This(failure)
+        })?;
         let (shown, to) = (landing.shown(&target), target.joined());
         let (from, to) = (path, to.as_bytes());
         let (here, there) = if self.job.down { (to, from) } else { (from, to) };
