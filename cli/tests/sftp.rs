@@ -106,6 +106,35 @@ fn a_replaced_file_keeps_its_mode_unless_modes_are_preserved() {
 }
 
 #[test]
+fn modes_become_no_wider_than_they_were() {
+    let Some(sshd) = Sshd::bare("poll", SFTP) else { return };
+    let source = sshd.dir().join("source");
+    let modes = [0o400, 0o444, 0o600, 0o640, 0o755];
+    fs::create_dir(&source).unwrap();
+    for mode in modes {
+        let (file, dir) = (source.join(format!("f{mode:o}")), source.join(format!("d{mode:o}")));
+        fs::write(&file, "x").unwrap();
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("x"), "x").unwrap();
+        for path in [file, dir] {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        }
+    }
+    for (top, up) in [0o700, 0o555].into_iter().flat_map(|top| WAYS.map(|up| (top, up))) {
+        fs::set_permissions(&source, fs::Permissions::from_mode(top)).unwrap();
+        let target = sshd.dir().join(format!("{top} {up}"));
+        for flags in ["-r", "-rp"] {
+            copy(&sshd, up, &[flags], &[&contents_of(&source)], &target).assert_exit(0);
+            let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
+            assert_eq!(mode(&target), top, "up {up}");
+            for (mode_was, kind) in modes.into_iter().flat_map(|mode| ["f", "d"].map(|kind| (mode, kind))) {
+                assert_eq!(mode(&target.join(format!("{kind}{mode_was:o}"))), mode_was, "up {up}, {kind}, {flags}");
+            }
+        }
+    }
+}
+
+#[test]
 fn sources_land_where_a_haul_would_put_them() {
     let Some(sshd) = Sshd::bare("poll", SFTP) else { return };
     let dir = sshd.dir().join("from");
@@ -176,15 +205,14 @@ fn operands_with_any_name_are_taken_as_they_are() {
     let Some(sshd) = Sshd::bare("poll", SFTP) else { return };
     let from = sshd.dir().join("from");
     fs::create_dir(&from).unwrap();
-    for name in trees::odd_names() {
-        fs::write(from.join(&name), name.as_bytes()).unwrap();
-        for up in WAYS {
-            let to = tempfile::tempdir_in(sshd.dir()).unwrap();
-            let ended = copy(&sshd, up, &["-q"], &[&from.join(&name)], &to.path().join(&name));
-            ended.assert_exit(0);
-            assert_eq!(fs::read(to.path().join(&name)).unwrap(), name.as_bytes());
-            assert_eq!(names(to.path()), std::slice::from_ref(&name));
-        }
+    let sources: Vec<PathBuf> = trees::odd_names().iter().map(|name| from.join(name)).collect();
+    sources.iter().for_each(|source| fs::write(source, source.as_os_str().as_bytes()).unwrap());
+    let sources: Vec<&Path> = sources.iter().map(PathBuf::as_path).collect();
+    // As the target too, where nothing can be seen of it but that it is there.
+    for (up, name) in WAYS.into_iter().flat_map(|up| ["plain", "* ?[a] 'b' \"c\" $(id) \\\n"].map(|name| (up, name))) {
+        let to = sshd.dir().join(format!("{up}")).join(name);
+        copy(&sshd, up, &["-q"], &sources, &to).assert_exit(0);
+        assert!(content_of(&to) == content_of(&from), "{:?}", names(&to));
     }
 }
 
