@@ -302,11 +302,10 @@ fn a_helper_that_is_slow_to_start_still_speaks_all_that_it_can() {
 
 #[test]
 fn without_io_uring_everything_goes_the_other_way_and_says_why() {
-    let Ok(version) = Command::new("strace").arg("-V").output() else {
-        eprintln!("SKIPPED: there is no strace here");
+    if !Command::new("strace").args(["-o", "/dev/null", "true"]).status().is_ok_and(|status| status.success()) {
+        eprintln!("SKIPPED: there is no strace here, or it may not trace");
         return;
-    };
-    assert!(version.status.success());
+    }
     for (errno, words) in [("EPERM", "it is "), ("ENOSYS", "the kernel has no io_uring")] {
         let pipes = support::Pipes::new("auto");
         let tree = pipes.dir().join("tree");

@@ -8,6 +8,7 @@
 //! name when it is complete. What is missing is the proof: SFTP has no hashes, so only sizes are compared. Names that the
 //! server lists are used one component at a time, in directories that were made or looked at and are no links.
 
+use super::file::umask;
 use super::packet::Attrs;
 use super::{Sftp, Trouble};
 use crate::copy::Job;
@@ -26,8 +27,8 @@ use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::path::PathBuf;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -126,11 +127,13 @@ pub(super) struct Carrier<'a> {
     output: &'a mut Output,
     progress: &'a Progress,
     ticked: Instant,
+    /// What is wrong with the target is wrong for every source.
+    hopeless: bool,
 }
 
 impl<'a> Carrier<'a> {
     fn new(sftp: &'a mut Sftp, job: &'a Job, output: &'a mut Output, progress: &'a Progress) -> Carrier<'a> {
-        Carrier { sftp, job, output, progress, ticked: Instant::now() }
+        Carrier { sftp, job, output, progress, ticked: Instant::now(), hopeless: false }
     }
 
     fn carry(&mut self) -> Result<(), Trouble> {
@@ -144,6 +147,9 @@ impl<'a> Carrier<'a> {
         for source in &self.job.sources {
             let done = self.source(source, &landing);
             self.take_note(done)?;
+            if self.hopeless {
+                break;
+            }
         }
         self.progress.totals_final.store(1, Ordering::Relaxed);
         Ok(())
@@ -183,19 +189,24 @@ impl<'a> Carrier<'a> {
         } else {
             kind(&fs::metadata(local(path)).map_err(here(&source.shown, "cannot stat"))?)
         };
-        let target = landing.of(source, kind).map_err(Why::This)?;
+        let target = landing.of(source, kind).map_err(|failure| {
+            self.hopeless = true;
+            Why::This(failure)
+        })?;
         let (shown, to) = (landing.shown(&target), target.joined());
         let (from, to) = (path, to.as_bytes());
         let (here, there) = if self.job.down { (to, from) } else { (from, to) };
         let spot = Spot { here: local(here), there: remote(there), source: source.shown.clone(), target: shown };
         match kind {
             Kind::Directory if self.job.options.recursive => {
-                if self.job.down {
-                    fs::create_dir_all(&spot.here).map_err(self::here(&spot.target, "cannot make directory"))?;
+                let what = "cannot make directory";
+                let made = if self.job.down {
+                    make_private_dirs(&spot.here).map_err(self::here(&spot.target, what))?
                 } else {
-                    self.make_dirs(&spot.there).map_err(self::there(&spot.target, "cannot make directory"))?;
-                }
-                self.directory(&spot)
+                    let meta = fs::metadata(&spot.here).map_err(self::here(&spot.source, "cannot stat"))?;
+                    self.make_dirs(&spot.there, while_filled(&meta)).map_err(self::there(&spot.target, what))?
+                };
+                self.directory(&spot, made)
             }
             Kind::Directory => {
                 let rule = "it is a directory, and -r was not given";
@@ -206,68 +217,84 @@ impl<'a> Carrier<'a> {
         }
     }
 
-    /// Makes a remote directory and all above it. One that is there is as good.
-    pub(super) fn make_dirs(&mut self, path: &[u8]) -> Result<(), Trouble> {
+    /// Makes a remote directory with this mode, and all above it. False if it is there already, which is as good.
+    pub(super) fn make_dirs(&mut self, path: &[u8], mode: u32) -> Result<bool, Trouble> {
         match self.sftp.stat(path, true) {
-            Ok(attrs) if attrs.kind() == Kind::Directory => return Ok(()),
+            Ok(attrs) if attrs.kind() == Kind::Directory => return Ok(false),
             Err(trouble) if !trouble.is_missing() => return Err(trouble),
             _ => {}
         }
         if let Some(slash) = path.iter().rposition(|&byte| byte == b'/').filter(|&slash| slash > 0) {
-            self.make_dirs(&path[..slash])?;
+            self.make_dirs(&path[..slash], 0o777)?;
         }
-        self.sftp.make_dir(path, 0o777)
+        self.sftp.make_dir(path, mode).map(|()| true)
     }
 
-    /// Everything in a directory that is there on both sides, then its time and mode.
-    fn directory(&mut self, spot: &Spot) -> Result<(), Why> {
+    /// Everything in a directory that is there on both sides, `made` just now or not; then its time and mode.
+    fn directory(&mut self, spot: &Spot, made: bool) -> Result<(), Why> {
         self.output.report(Report::Directory { target: spot.target.clone() });
-        if self.job.down {
-            let attrs = self.sftp.stat(&spot.there, true).map_err(there(&spot.source, "cannot list"))?;
-            for (name, attrs) in self.sftp.list(&spot.there).map_err(there(&spot.source, "cannot list"))? {
-                let safe = RelPath::parse(&name).is_ok() && !name.contains(&b'/');
-                let done = match safe {
-                    true => self.entry_down(&spot.child(&name), attrs),
-                    false => {
-                        let shown = below(&spot.source, &name);
-                        Err(Why::This(Failure::rule(&shown, "left out", "the server sent an unsafe name")))
-                    }
-                };
-                self.take_note(done)?;
-            }
-            let set = || -> io::Result<()> {
-                if let Some(mode) = attrs.mode.filter(|_| self.exact()) {
-                    fs::set_permissions(&spot.here, fs::Permissions::from_mode(mode & 0o777))?;
-                }
-                File::open(&spot.here)?.set_modified(time(&attrs))
+        if self.job.down { self.directory_down(spot, made) } else { self.directory_up(spot, made) }
+    }
+
+    fn directory_down(&mut self, spot: &Spot, made: bool) -> Result<(), Why> {
+        let refused = there(&spot.source, "cannot list");
+        let attrs = self.sftp.stat(&spot.there, true).map_err(&refused)?;
+        for (name, attrs) in self.sftp.list(&spot.there).map_err(&refused)? {
+            let safe = RelPath::parse(&name).is_ok() && !name.contains(&b'/');
+            let done = if safe {
+                self.entry_down(&spot.child(&name), attrs)
+            } else {
+                let shown = below(&spot.source, &name);
+                Err(Why::This(Failure::rule(&shown, "left out", "the server sent an unsafe name")))
             };
-            return set().map_err(here(&spot.target, "cannot set attributes"));
-        }
-        let meta = fs::metadata(&spot.here).map_err(here(&spot.source, "cannot list"))?;
-        for entry in fs::read_dir(&spot.here).map_err(here(&spot.source, "cannot list"))? {
-            let entry = entry.map_err(here(&spot.source, "cannot list"))?;
-            let done = self.entry_up(&spot.child(entry.file_name().as_bytes()));
             self.take_note(done)?;
         }
-        let mode = self.exact().then_some(meta.mode() & 0o777);
+        let mode = attrs.mode.unwrap_or(0o755) & 0o777;
+        let mode = if self.exact() { Some(mode) } else { made.then(|| mode & !umask()) };
+        let set = || -> io::Result<()> {
+            let directory = File::open(&spot.here)?;
+            directory.set_modified(time(&attrs))?;
+            mode.map_or(Ok(()), |mode| directory.set_permissions(fs::Permissions::from_mode(mode)))
+        };
+        set().map_err(here(&spot.target, "cannot set attributes"))
+    }
+
+    fn directory_up(&mut self, spot: &Spot, made: bool) -> Result<(), Why> {
+        let failed = here(&spot.source, "cannot list");
+        let meta = fs::metadata(&spot.here).map_err(&failed)?;
+        for entry in fs::read_dir(&spot.here).map_err(&failed)? {
+            let done = self.entry_up(&spot.child(entry.map_err(&failed)?.file_name().as_bytes()));
+            self.take_note(done)?;
+        }
+        let refused = there(&spot.target, "cannot set attributes");
+        let mode = meta.mode() & 0o777;
+        let mode = if self.exact() {
+            Some(mode)
+        } else if made && while_filled(&meta) != mode {
+            // What the server has masked stays so.
+            self.sftp.stat(&spot.there, true).map_err(&refused)?.mode.map(|masked| masked & mode)
+        } else {
+            None
+        };
         let attrs = Attrs { mode, mtime: Some(seconds(&meta)), size: None };
-        self.sftp.set_attrs(&spot.there, &attrs).map_err(there(&spot.target, "cannot set attributes"))
+        self.sftp.set_attrs(&spot.there, &attrs).map_err(&refused)
     }
 
     fn entry_down(&mut self, spot: &Spot, attrs: Attrs) -> Result<(), Why> {
         match attrs.kind() {
             Kind::Directory => {
-                match fs::create_dir(&spot.here) {
+                let made = match private_dir(&spot.here) {
                     Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                         let meta = fs::symlink_metadata(&spot.here).map_err(here(&spot.target, "cannot stat"))?;
                         if !meta.is_dir() {
                             let errno = Errno::NOT_DIRECTORY;
                             return Err(Why::This(Failure::here(&spot.target, "cannot make directory", errno)));
                         }
+                        false
                     }
-                    made => made.map_err(here(&spot.target, "cannot make directory"))?,
-                }
-                self.directory(spot)
+                    made => made.map(|()| true).map_err(here(&spot.target, "cannot make directory"))?,
+                };
+                self.directory(spot, made)
             }
             Kind::Regular => self.file(spot),
             Kind::Symlink if self.job.options.links => {
@@ -288,18 +315,19 @@ impl<'a> Carrier<'a> {
         match kind(&meta) {
             Kind::Directory => {
                 let refused = there(&spot.target, "cannot make directory");
-                match self.sftp.stat(&spot.there, false) {
-                    Ok(attrs) if attrs.kind() == Kind::Directory => {}
+                let made = match self.sftp.stat(&spot.there, false) {
+                    Ok(attrs) if attrs.kind() == Kind::Directory => false,
                     Ok(_) => {
                         let errno = Errno::NOT_DIRECTORY;
                         return Err(Why::This(Failure::here(&spot.target, "cannot make directory", errno)));
                     }
                     Err(trouble) if trouble.is_missing() => {
-                        self.sftp.make_dir(&spot.there, meta.mode() & 0o777 | 0o700).map_err(refused)?;
+                        self.sftp.make_dir(&spot.there, while_filled(&meta)).map_err(refused)?;
+                        true
                     }
                     Err(trouble) => return Err(refused(trouble)),
-                }
-                self.directory(spot)
+                };
+                self.directory(spot, made)
             }
             Kind::Regular => self.file(spot),
             Kind::Symlink if self.job.options.links => {
@@ -370,6 +398,25 @@ fn local(path: &[u8]) -> PathBuf {
 /// A path as the server wants it.
 fn remote(path: &[u8]) -> Vec<u8> {
     if path.is_empty() { b".".to_vec() } else { path.to_vec() }
+}
+
+/// The mode of a new directory until all that belongs in it is there.
+fn while_filled(meta: &Metadata) -> u32 {
+    meta.mode() & 0o777 | 0o700
+}
+
+/// A directory that nobody else sees into yet.
+fn private_dir(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().mode(0o700).create(path)
+}
+
+/// The same, with all above it. False if it is there already.
+fn make_private_dirs(path: &Path) -> io::Result<bool> {
+    if path.is_dir() {
+        return Ok(false);
+    }
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).map_or(Ok(()), fs::create_dir_all)?;
+    private_dir(path).map(|()| true)
 }
 
 pub(super) fn temp_name() -> String {

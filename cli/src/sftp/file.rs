@@ -30,11 +30,11 @@ impl Carrier<'_> {
         };
         let temp = remote_temp(&spot.there);
         // The server masks what a file is made with; nobody may see more of it before its time than afterwards.
-        let mode = meta.mode() & 0o777 & old.unwrap_or(0o777) | 0o600;
+        let mode = meta.mode() & 0o777 & old.unwrap_or(0o777);
         let handle = match self.sftp.create(&temp, mode) {
             Err(trouble) if trouble.is_missing() => {
                 let parent = spot.there.iter().rposition(|&byte| byte == b'/').unwrap_or(0);
-                self.make_dirs(&spot.there[..parent]).map_err(&refused)?;
+                self.make_dirs(&spot.there[..parent], 0o777).map_err(&refused)?;
                 self.sftp.create(&temp, mode)
             }
             made => made,
@@ -164,7 +164,7 @@ fn open_regular(path: &Path) -> io::Result<File> {
 
 /// The file mode creation mask; it can only be read by setting it, and no other thread makes files here.
 #[allow(clippy::useless_conversion)] // The width of modes differs between systems.
-fn umask() -> u32 {
+pub(super) fn umask() -> u32 {
     let mask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     rustix::process::umask(mask);
     u32::from(mask.as_raw_mode())

@@ -215,6 +215,22 @@ mod tests {
         assert_eq!(long.printed().unwrap().len(), KEPT_BYTES);
     }
 
+    proptest::proptest! {
+        #[test]
+        fn how_the_output_is_cut_into_pieces_changes_nothing(
+            text in "(haul-0123 (haul|bcmr|none|unusable) ?[0-9.]{0,4}|[ -~]{0,9})\n?\\PC{0,9}\n?",
+            more in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..40),
+            step in 1usize..50,
+            greeted: bool,
+        ) {
+            let input = [text.as_bytes(), &more].concat();
+            let (taken, found, whole) = feed(&input, 1000, greeted);
+            let (taken_in_pieces, found_in_pieces, pieces) = feed(&input, step, greeted);
+            proptest::prop_assert_eq!((taken, found), (taken_in_pieces, found_in_pieces));
+            proptest::prop_assert_eq!(whole.printed(), pieces.printed());
+        }
+    }
+
     #[test]
     fn no_shell_may_print_without_end() {
         let (taken, found, preamble) = feed(&vec![b'y'; MAX_PREAMBLE_BYTES + 5000], 1000, false);
