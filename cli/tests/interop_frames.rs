@@ -7,35 +7,13 @@
 mod interop;
 mod support;
 
-use interop::peer::{Peer, real_programs_are_here};
-use interop::raw::{self, BLOCK, about, data, done, frame, get, hash, hello, kind, put, range, whole_put};
-use interop::speaker::{Dialect, Speaker};
+use interop::peer::Peer;
+use interop::raw::{self, BLOCK, about, data, done, frame, get, hash, hello, hex, kind, put, range, whole_put};
+use interop::speaker::{Speaker, with_each};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::process::Command;
 use support::processes::names;
-
-/// Runs a script with every server. Nothing is left over from a reply to the next in any of them.
-fn with_each(script: impl Fn(Dialect)) {
-    if real_programs_are_here() {
-        for dialect in Dialect::ALL {
-            eprintln!("{dialect:?}");
-            script(dialect);
-        }
-    }
-}
-
-fn hex(content: &[u8]) -> String {
-    blake3::hash(content).to_hex().to_string()
-}
-
-/// How many Errors are waiting, and nothing else.
-#[track_caller]
-fn errors_left(speaker: &mut Speaker) -> usize {
-    let left = speaker.left_over();
-    assert!(left.iter().all(|reply| reply.kind == kind::ERROR), "{:?}: {left:?}", speaker.dialect);
-    left.len()
-}
 
 #[test]
 fn a_client_of_another_version_is_told_so_and_left() {
@@ -94,7 +72,7 @@ fn a_second_greeting_and_what_only_servers_send_are_errors_and_no_end() {
         for stray in [hello(dialect.version, 7), frame(kind::OK, &[&[0]]), done(), data(b"x")] {
             speaker.send(&stray);
             speaker.refusal();
-            assert_eq!(errors_left(&mut speaker), 0, "{dialect:?}");
+            assert_eq!(speaker.errors_left(), 0, "{dialect:?}");
         }
         speaker.leave();
     });
@@ -112,7 +90,7 @@ fn paths_that_lead_nowhere_allowed_are_errors_and_no_end() {
                 speaker.send(&request);
                 speaker.refusal();
             }
-            assert_eq!(errors_left(&mut speaker), 0, "{dialect:?}");
+            assert_eq!(speaker.errors_left(), 0, "{dialect:?}");
         }
         assert!(names(&speaker.root()).is_empty());
         speaker.leave();
@@ -167,7 +145,7 @@ fn haul_answers_a_bad_body_once_where_others_answer_every_frame_of_it() {
         let once = dialect.peer == Peer::Haul;
         let errors = |speaker: &mut Speaker, frames: &[Vec<u8>]| {
             speaker.send(&frames.concat());
-            errors_left(speaker)
+            speaker.errors_left()
         };
         let put = || put(dialect.version, "f", 3, 0);
         assert_eq!(errors(&mut speaker, &[put(), data(b"12"), done()]), 1, "{dialect:?}");
@@ -283,7 +261,7 @@ fn named_pipes_are_errors_except_in_0_6_0_which_waits_for_ever() {
             speaker.send(&request);
             speaker.refusal();
         }
-        assert_eq!(errors_left(&mut speaker), 0);
+        assert_eq!(speaker.errors_left(), 0);
         speaker.leave();
     });
 }
@@ -350,7 +328,7 @@ fn assert_not_offered(speaker: &mut Speaker, requests: &[Vec<u8>]) {
         let said = speaker.refusal();
         assert!(said.contains("not offered"), "{said}");
         // A body that nobody has asked for is refused as well, once.
-        assert!(errors_left(speaker) <= 1);
+        assert!(speaker.errors_left() <= 1);
     }
 }
 
@@ -373,12 +351,12 @@ fn ranges_are_written_and_0_6_0_has_one_more_word_to_each() {
             speaker.send(part);
             assert_eq!(speaker.accepted(), None, "{dialect:?}");
             // Done is answered as if it were a request.
-            assert_eq!(errors_left(&mut speaker), usize::from(dialect.peer == Peer::Old), "{dialect:?}");
+            assert_eq!(speaker.errors_left(), usize::from(dialect.peer == Peer::Old), "{dialect:?}");
         }
         assert_eq!(fs::read(speaker.root().join("d/f")).unwrap(), b"helloworld");
         for bad in ["hell", "hello!"] {
             speaker.send(&[range(kind::PUT_CHUNKED, "d/f", 0, 5), data(bad.as_bytes()), done()].concat());
-            let errors = errors_left(&mut speaker);
+            let errors = speaker.errors_left();
             assert!(errors == 1 || dialect.peer != Peer::Haul && errors == 2, "{dialect:?}: {errors}");
         }
         speaker.leave();

@@ -118,7 +118,7 @@ pub fn have_blocks(block_size: usize, hashes: &[[u8; 32]]) -> Vec<u8> {
     frame(kind::HAVE_BLOCKS, &[&size, &count, hashes.as_flattened()])
 }
 
-/// `len` times `byte`, 13 at least, as a raw LZ4 block: a literal, one match over it, and the five literals at the end
+/// `len` times `byte`, 25 at least, as a raw LZ4 block: a literal, one match over it, and the five literals at the end
 /// that the format asks for.
 pub fn lz4_run(byte: u8, len: usize) -> Vec<u8> {
     let more = len - 1 - 5 - 4 - 15;
@@ -141,6 +141,11 @@ pub fn zstd_run(byte: u8, len: usize) -> Vec<u8> {
         frame.push(byte);
     }
     frame
+}
+
+/// BLAKE3 as Ok and HashResponse have it.
+pub fn hex(content: &[u8]) -> String {
+    blake3::hash(content).to_hex().to_string()
 }
 
 /// Reads fields from the front of a body.

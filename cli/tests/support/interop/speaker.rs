@@ -1,6 +1,6 @@
 //! A test as the client of any server, over pipes, frame by frame.
 
-use super::peer::Peer;
+use super::peer::{Peer, real_programs_are_here};
 use super::raw::{self, MAX_FRAME, Raw, kind};
 use crate::support::processes::{LIMIT, collect, wait_for};
 use std::borrow::Cow;
@@ -25,6 +25,17 @@ impl Dialect {
         Dialect { peer: Peer::Haul, version: 1 },
         Dialect { peer: Peer::Haul, version: 2 },
     ];
+}
+
+/// Runs a script with every server, where the real programs are.
+pub fn with_each(script: impl Fn(Dialect)) {
+    if real_programs_are_here() {
+        for dialect in Dialect::ALL {
+            // Shown only where the test fails.
+            eprintln!("{dialect:?}");
+            script(dialect);
+        }
+    }
 }
 
 /// A server with a test as its client. The server is ended when this goes.
@@ -180,6 +191,14 @@ impl Speaker {
             }
             left.push(reply);
         }
+    }
+
+    /// How many Errors are waiting, and nothing else.
+    #[track_caller]
+    pub fn errors_left(&mut self) -> usize {
+        let left = self.left_over();
+        assert!(left.iter().all(|reply| reply.kind == kind::ERROR), "{:?}: {left:?}", self.dialect);
+        left.len()
     }
 
     /// Ends the stream.
