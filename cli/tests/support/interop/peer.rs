@@ -38,14 +38,6 @@ impl Peer {
         }
     }
 
-    /// The version of the protocol that it speaks as a client, haul to the server of the same peer.
-    pub fn version(self) -> u8 {
-        match self {
-            Peer::Old | Peer::Haul => 1,
-            Peer::New => 2,
-        }
-    }
-
     /// Two real programs of different versions refuse each other; haul is understood by all.
     pub fn understands(self, other: Peer) -> bool {
         self == other || self == Peer::Haul || other == Peer::Haul

@@ -17,6 +17,10 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// How long a server may outlive its client, on a busy machine.
+const PARTING: Duration = Duration::from_secs(20);
 
 /// One client and one server.
 pub struct Stage {
@@ -98,7 +102,8 @@ impl Stage {
              {{ \"$real\" \"$@\" 3>&- 4<&-; echo \"end $?\" >> \"$record/servers\"; }} 4<&- |\n\
              tee \"$record/$$.s2c\" >&3 4<&- &\n\
              exec 3>&- 4<&-\n\
-             wait\n",
+             wait\n\
+             echo over >> \"$record/servers\"\n",
             self.dir.path().display(),
             self.called()
         )
@@ -114,13 +119,14 @@ impl Stage {
         fs::write(record.join("commands"), "")?;
         fs::write(record.join("servers"), "")?;
         let ended = processes::complete(&mut self.command(args)?);
-        // The far end's last words are written after the client has gone.
+        // The record is complete some time after the client has gone.
         let starts_and_ends = || fs::read_to_string(record.join("servers")).unwrap_or_default();
-        let over = processes::wait_for(processes::LIMIT, || {
+        let over = processes::wait_for(PARTING, || {
             let text = starts_and_ends();
-            text.matches("start ").count() == text.matches("end ").count()
+            let count = |word: &str| text.lines().filter(|line| line.starts_with(word)).count();
+            count("start ") == count("over")
         });
-        ensure!(over, "a server outlives its client");
+        ensure!(over, "a server outlives its client by {PARTING:?}; stderr: {}", one_line(&ended.stderr));
         let commands = fs::read_to_string(record.join("commands"))?;
         Ok(Played { ended, traffic: Traffic::read(&record)?, commands, servers: starts_and_ends() })
     }

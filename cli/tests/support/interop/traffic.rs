@@ -71,7 +71,7 @@ pub fn of_kind<'a, 'b>(frames: &'b [Raw<'a>], kind: u8) -> Vec<&'b Raw<'a>> {
 /// The one frame of this type.
 pub fn only<'a, 'b>(frames: &'b [Raw<'a>], kind: u8) -> Result<&'b Raw<'a>> {
     let found = of_kind(frames, kind);
-    ensure!(found.len() == 1, "there are {} frames of type {kind:#04x}", found.len());
+    ensure!(found.len() == 1, "there are {} frames of type {kind:#04x} where one is expected", found.len());
     Ok(found[0])
 }
 
