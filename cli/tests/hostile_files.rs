@@ -353,3 +353,77 @@ fn a_server_that_says_error_for_ever_is_left() {
         assert!(names(dir.path()).is_empty());
     }
 }
+
+#[test]
+fn words_of_the_server_are_shown_up_to_a_length() {
+    for backend in BACKENDS {
+        let dir = tempfile::tempdir().unwrap();
+        let args = |pipes: &support::Pipes| {
+            let mut args: Vec<OsString> = vec!["copy".into()];
+            args.extend(pipes.args());
+            args.extend(["far:f".into(), dir.path().join("f").into()]);
+            args
+        };
+        let ended = play(backend, LIMIT, args, |far| {
+            far.greet(FULL);
+            far.request();
+            far.send(&Frame::Error { message: vec![b'x'; 15 << 20], code: ErrorCode::OTHER });
+            far.drain();
+        });
+        ended.assert_exit(23);
+        assert!(ended.stderr.len() < 10_000, "{} bytes on stderr", ended.stderr.len());
+    }
+}
+
+#[test]
+fn what_lies_below_a_file_cannot_be_listed() {
+    on_both(&DIALECTS, |serving| {
+        fs::write(serving.root().join("f"), "x").unwrap();
+        serving.send(&Frame::List { path: field("f/x") });
+        serving.refusal("Not a directory");
+    });
+}
+
+#[test]
+fn a_put_from_an_offset_keeps_what_a_link_leads_to_or_is_refused() {
+    on_both(&DIALECTS, |serving| {
+        let root = serving.root();
+        fs::write(root.join("real"), "012").unwrap();
+        symlink("real", root.join("link")).unwrap();
+        put_at_an_offset(serving, "link");
+        let reply = serving.reply();
+        let found = fs::read_to_string(root.join("link")).unwrap();
+        match reply {
+            Frame::Ok { .. } => assert_eq!(found, "012abc"),
+            Frame::Error { .. } => assert_eq!(found, "012"),
+            reply => panic!("{reply:?}"),
+        }
+        for (link, text) in [("out", "../outside"), ("dangling", "nowhere"), ("loop", "loop")] {
+            symlink(text, root.join(link)).unwrap();
+            put_at_an_offset(serving, link);
+            serving.refusal("");
+            assert!(fs::symlink_metadata(root.join(link)).unwrap().is_symlink());
+        }
+    });
+}
+
+#[test]
+fn an_offer_of_blocks_that_nobody_agreed_on_gets_one_answer() {
+    on_both(&BASES, |serving| {
+        serving.send(&Frame::Put { path: field("f"), size: 5, offset: 0, overwrite: true });
+        serving.send(&Frame::HaveBlocks { block_size: 4 << 20, hashes: vec![[7; 32]] });
+        serving.send_bytes(&data(b"hello"));
+        serving.send(&Frame::Done);
+        serving.reply();
+    });
+}
+
+#[test]
+fn a_range_that_is_not_offered_gets_one_answer() {
+    on_both(&BASES, |serving| {
+        serving.send(&Frame::PutChunked { path: field("f"), offset: 0, length: 5 });
+        serving.send_bytes(&data(b"hello"));
+        serving.send(&Frame::Done);
+        serving.reply();
+    });
+}
