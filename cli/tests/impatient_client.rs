@@ -303,6 +303,24 @@ fn requests_as_long_as_a_frame_may_be_cost_bounded_memory() {
 }
 
 #[test]
+fn offers_of_as_many_blocks_as_a_frame_holds_cost_bounded_memory() {
+    for (backend, dialect) in
+        BACKENDS.into_iter().flat_map(|backend| [BASES[1], FULL].map(|dialect| (backend, dialect)))
+    {
+        // The most that fits; a file of 2 TiB.
+        let hashes = vec![[7; 32]; 524_287];
+        let size = hashes.len() as u64 * (4 << 20);
+        let offer = bytes_of(&Frame::HaveBlocks { block_size: 4 << 20, hashes }, dialect);
+        let put = bytes_of(&Frame::Put { path: field("f"), size, offset: 0, overwrite: true }, dialect);
+        let done = bytes_of(&Frame::Done, dialect);
+        for request in [offer.clone(), [put, offer, done].concat()] {
+            let peak = memory_for(backend, dialect, |_| {}, request, 300 << 20);
+            assert!(peak < MEMORY, "{} MiB", peak >> 20);
+        }
+    }
+}
+
+#[test]
 fn a_frame_that_is_announced_and_does_not_come_costs_what_came_of_it() {
     for backend in BACKENDS {
         let mut serving = Serving::greeted(backend, FULL);

@@ -393,9 +393,14 @@ impl FarEnd {
         let _ = std::io::copy(&mut self.input.from, &mut std::io::sink());
     }
 
+    /// True once the client has gone.
+    pub fn is_alone(&self) -> bool {
+        self.client_gone.load(Ordering::Acquire)
+    }
+
     /// Does nothing until the client has gone.
     pub fn hold(&self) {
-        while !self.client_gone.load(Ordering::Acquire) {
+        while !self.is_alone() {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
