@@ -74,6 +74,8 @@ pub const RESUME_BYTES: u64 = 1024 * 1024;
 pub const MAX_CONNECTIONS: u16 = 64;
 /// Connections that log in at the same time: sshd begins to refuse when 10 have not (MaxStartups 10:30:100).
 pub const LOGINS_AT_A_TIME: usize = 6;
+/// Bytes of a peer's words that are shown.
+pub const PEER_WORDS_BYTES: usize = 1024;
 /// Jobs the queue of a run holds before the walk waits.
 pub const QUEUED_JOBS: usize = 1024;
 /// Files found and not yet reported, at most: results are told in order, and one file may take long.

@@ -25,12 +25,21 @@ pub(super) struct Serve {
     bytes: usize,
     /// A link being looked at.
     looking: Option<RelPath>,
+    /// What was to be listed is being looked at, because it is no directory.
+    base: bool,
     ended: Option<Result<(), Failure>>,
 }
 
 impl Serve {
     pub(super) fn start(place: Place) -> Serve {
-        Serve { walker: Walker::new(place, true), entries: Vec::new(), bytes: 0, looking: None, ended: None }
+        Serve {
+            walker: Walker::new(place, true),
+            entries: Vec::new(),
+            bytes: 0,
+            looking: None,
+            base: false,
+            ended: None,
+        }
     }
 
     fn path(&self) -> Vec<u8> {
@@ -39,10 +48,15 @@ impl Serve {
 
     fn found(&mut self, found: Found, io: &mut Io<'_, '_>) {
         let Some(path) = found.path else {
-            // A file lists as nothing, as the base protocol has it.
             let errno = found.error.unwrap_or(Errno::IO);
-            let failure = Failure::here(&self.path(), "cannot list", errno);
-            self.ended = Some(if errno == Errno::NOT_DIRECTORY { Ok(()) } else { Err(failure) });
+            if errno == Errno::NOT_DIRECTORY {
+                // A file lists as nothing, as the base protocol has it; what lies behind one is not there.
+                let place = self.walker.base().clone();
+                self.base = true;
+                io.submit(LOOK, OpKind::Fs(Box::new(FsOp::Stat { place, follow: true })));
+            } else {
+                self.ended = Some(Err(Failure::here(&self.path(), "cannot list", errno)));
+            }
             return;
         };
         if let Some(errno) = found.error {
@@ -86,6 +100,14 @@ impl Verb for Serve {
         if !looked {
             return self.walker.on_completion(&kind, outcome);
         }
+        if std::mem::take(&mut self.base) {
+            self.ended = Some(match outcome {
+                Ok(Output::Attributes { attributes, .. }) if attributes.kind == Kind::Regular => Ok(()),
+                Ok(_) => Err(Failure::here(&self.path(), "cannot list", Errno::NOT_DIRECTORY)),
+                Err(errno) => Err(Failure::here(&self.path(), "cannot list", errno)),
+            });
+            return;
+        }
         if let (Some(path), Ok(Output::Attributes { attributes, .. })) = (self.looking.take(), outcome)
             && attributes.kind == Kind::Regular
         {
@@ -95,7 +117,7 @@ impl Verb for Serve {
 
     fn advance(&mut self, head: bool, io: &mut Io<'_, '_>) -> bool {
         // A listing may be as large as a frame: only the one whose turn it is is gathered.
-        while head && self.ended.is_none() && self.looking.is_none() {
+        while head && self.ended.is_none() && self.looking.is_none() && !self.base {
             match self.walker.next(io) {
                 Step::Entry(found) => self.found(found, io),
                 Step::Leave(..) => {}

@@ -57,7 +57,7 @@ mod walk;
 
 use crate::backend::{Completion, Errno, OpKind, Output, SessionId, Submissions, Time, Token, Waker};
 use crate::block::{Class, Pool, Quota};
-use crate::limits::{SESSION_FRAME_BLOCKS, SESSION_LARGE_BLOCKS, SESSION_SMALL_BLOCKS};
+use crate::limits::{PEER_WORDS_BYTES, SESSION_FRAME_BLOCKS, SESSION_LARGE_BLOCKS, SESSION_SMALL_BLOCKS};
 use crate::wire::frame::{Caps, Dialect, ErrorCode, Ext};
 use std::borrow::Cow;
 use std::fmt;
@@ -256,7 +256,10 @@ impl Failure {
         match &self.cause {
             Cause::Here(errno) => format!("{}: {errno}", self.what),
             // The peer's words say what failed.
-            Cause::There { message, .. } => crate::wire::display::Printable(message).to_string(),
+            Cause::There { message, .. } => match message.get(..PEER_WORDS_BYTES) {
+                Some(beginning) => format!("{}...", crate::wire::display::Printable(beginning)),
+                None => crate::wire::display::Printable(message).to_string(),
+            },
             Cause::Rule(rule) => format!("{}: {rule}", self.what),
             Cause::Connection(why) if why.is_empty() => self.what.to_string(),
             Cause::Connection(why) => format!("{}: {why}", self.what),
