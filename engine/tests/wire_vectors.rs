@@ -9,7 +9,7 @@ use haul_engine::wire::path::{PathError, RelPath, RequestPath, Target};
 
 const V1: Dialect = Dialect::BASE;
 const V2: Dialect = Dialect { version: 2, ext: Ext::NONE };
-const ALL: Dialect = Dialect { version: 1, ext: Ext(0x0f) };
+const ALL: Dialect = Dialect { version: 1, ext: Ext::ALL };
 const ZERO8: &str = "00 00 00 00 00 00 00 00";
 
 fn unhex(text: &str) -> Vec<u8> {
@@ -153,10 +153,10 @@ fn extension_frames_match_the_vectors_that_the_wire_page_prints() {
         },
     ];
     let vectors = [
-        (hello(1, Some(Ext(0x0f))), "07 00 00 00 01 01 07 0f 00 00 00".to_owned()),
+        (hello(1, Some(Ext::ALL)), "07 00 00 00 01 01 07 3f 00 00 00".to_owned()),
         (
-            Frame::Welcome { version: 1, caps: Caps(7), ext: Some(Ext(0x0f)) },
-            "07 00 00 00 81 01 07 0f 00 00 00".to_owned(),
+            Frame::Welcome { version: 1, caps: Caps(7), ext: Some(Ext::ALL) },
+            "07 00 00 00 81 01 07 3f 00 00 00".to_owned(),
         ),
         (
             Frame::Stat { path: PathField(b"/a\0b/\xff".to_vec()) },
@@ -170,6 +170,12 @@ fn extension_frames_match_the_vectors_that_the_wire_page_prints() {
         (Frame::Lookup { path: field("/x"), follow: true }, "08 00 00 00 42 02 00 00 00 2f 78 01".to_owned()),
         (Frame::Commit { hash: hello_hash() }, format!("21 00 00 00 43 {}", hex(&hello_hash()))),
         (Frame::Abandon { code: ErrorCode::ABANDONED }, "03 00 00 00 44 03 00".to_owned()),
+        (
+            Frame::Continue { path: field("a"), size: 5 },
+            "0e 00 00 00 47 01 00 00 00 61 05 00 00 00 00 00 00 00".to_owned(),
+        ),
+        (Frame::Skip { offset: 4 << 20 }, "09 00 00 00 48 00 00 40 00 00 00 00 00".to_owned()),
+        (Frame::Kept { blocks: vec![[7; 32]] }, format!("25 00 00 00 c3 01 00 00 00 {}", hex(&[7; 32]))),
         (
             Frame::SetMeta { path: field("d"), attributes: attributes(Kind::Directory), preserve },
             format!("28 00 00 00 45 01 00 00 00 64 {directory} 03"),
@@ -285,7 +291,7 @@ fn malformed_frames_are_refused_with_their_reason() {
 
 #[test]
 fn an_extension_frame_needs_its_extension_and_the_right_sender() {
-    let frames: [(&str, Ext, &[Role]); 10] = [
+    let frames: [(&str, Ext, &[Role]); 13] = [
         ("0b 00 00 00 40 07 00 00 00 01 00 00 00 64 01", Ext::TREE, &[Role::Server]),
         ("05 00 00 00 41 07 00 00 00", Ext::TREE, &[Role::Server]),
         ("08 00 00 00 42 02 00 00 00 2f 78 01", Ext::TREE, &[Role::Server]),
@@ -293,6 +299,9 @@ fn an_extension_frame_needs_its_extension_and_the_right_sender() {
         ("03 00 00 00 44 03 00", Ext::COMMIT, &[Role::Server]),
         (&format!("28 00 00 00 45 01 00 00 00 64 {REGULAR} 03"), Ext::META, &[Role::Server]),
         (&format!("2c 00 00 00 46 01 00 00 00 6c 00 00 00 00 {REGULAR} 00"), Ext::META, &[Role::Server]),
+        ("0e 00 00 00 47 01 00 00 00 61 05 00 00 00 00 00 00 00", Ext::RESUME, &[Role::Server]),
+        ("09 00 00 00 48 00 00 40 00 00 00 00 00", Ext::RESUME, &[Role::Server]),
+        ("05 00 00 00 c3 00 00 00 00", Ext::RESUME, &[Role::Client]),
         ("06 00 00 00 c0 01 00 00 00 00", Ext::TREE, &[Role::Client]),
         (&format!("23 00 00 00 c1 {REGULAR} 01"), Ext::META, &[Role::Client, Role::Server]),
         (&format!("26 00 00 00 c2 {REGULAR} 00 00 00 00"), Ext::TREE, &[Role::Client]),
@@ -300,7 +309,7 @@ fn an_extension_frame_needs_its_extension_and_the_right_sender() {
     for (vector, needs, readers) in frames {
         let bytes = unhex(vector);
         for role in [Role::Client, Role::Server] {
-            for bits in 0..16 {
+            for bits in 0..=Ext::ALL.0 {
                 let ext = Ext(bits);
                 let result = decode(role, Dialect { version: 1, ext }, &bytes);
                 if ext.has(needs) && readers.contains(&role) {

@@ -20,6 +20,8 @@ pub mod kind {
     pub const PUT_CHUNKED: u8 = 0x0d;
     pub const GET_CHUNKED: u8 = 0x0e;
     pub const TRUNCATE: u8 = 0x0f;
+    /// Between two haul peers.
+    pub const SKIP: u8 = 0x48;
     pub const WELCOME: u8 = 0x81;
     pub const OK: u8 = 0x82;
     pub const ERROR: u8 = 0x83;

@@ -16,6 +16,8 @@ use std::path::Path;
 
 /// What the server has of the file that is resumed: not a whole number of blocks.
 const PREFIX: usize = 2_500_000;
+/// The same between two haul peers, which continue at whole blocks.
+const LONG_PREFIX: usize = BLOCK + 2_500_000;
 
 pub fn put_args(stage: &Stage, sources: &Sources, codec: Codec) -> Vec<String> {
     stage.copy(codec.option(), &[], &sources.mixed(), &remote("up/mixed"))
@@ -79,7 +81,8 @@ fn sent_for(played: &Played, missing: impl Fn(usize) -> bool) -> Result<Payload>
 
 pub fn resume_args(stage: &Stage, sources: &Sources, codec: Codec) -> Result<Vec<String>> {
     let content = fs::read(sources.mixed())?;
-    fs::write(stage.far().join("up/mixed"), &content[..PREFIX])?;
+    let prefix = if both_haul(stage) { LONG_PREFIX } else { PREFIX };
+    fs::write(stage.far().join("up/mixed"), &content[..prefix])?;
     Ok(stage.copy(codec.option(), &["-C"], &sources.mixed(), &remote("up/mixed")))
 }
 
@@ -89,10 +92,19 @@ pub fn resume(stage: &Stage, sources: &Sources, codec: Codec) -> Result<()> {
     is_the_only_file(stage, "mixed", &sources.mixed())?;
     let up = played.traffic.up()?;
     let payload = Payload::of(&up)?;
-    let rest = (2 * BLOCK - PREFIX) as u64;
+    let rest = (2 * BLOCK - if both_haul(stage) { BLOCK } else { PREFIX }) as u64;
     ensure!(payload.total() == rest, "{} bytes were sent, {rest} are missing there", payload.total());
     payload.is_packed_with(codec.number())?;
+    if both_haul(stage) {
+        let skipped = only(&up, kind::SKIP)?.fields().u64();
+        ensure!(skipped == Some(BLOCK as u64), "Skip said {skipped:?}");
+        return Ok(());
+    }
     asked_for(&up, 2 * BLOCK as u64, PREFIX as u64)
+}
+
+fn both_haul(stage: &Stage) -> bool {
+    (stage.client, stage.server) == (Peer::Haul, Peer::Haul)
 }
 
 pub fn batch_args(stage: &Stage, sources: &Sources, codec: Codec) -> Vec<String> {
