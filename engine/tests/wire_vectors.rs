@@ -255,7 +255,7 @@ fn malformed_frames_are_refused_with_their_reason() {
         (V1, "01 00 00 00 10", DecodeError::UnknownType(0x10)),
         (V1, "01 00 00 00 8d", DecodeError::UnknownType(0x8d)),
         (V1, "05 00 00 00 41 00 00 00 00", DecodeError::UnknownType(0x41)),
-        (ALL, "01 00 00 00 47", DecodeError::UnknownType(0x47)),
+        (ALL, "01 00 00 00 49", DecodeError::UnknownType(0x49)),
         (V1, "06 00 00 00 03 02 00 00 00 2f", DecodeError::Truncated(0x03)),
         (V1, "06 00 00 00 03 01 00 00 00 ff", DecodeError::NotUtf8),
         (V1, "06 00 00 00 83 01 00 00 00 ff", DecodeError::NotUtf8),
