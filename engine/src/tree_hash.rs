@@ -36,14 +36,40 @@ pub struct BlockHash {
 impl BlockHash {
     /// Of the block with this index. Only the last block of a file may be shorter than [`HASH_BLOCK_BYTES`].
     pub fn of(index: u64, block: &[u8]) -> BlockHash {
-        debug_assert!(!block.is_empty() && block.len() <= HASH_BLOCK_BYTES);
-        let mut hasher = at(index);
+        let mut hasher = BlockHasher::new(index);
         hasher.update(block);
-        let plain = match index {
-            0 => *hasher.finalize().as_bytes(),
-            _ => *blake3::hash(block).as_bytes(),
-        };
-        BlockHash { plain, chaining: hasher.finalize_non_root() }
+        hasher.finalize()
+    }
+}
+
+/// Makes a [`BlockHash`] from the pieces of a block.
+pub struct BlockHasher {
+    placed: Hasher,
+    /// The first block's place is the one that its own hash is made for.
+    plain: Option<Hasher>,
+    bytes: usize,
+}
+
+impl BlockHasher {
+    /// Of the block with this index.
+    pub fn new(index: u64) -> BlockHasher {
+        BlockHasher { placed: at(index), plain: (index > 0).then(Hasher::new), bytes: 0 }
+    }
+
+    /// Adds bytes.
+    pub fn update(&mut self, piece: &[u8]) {
+        self.bytes += piece.len();
+        self.placed.update(piece);
+        if let Some(plain) = &mut self.plain {
+            plain.update(piece);
+        }
+    }
+
+    /// Of everything added so far: at least a byte, at most a block.
+    pub fn finalize(&self) -> BlockHash {
+        debug_assert!(self.bytes > 0 && self.bytes <= HASH_BLOCK_BYTES);
+        let plain = self.plain.as_ref().unwrap_or(&self.placed).finalize();
+        BlockHash { plain: *plain.as_bytes(), chaining: self.placed.finalize_non_root() }
     }
 }
 
@@ -204,7 +230,11 @@ mod tests {
     fn the_plain_hash_of_a_block_is_that_of_its_bytes() {
         let block = content(HASH_BLOCK_BYTES);
         for index in [0, 1, 5] {
-            assert_eq!(BlockHash::of(index, &block).plain, *blake3::hash(&block).as_bytes());
+            let whole = BlockHash::of(index, &block);
+            assert_eq!(whole.plain, *blake3::hash(&block).as_bytes());
+            let mut hasher = BlockHasher::new(index);
+            block.chunks(700_001).for_each(|piece| hasher.update(piece));
+            assert_eq!(hasher.finalize(), whole);
         }
     }
 }
