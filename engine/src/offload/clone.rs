@@ -34,7 +34,7 @@ pub(super) fn clone(
     }
     refuse_same(&before, &new)?;
     if share_extents(source.as_fd(), new.fd()).is_err() {
-        copy_in_kernel(source.as_fd(), new.fd(), u64::MAX, give_up)?.ok_or(Errno::UNSUPPORTED)?;
+        copy_in_kernel((source.as_fd(), 0), (new.fd(), 0), u64::MAX, give_up)?.ok_or(Errno::UNSUPPORTED)?;
     }
     let (hash, size) = hash_all(source.as_fd(), give_up)?;
     let copied = hash_all(new.fd(), give_up)?;

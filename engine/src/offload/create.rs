@@ -217,6 +217,12 @@ fn open_nameless(_: BorrowedFd<'_>) -> Option<Result<OwnedFd, Errno>> {
 /// Length of `.haul-<16 hex>.tmp`.
 pub(super) const TEMP_NAME_BYTES: usize = 26;
 
+/// True for names that [`with_temp_name`] makes.
+pub(super) fn is_temp_name(name: &[u8]) -> bool {
+    let digits = name.strip_prefix(b".haul-").and_then(|rest| rest.strip_suffix(b".tmp"));
+    digits.is_some_and(|digits| digits.len() == 16 && digits.iter().all(|digit| b"0123456789abcdef".contains(digit)))
+}
+
 /// Calls `make` with random names until one was free.
 pub(super) fn with_temp_name<T>(
     mut make: impl FnMut(&[u8]) -> rustix::io::Result<T>,
@@ -263,7 +269,7 @@ pub(super) fn keep(
     if share_extents(present.as_fd(), new).is_ok() {
         rustix::fs::ftruncate(new, len)?;
     } else {
-        let copied = copy_in_kernel(present.as_fd(), new, len, give_up)?.unwrap_or(0);
+        let copied = copy_in_kernel((present.as_fd(), 0), (new, 0), len, give_up)?.unwrap_or(0);
         copy_through(present.as_fd(), new, copied, len, give_up)?;
     }
     if rustix::fs::fstat(new)?.st_size as u64 != len { Err(Errno::SHORT_SOURCE) } else { Ok(attributes) }
@@ -284,42 +290,42 @@ pub(super) fn share_extents(_: BorrowedFd<'_>, _: BorrowedFd<'_>) -> Result<(), 
     Err(Errno::UNSUPPORTED)
 }
 
-/// Copies up to `len` bytes inside the kernel, fewer where `from` ends. Returns how many, or
-/// `None` where the kernel cannot do it between these two files and nothing was copied.
+/// Copies up to `len` bytes inside the kernel, from a place in one file to a place in another, fewer where the former
+/// ends. Returns how many, or `None` where the kernel cannot do it between these two files and nothing was copied.
 #[cfg(target_os = "linux")]
 pub(super) fn copy_in_kernel(
-    from: BorrowedFd<'_>,
-    to: BorrowedFd<'_>,
+    (from, mut read): (BorrowedFd<'_>, u64),
+    (to, mut written): (BorrowedFd<'_>, u64),
     len: u64,
     give_up: &AtomicBool,
 ) -> Result<Option<u64>, Errno> {
     if super::old_kernel() {
         return Ok(None);
     }
-    let (mut read, mut written) = (0, 0);
-    while written < len {
+    let mut left = len;
+    while left > 0 {
         if give_up.load(Ordering::Relaxed) {
             return Err(Errno::CANCELLED);
         }
-        let step = (len - written).min(crate::limits::COPY_STEP_BYTES) as usize;
+        let step = left.min(crate::limits::COPY_STEP_BYTES) as usize;
         match retry_on_intr(|| rustix::fs::copy_file_range(from, Some(&mut read), to, Some(&mut written), step)) {
             Ok(0) => break,
-            Ok(_) => {}
-            Err(E::XDEV | E::OPNOTSUPP | E::INVAL | E::NOSYS | E::NOTTY | E::PERM) if written == 0 => {
+            Ok(count) => left -= count as u64,
+            Err(E::XDEV | E::OPNOTSUPP | E::INVAL | E::NOSYS | E::NOTTY | E::PERM) if left == len => {
                 return Ok(None);
             }
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(Some(written))
+    Ok(Some(len - left))
 }
 
-/// Copies up to `len` bytes inside the kernel, fewer where `from` ends. Returns how many, or
-/// `None` where the kernel cannot do it between these two files and nothing was copied.
+/// Copies up to `len` bytes inside the kernel, from a place in one file to a place in another, fewer where the former
+/// ends. Returns how many, or `None` where the kernel cannot do it between these two files and nothing was copied.
 #[cfg(not(target_os = "linux"))]
 pub(super) fn copy_in_kernel(
-    _: BorrowedFd<'_>,
-    _: BorrowedFd<'_>,
+    _: (BorrowedFd<'_>, u64),
+    _: (BorrowedFd<'_>, u64),
     _: u64,
     _: &AtomicBool,
 ) -> Result<Option<u64>, Errno> {

@@ -93,14 +93,8 @@ fn read_again(fd: BorrowedFd<'_>, expected: [u8; 32], give_up: &AtomicBool) -> R
 }
 
 /// Links a nameless file to its name, in place of what is there.
-#[cfg(target_os = "linux")]
 fn name_nameless(fd: BorrowedFd<'_>, making: &Making) -> Result<(), Errno> {
-    use std::os::fd::AsRawFd;
-    let link = |name: &[u8]| {
-        let mut path = ProcPath::default();
-        let path = path.of(fd.as_raw_fd());
-        rustix::fs::linkat(rustix::fs::CWD, path, &making.dir, name, AtFlags::SYMLINK_FOLLOW)
-    };
+    let link = |name: &[u8]| link_nameless(fd, making.dir.as_fd(), name);
     match link(&making.name) {
         Err(E::EXIST) if making.wanted.overwrite => {}
         result => return Ok(result?),
@@ -111,9 +105,18 @@ fn name_nameless(fd: BorrowedFd<'_>, making: &Making) -> Result<(), Errno> {
     })
 }
 
+/// Gives a nameless file a name that is free.
+#[cfg(target_os = "linux")]
+pub(super) fn link_nameless(fd: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let mut path = ProcPath::default();
+    rustix::fs::linkat(rustix::fs::CWD, path.of(fd.as_raw_fd()), dir, name, AtFlags::SYMLINK_FOLLOW)
+}
+
+/// Gives a nameless file a name that is free.
 #[cfg(not(target_os = "linux"))]
-fn name_nameless(_: BorrowedFd<'_>, _: &Making) -> Result<(), Errno> {
-    Err(Errno::UNSUPPORTED) // Never reached: there are no nameless files here.
+pub(super) fn link_nameless(_: BorrowedFd<'_>, _: BorrowedFd<'_>, _: &[u8]) -> rustix::io::Result<()> {
+    Err(E::OPNOTSUPP) // Never reached: there are no nameless files here.
 }
 
 /// `/proc/self/fd/N`, without an allocation.
