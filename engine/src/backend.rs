@@ -89,7 +89,7 @@ pub enum DirTag {}
 pub type StreamId = Id<StreamTag>;
 /// An open file: one being read, or one being made that has no name yet.
 pub type FileId = Id<FileTag>;
-/// An open directory: a root that paths are resolved from, or one being read.
+/// An open directory: a root that paths are resolved from, one being read, or a block store.
 pub type DirId = Id<DirTag>;
 
 /// A session's number on its worker.
@@ -403,7 +403,9 @@ pub enum FsOp {
         /// Which of them exactly.
         preserve: Preserve,
     },
-    /// Fills blocks of a file being made from a block store, each proved by its hash -> [`Output::Blocks`].
+    /// Fills blocks of a file being made from a block store, each proved by its hash -> [`Output::Blocks`]. Block `i`
+    /// begins at `i` times [`crate::tree_hash::HASH_BLOCK_BYTES`] and is as long, or ends with the file. The place of a
+    /// block that was not there may hold anything afterwards. Trouble with the store is no error.
     FillBlocks {
         /// File being made.
         file: FileId,
@@ -413,7 +415,7 @@ pub enum FsOp {
         size: u64,
         /// Index of the first block.
         first: u64,
-        /// Hashes of consecutive blocks.
+        /// Hashes of consecutive blocks, at most [`crate::limits::BLOCKS_PER_OPERATION`], none behind the end of the file.
         hashes: Vec<Hash>,
     },
     /// Puts blocks of a file being made into a block store, then brings the store below its cap -> [`Output::Done`].
@@ -676,4 +678,7 @@ pub trait Attach: Backend {
 
     /// Adds a root that places can name.
     fn add_root(&mut self, root: crate::offload::Root) -> DirId;
+
+    /// Adds a block store. It is no root, and no root is a block store: [`Errno::INVALID`].
+    fn add_store(&mut self, store: crate::offload::BlockStore) -> DirId;
 }

@@ -18,7 +18,7 @@
 //! A test that does not end is reported with the operations that are still out.
 //!
 //! Which rule is where: `streams` 2 to 5, 9 and 10; `turns` 1, 6 and 8; `cancels` 7; `files` what the operations on files say of
-//! themselves in [`crate::backend::OpKind`].
+//! themselves in [`crate::backend::OpKind`]; `blocks` the two on the block store.
 
 #![forbid(unsafe_code)]
 
@@ -28,6 +28,7 @@ use std::net::SocketAddr;
 use std::sync::mpsc;
 use std::time::Duration;
 
+mod blocks;
 mod cancels;
 mod driver;
 mod files;
@@ -36,6 +37,7 @@ mod host;
 mod streams;
 mod turns;
 
+pub use blocks::*;
 pub use cancels::*;
 pub use files::*;
 #[cfg(unix)]
@@ -89,6 +91,10 @@ pub trait Rig {
     fn read_file(&mut self, name: &str) -> Option<Vec<u8>>;
     /// Every name below the root directory, as a relative path, sorted: nothing may be littered there.
     fn names(&mut self) -> Vec<String>;
+    /// A block store, empty at first and outside the root directory.
+    fn store(&mut self) -> DirId;
+    /// Damages every block in that store, past the backend. Done twice it leaves them as they were.
+    fn damage_store(&mut self);
     /// Drops the backend and nothing else.
     fn drop_backend(&mut self);
     /// Called after a turn that brought no completion. A simulated world moves its clock here.
@@ -174,6 +180,11 @@ macro_rules! contract_rules {
             links_are_made_described_and_replaced,
             paths_below_an_operand_do_not_follow_links,
             missing_names_are_not_found,
+            an_empty_store_fills_nothing,
+            kept_blocks_are_filled_into_another_file,
+            a_damaged_block_is_dropped_and_counts_as_missing,
+            a_block_is_not_kept_under_another_hash,
+            stores_are_no_roots_and_blocks_have_their_bounds,
         }
     };
     (@tests $rig:ty: $($rule:ident,)*) => {

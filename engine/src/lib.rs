@@ -11,6 +11,7 @@
 
 pub mod backend;
 pub mod block;
+pub mod cas;
 #[cfg(feature = "test-rig")]
 pub mod contract;
 mod errno;

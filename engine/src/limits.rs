@@ -166,6 +166,15 @@ pub const DRAIN_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
 /// Parts of one message, as far as the kernel takes them (`UIO_MAXIOV`, include/uapi/linux/uio.h).
 pub const MESSAGE_PARTS: usize = 1024;
 
+/// Mebibytes the block store of dedup holds where the environment does not say.
+pub const CAS_CAP_MIB: u64 = 1024;
+/// Blocks that are remembered as the next to go, 96 bytes each: a full store is counted anew once in so many evictions.
+pub const CAS_VICTIMS: usize = 4096;
+/// Bytes that must stay free on the block store's file system: a cache that fills a disk makes transfers fail.
+pub const CAS_SPARE_BYTES: u64 = 64 * 1024 * 1024;
+/// Seconds after which a temporary file in the block store is what a killed process left.
+pub const CAS_STALE_SECONDS: i64 = 60 * 60;
+
 /// Threads that carry out file-system calls for one backend.
 pub const OFFLOAD_THREADS: usize = 2;
 /// Submission queue entries of a ring.
@@ -207,6 +216,7 @@ const _: () = {
     assert!(READ_WINDOW_FRAMES * 2 <= SESSION_FRAME_BLOCKS, "a block read and what a codec makes of it");
     assert!(SESSION_FRAME_BLOCKS <= POOL_FRAME_BLOCKS);
     assert!(FILE_RUN_BYTES <= crate::wire::MAX_BLOCK as u64);
+    assert!((CAS_VICTIMS as u64) > CAS_CAP_MIB / 4, "a store of whole blocks with the default cap is remembered whole");
     // Memory of one worker: 32 x 512 KiB + 128 x 64 KiB + 8 x 4.06 MiB = 56.5 MiB, whatever the files.
     assert!(
         POOL_LARGE_BLOCKS * BLOCK_BYTES + POOL_SMALL_BLOCKS * SMALL_BYTES + POOL_FRAME_BLOCKS * FRAME_BYTES

@@ -64,6 +64,14 @@ impl Rig for SimRig {
         self.world.list("host")
     }
 
+    fn store(&mut self) -> DirId {
+        self.backend().add_store()
+    }
+
+    fn damage_store(&mut self) {
+        self.world.damage_store("host");
+    }
+
     fn drop_backend(&mut self) {
         self.backend = None;
     }

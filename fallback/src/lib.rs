@@ -46,7 +46,7 @@ use haul_engine::backend::{
     Attach, Backend, Broken, Completion, DirId, Errno, Features, StreamId, Submissions, Time, Waker,
 };
 use haul_engine::limits::OFFLOAD_THREADS;
-use haul_engine::offload::{Offload, Root};
+use haul_engine::offload::{BlockStore, Offload, Root};
 use signal::{SIGNAL, Signal};
 use std::io;
 use std::net::TcpListener;
@@ -202,6 +202,10 @@ impl Attach for Poll {
 
     fn add_root(&mut self, root: Root) -> DirId {
         self.offload.add_root(root)
+    }
+
+    fn add_store(&mut self, store: BlockStore) -> DirId {
+        self.offload.add_store(store)
     }
 }
 

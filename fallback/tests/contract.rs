@@ -4,7 +4,7 @@ use haul_engine::backend::{
     Attach, Backend, Broken, Completion, DirId, Errno, Features, StreamId, Submissions, Time, Waker,
 };
 use haul_engine::contract::Machine;
-use haul_engine::offload::Root;
+use haul_engine::offload::{BlockStore, Root};
 use haul_fallback::Poll;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
@@ -67,6 +67,10 @@ impl Attach for Inheriting {
 
     fn add_root(&mut self, root: Root) -> DirId {
         self.0.add_root(root)
+    }
+
+    fn add_store(&mut self, store: BlockStore) -> DirId {
+        self.0.add_store(store)
     }
 }
 

@@ -2,6 +2,8 @@
 
 use super::{Arrived, Flavor, Peer, Rig};
 use crate::backend::{Attach, DirId, StreamId};
+use crate::cas::RootIdentity;
+use crate::offload::BlockStore;
 use rustix::io::Errno;
 use rustix::net::{Shutdown, sockopt};
 use std::collections::BTreeSet;
@@ -42,6 +44,7 @@ impl<M: Machine> Rig for HostRig<M> {
         let directory = std::env::temp_dir().join(format!("haul-contract-{}-{number}", std::process::id()));
         // One may be left over from a test run that was killed and had our process id.
         let _ = std::fs::remove_dir_all(&directory);
+        let _ = std::fs::remove_dir_all(directory.with_extension("store"));
         std::fs::create_dir(&directory).expect("a temporary directory");
         let mut backend = M::backend();
         let root = M::add_root(&mut backend, &directory);
@@ -107,8 +110,36 @@ impl<M: Machine> Rig for HostRig<M> {
         names.into_iter().collect()
     }
 
+    fn store(&mut self) -> DirId {
+        let root = RootIdentity { path: b"/".to_vec(), device: 1, inode: 2 };
+        let store = BlockStore::open(&self.store_directory(), &root, None);
+        self.backend().add_store(store)
+    }
+
+    fn damage_store(&mut self) {
+        let mut ahead = vec![self.store_directory()];
+        while let Some(directory) = ahead.pop() {
+            for entry in std::fs::read_dir(&directory).expect("a store with blocks").flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    ahead.push(entry.path());
+                } else if entry.path().extension().is_some_and(|extension| extension == "blk") {
+                    let mut bytes = std::fs::read(entry.path()).expect("a block");
+                    bytes[0] ^= 1;
+                    std::fs::write(entry.path(), bytes).expect("a block of ours");
+                }
+            }
+        }
+    }
+
     fn drop_backend(&mut self) {
         self.backend = None;
+    }
+}
+
+impl<M: Machine> HostRig<M> {
+    /// Beside the root directory.
+    fn store_directory(&self) -> PathBuf {
+        self.directory.with_extension("store")
     }
 }
 
@@ -117,6 +148,7 @@ impl<M: Machine> Drop for HostRig<M> {
         self.backend = None;
         // A test that failed may have left anything behind; what matters was asserted before.
         let _ = std::fs::remove_dir_all(&self.directory);
+        let _ = std::fs::remove_dir_all(self.store_directory());
     }
 }
 

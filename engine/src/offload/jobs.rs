@@ -2,6 +2,7 @@
 
 use super::names::{self, OpenDir};
 use super::open::{self, Loaded, OpenFile};
+use super::store::Wanted;
 use super::{Held, clone, create, partial, publish};
 use crate::backend::{Errno, FsOp, OpKind, OpenMode, Output};
 use crate::wire::frame::Attributes;
@@ -78,6 +79,14 @@ fn run_fs(op: &FsOp, held: &Held, give_up: &AtomicBool) -> Result<Made, Errno> {
         }
         (FsOp::Clone { from, to, finish }, Held::Roots { from: from_root, to: to_root }) => {
             clone::clone((from_root, &from.target), (to_root, &to.target), finish, give_up).map(Made::Output)
+        }
+        (FsOp::FillBlocks { size, first, hashes, .. }, Held::Blocks { file, store }) => {
+            let wanted = Wanted { size: *size, first: *first, hashes };
+            store.fill(file, wanted, give_up).map(|blocks| Made::Output(Output::Blocks(blocks)))
+        }
+        (FsOp::KeepBlocks { size, first, hashes, .. }, Held::Blocks { file, store }) => {
+            let wanted = Wanted { size: *size, first: *first, hashes };
+            store.keep(file, wanted, give_up).map(|()| done())
         }
         _ => Err(Errno::INVALID),
     }

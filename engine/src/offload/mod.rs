@@ -39,12 +39,14 @@ mod open;
 mod partial;
 mod publish;
 mod resolve;
+mod store;
 mod table;
 mod threads;
 mod walk;
 
 pub use open::OpenFile;
 pub use resolve::Root;
+pub use store::BlockStore;
 
 use crate::backend::{
     Cancel, Completion, DirId, DirTag, Errno, FileId, FileTag, FsOp, Op, OpKind, Output, Place, SessionId, Token, Waker,
@@ -78,6 +80,7 @@ enum Held {
     Roots { from: Root, to: Root },
     File(Arc<OpenFile>),
     Dir(Arc<OpenDir>),
+    Blocks { file: Arc<OpenFile>, store: BlockStore },
 }
 
 struct File {
@@ -87,6 +90,7 @@ struct File {
 
 enum Dir {
     Root(Root),
+    Store(BlockStore),
     Open { dir: Arc<OpenDir>, owner: SessionId },
 }
 
@@ -119,6 +123,11 @@ impl Offload {
     /// Adds a root that places can name. It stays for as long as `self`.
     pub fn add_root(&mut self, root: Root) -> DirId {
         self.dirs.insert(Dir::Root(root))
+    }
+
+    /// Adds a block store. It stays for as long as `self`.
+    pub fn add_store(&mut self, store: BlockStore) -> DirId {
+        self.dirs.insert(Dir::Store(store))
     }
 
     /// Starts a file operation. Its ids are resolved now: a stale one ends the op at once with [`Errno::STALE_ID`], and
@@ -206,18 +215,25 @@ impl Offload {
             FsOp::StatOpen { file } | FsOp::HashBlocks { file, .. } => self.held_file(*file),
             FsOp::ReadDir { dir } => match self.dirs.find(*dir) {
                 Some(Dir::Open { dir, .. }) => Ok(Held::Dir(dir.clone())),
-                Some(Dir::Root(_)) => Err(Errno::INVALID),
+                Some(Dir::Root(_) | Dir::Store(_)) => Err(Errno::INVALID),
                 None => Err(Errno::STALE_ID),
             },
             FsOp::CloseDir { dir } => match self.dirs.find(*dir) {
-                Some(Dir::Root(_)) => Err(Errno::INVALID),
+                Some(Dir::Root(_) | Dir::Store(_)) => Err(Errno::INVALID),
                 _ => match self.dirs.remove(*dir) {
                     Some(Dir::Open { dir, .. }) => Ok(Held::Dir(dir)),
                     _ => Err(Errno::STALE_ID),
                 },
             },
-            FsOp::FillBlocks { .. } | FsOp::KeepBlocks { .. } => Err(Errno::UNSUPPORTED),
             FsOp::Clone { from, to, .. } => Ok(Held::Roots { from: self.root(from)?, to: self.root(to)? }),
+            FsOp::FillBlocks { file, store, .. } | FsOp::KeepBlocks { file, store, .. } => {
+                let file = self.file(*file).cloned().ok_or(Errno::STALE_ID)?;
+                match self.dirs.find(*store) {
+                    Some(Dir::Store(store)) => Ok(Held::Blocks { file, store: store.clone() }),
+                    Some(Dir::Root(_) | Dir::Open { .. }) => Err(Errno::INVALID),
+                    None => Err(Errno::STALE_ID),
+                }
+            }
         }
     }
 
@@ -228,7 +244,7 @@ impl Offload {
     fn root(&self, place: &Place) -> Result<Root, Errno> {
         match self.dirs.find(place.dir) {
             Some(Dir::Root(root)) => Ok(root.clone()),
-            Some(Dir::Open { .. }) => Err(Errno::INVALID),
+            Some(Dir::Open { .. } | Dir::Store(_)) => Err(Errno::INVALID),
             None => Err(Errno::STALE_ID),
         }
     }

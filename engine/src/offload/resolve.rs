@@ -16,6 +16,7 @@
 
 use super::walk;
 use crate::backend::Errno;
+use crate::cas::RootIdentity;
 use crate::wire::path::{RelPath, Target};
 use rustix::fs::{AtFlags, Mode, OFlags, Stat};
 use rustix::io::Errno as E;
@@ -63,6 +64,16 @@ impl Root {
     /// The same root, under which every change is refused with EROFS.
     pub fn read_only(self) -> Root {
         Root(Arc::new(Inner { read_only: true, ..Inner::clone(&self.0) }))
+    }
+
+    /// Whose blocks in a block store are this root's. From a plain root everything can be reached: it is `/`.
+    #[allow(clippy::unnecessary_cast)] // The widths of these fields differ between systems.
+    pub fn identity(&self) -> Result<RootIdentity, Errno> {
+        let (path, stat) = match &self.0.confined_to {
+            Some(canonical) => (canonical.as_os_str().as_bytes(), rustix::fs::fstat(&*self.0.dir)?),
+            None => (&b"/"[..], rustix::fs::stat("/")?),
+        };
+        Ok(RootIdentity { path: path.to_vec(), device: stat.st_dev as u64, inode: stat.st_ino as u64 })
     }
 
     fn handle(&self) -> Handle<'_> {

@@ -35,6 +35,11 @@ impl SimBackend {
         self.world.add_root(self.host, path)
     }
 
+    /// The block store of this host, which outlives a crash. The seed decides which blocks it forgets or damages.
+    pub fn add_store(&mut self) -> DirId {
+        self.world.add_store(self.host)
+    }
+
     /// False once the host has crashed.
     pub fn is_alive(&self) -> bool {
         let state = self.world.state.borrow();

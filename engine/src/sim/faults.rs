@@ -39,6 +39,8 @@ pub enum OpName {
     SetMeta,
     MakeLink,
     Clone,
+    FillBlocks,
+    KeepBlocks,
     HashBlocks,
     InPlace,
     Continue,
@@ -84,7 +86,9 @@ impl OpName {
             FsOp::MakeDir { .. } => OpName::MakeDir,
             FsOp::SetMeta { .. } => OpName::SetMeta,
             FsOp::MakeLink { .. } => OpName::MakeLink,
-            FsOp::FillBlocks { .. } | FsOp::KeepBlocks { .. } | FsOp::Clone { .. } => OpName::Clone,
+            FsOp::Clone { .. } => OpName::Clone,
+            FsOp::FillBlocks { .. } => OpName::FillBlocks,
+            FsOp::KeepBlocks { .. } => OpName::KeepBlocks,
             FsOp::HashBlocks { .. } => OpName::HashBlocks,
         }
     }
@@ -127,9 +131,11 @@ impl Fault {
             | OpName::Store
             | OpName::MakeDir
             | OpName::MakeLink => &[Enospc, Eio, Eacces],
-            OpName::Write | OpName::Publish => &[Enospc, Eio],
+            OpName::Write | OpName::Publish | OpName::FillBlocks => &[Enospc, Eio],
             OpName::StatOpen | OpName::ReadDir | OpName::SetMeta | OpName::Clone | OpName::HashBlocks => &[Eio],
             OpName::Accept | OpName::Connect | OpName::Shutdown | OpName::CloseStream | OpName::Compute => &[],
+            // Trouble with the store is no error.
+            OpName::KeepBlocks => &[],
             OpName::Close | OpName::CloseDir => &[Eio],
         }
     }
@@ -206,7 +212,12 @@ impl FaultPlan {
     pub(super) fn draw(mut self, random: &mut Random) -> FaultPlan {
         if self.random_hosts > 0 {
             for _ in 0..random.below(4) {
-                self.planned.push(draw_one(random, self.random_hosts));
+                let planned = draw_one(random, self.random_hosts);
+                self.planned.push(planned);
+                // Whoever writes may have blocks filled instead: the same can go wrong then.
+                if let Planned::Op { host, op: OpName::Write, nth, fault } = planned {
+                    self.planned.push(Planned::Op { host, op: OpName::FillBlocks, nth, fault });
+                }
             }
         }
         self

@@ -12,7 +12,9 @@ use crate::backend::{
 };
 use crate::block::{Block, Slice};
 use crate::tree_hash::{BlockHash, HASH_BLOCK_BYTES};
+use crate::wire::frame::Hash;
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 /// Most entries of one page: small, so that tests see directories of several pages.
@@ -50,11 +52,17 @@ impl OpenFile {
     }
 }
 
-/// An open directory.
-struct OpenDirectory {
-    node: DirectoryRef,
-    /// Who opened it and which names are still to be told, in reverse; `None` for a root.
-    reading: Option<(SessionId, Vec<Vec<u8>>)>,
+/// What the id of a directory leads to.
+pub(super) enum Dir {
+    Root(DirectoryRef),
+    /// Who opened it and which names are still to be told, in reverse.
+    Open {
+        node: DirectoryRef,
+        owner: SessionId,
+        names: Vec<Vec<u8>>,
+    },
+    /// The host's block store.
+    Store,
 }
 
 /// A host's tree and what is open in it.
@@ -62,8 +70,10 @@ pub(super) struct Disk {
     pub(super) root: DirectoryRef,
     /// Bytes of content it holds at most.
     pub(super) capacity: u64,
+    /// Content of the block store by its hash; see [`super::blocks`].
+    pub(super) store: BTreeMap<Hash, Vec<u8>>,
     files: Slots<OpenFile>,
-    directories: Slots<OpenDirectory>,
+    pub(super) directories: Slots<Dir>,
 }
 
 /// What an operation needs of the world.
@@ -80,11 +90,12 @@ type Outcome = Result<Output, Errno>;
 impl Disk {
     pub(super) fn new() -> Disk {
         let root = Node::directory(Meta::new(0o755, Time(0)));
-        Disk { root, capacity: u64::MAX, files: Slots::default(), directories: Slots::default() }
+        let (files, directories) = (Slots::default(), Slots::default());
+        Disk { root, capacity: u64::MAX, store: BTreeMap::new(), files, directories }
     }
 
     pub(super) fn add_root(&mut self, node: DirectoryRef) -> DirId {
-        self.directories.insert(OpenDirectory { node, reading: None })
+        self.directories.insert(Dir::Root(node))
     }
 
     /// The end of the process that had things open: what has no name is gone.
@@ -95,7 +106,7 @@ impl Disk {
 
     pub(super) fn close_session(&mut self, session: SessionId) {
         self.files.retain(|file| file.session != session);
-        self.directories.retain(|directory| directory.reading.as_ref().is_none_or(|(owner, _)| *owner != session));
+        self.directories.retain(|dir| !matches!(dir, Dir::Open { owner, .. } if *owner == session));
     }
 
     /// Files being made that have no name yet.
@@ -103,14 +114,20 @@ impl Disk {
         self.files.iter().filter(|file| file.named().is_none()).count()
     }
 
-    /// Everything open, roots apart.
+    /// Everything open, roots and stores apart.
     pub(super) fn open_count(&self) -> usize {
-        self.files.iter().count() + self.directories.iter().filter(|directory| directory.reading.is_some()).count()
+        self.files.iter().count() + self.directories.iter().filter(|dir| matches!(dir, Dir::Open { .. })).count()
     }
 
     /// A file opened for reading.
     pub(super) fn source(&self, file: FileId) -> Result<FileRef, Errno> {
         Ok(self.files.get(file)?.node.clone())
+    }
+
+    /// A file being made.
+    pub(super) fn making(&self, file: FileId) -> Result<FileRef, Errno> {
+        let open = self.files.get(file)?;
+        open.making.as_ref().filter(|making| !making.in_place).map(|_| open.node.clone()).ok_or(Errno::INVALID)
     }
 
     /// Closes a file whose Publish was cancelled.
@@ -120,14 +137,17 @@ impl Disk {
     }
 
     fn root_of(&self, place: &Place) -> Result<DirectoryRef, Errno> {
-        Ok(self.directories.get(place.dir)?.node.clone())
+        match self.directories.get(place.dir)? {
+            Dir::Root(node) => Ok(node.clone()),
+            Dir::Open { .. } | Dir::Store => Err(Errno::INVALID),
+        }
     }
 
     fn find(&self, place: &Place, follow: bool) -> Result<Node, Errno> {
         disk::find(&self.root_of(place)?, &place.target, follow)
     }
 
-    fn require_space(&self, bytes: u64) -> Result<(), Errno> {
+    pub(super) fn require_space(&self, bytes: u64) -> Result<(), Errno> {
         if self.capacity == u64::MAX {
             return Ok(());
         }
@@ -361,8 +381,7 @@ impl Disk {
             FsOp::OpenDir { place } => self.open_directory(place, around),
             FsOp::ReadDir { dir } => self.read_directory(*dir, around.random),
             FsOp::CloseDir { dir } => {
-                let directory = self.directories.get(*dir)?;
-                if directory.reading.is_none() {
+                if !matches!(self.directories.get(*dir)?, Dir::Open { .. }) {
                     return Err(Errno::INVALID);
                 }
                 self.directories.remove(*dir).map(|_| Output::Done)
@@ -384,7 +403,13 @@ impl Disk {
                 let link = Node::Link(Rc::new(disk::Link { text: text.clone(), meta }));
                 disk::place(&parent, &name, link, true).map(|()| Output::Done)
             }
-            FsOp::FillBlocks { .. } | FsOp::KeepBlocks { .. } | FsOp::Clone { .. } => Err(Errno::UNSUPPORTED),
+            FsOp::Clone { .. } => Err(Errno::UNSUPPORTED),
+            FsOp::FillBlocks { file, store, size, first, hashes } => {
+                self.fill_blocks(*file, *store, (*size, *first, hashes), around.random)
+            }
+            FsOp::KeepBlocks { file, store, size, first, hashes } => {
+                self.keep_blocks(*file, *store, (*size, *first, hashes), around.random)
+            }
         }
     }
 
@@ -397,15 +422,14 @@ impl Disk {
         for end in (1..names.len()).rev() {
             names.swap(end, around.random.index(end + 1));
         }
-        let dir = self.directories.insert(OpenDirectory { node, reading: Some((around.session, names)) });
+        let dir = self.directories.insert(Dir::Open { node, owner: around.session, names });
         Ok(Output::OpenedDir { dir, attributes })
     }
 
     fn read_directory(&mut self, dir: DirId, random: &mut Random) -> Outcome {
-        let directory = self.directories.get_mut(dir)?;
-        let (_, names) = directory.reading.as_mut().ok_or(Errno::INVALID)?;
+        let Dir::Open { node, names, .. } = self.directories.get_mut(dir)? else { return Err(Errno::INVALID) };
         let count = (1 + random.below(MAX_PAGE) as usize).min(names.len());
-        let node = directory.node.borrow();
+        let node = node.borrow();
         let page = names.split_off(names.len() - count);
         let entries = page.into_iter().rev().map(|name| match node.entries.get(&name) {
             Some(node) => DirEntry { attributes: Ok(node.attributes()), link: node.link_text().to_vec(), name },

@@ -66,6 +66,7 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+mod blocks;
 mod disk;
 mod faults;
 mod files;
@@ -301,6 +302,12 @@ impl World {
         self.state.borrow().hosts[index].disk.open_count()
     }
 
+    /// Damages every block in a host's block store. Done twice it leaves them as they were.
+    pub fn damage_store(&self, host: &str) {
+        let index = self.host_index(host);
+        self.state.borrow_mut().hosts[index].disk.store.values_mut().for_each(|block| blocks::damage(block, 1));
+    }
+
     /// Bytes of content that fit on a host's disk; without limit at first.
     pub fn set_capacity(&self, host: &str, bytes: u64) {
         let index = self.host_index(host);
@@ -318,6 +325,10 @@ impl World {
         let root = state.hosts[host].disk.root.clone();
         let root = disk::make_directory(&root, &target(path), made).expect("a path without a file in it");
         state.hosts[host].disk.add_root(root)
+    }
+
+    fn add_store(&self, host: usize) -> DirId {
+        self.state.borrow_mut().hosts[host].disk.directories.insert(files::Dir::Store)
     }
 
     /// The host of this name; it is made, without a backend, when it is first named.

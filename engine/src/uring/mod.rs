@@ -55,7 +55,7 @@ use crate::backend::{
     Time, Waker,
 };
 use crate::limits;
-use crate::offload::{Offload, Root};
+use crate::offload::{BlockStore, Offload, Root};
 use inflight::{Flight, Work};
 use pipes::Pipes;
 use rustix::event::{EventfdFlags, eventfd};
@@ -311,6 +311,10 @@ impl Attach for Uring {
 
     fn add_root(&mut self, root: Root) -> DirId {
         self.offload.add_root(root)
+    }
+
+    fn add_store(&mut self, store: BlockStore) -> DirId {
+        self.offload.add_store(store)
     }
 }
 
