@@ -6,3 +6,5 @@ mod cancel;
 mod content;
 mod names;
 mod rig;
+mod store;
+mod store_trust;
