@@ -7,7 +7,7 @@ use haul_engine::backend::{
 };
 use haul_engine::block::Pool;
 use haul_engine::limits::{POOL_LARGE_BLOCKS, POOL_SMALL_BLOCKS};
-use haul_engine::offload::Root;
+use haul_engine::offload::{BlockStore, Root};
 use haul_engine::wire::path::{RequestPath, Target};
 use haul_fallback::Poll;
 use std::fs::File;
@@ -68,6 +68,11 @@ impl Near {
         let (near, far) = tcp_pair()?;
         let stream = self.backend.add_stream(near.into(), None, true);
         Ok((stream.map_err(|errno| anyhow!("cannot attach a stream: {errno}"))?, far))
+    }
+
+    /// A block store.
+    pub(crate) fn add_store(&mut self, store: BlockStore) -> DirId {
+        self.backend.add_store(store)
     }
 
     /// An open file.

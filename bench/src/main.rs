@@ -1,8 +1,8 @@
 //! `haul-bench`: each piece of haul, timed in process.
 //!
-//! Owns the measuring of parts: hash, frames, codecs, the paths between files and streams, stores. What a user sees of the whole
-//! is `haul-perf`'s to measure. Nothing is asserted here: a run prints a table, and numbers of one table may be compared
-//! with each other, because its cases take turns.
+//! Owns the measuring of parts: hash, frames, codecs, the paths between files and streams, stores, the block store of
+//! dedup. What a user sees of the whole is `haul-perf`'s to measure. Nothing is asserted here: a run prints a table, and
+//! numbers of one table may be compared with each other, because its cases take turns.
 //!
 //! ```text
 //! cargo run --release -p haul-bench                       every group
@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+mod blocks;
 mod machine;
 mod measure;
 mod paths;
@@ -44,6 +45,8 @@ fn main() -> Result<()> {
     let shm = Path::new("/dev/shm");
     let dir = if shm.is_dir() { builder.tempdir_in(shm) } else { builder.tempdir() };
     let dir = dir.context("cannot make a directory to work in")?;
+    // Where temporary files are, which mostly is a file system on a disk.
+    let disk = builder.tempdir().context("cannot make a directory to work in")?;
     println!("working in {}, {} rounds, the first dropped", dir.path().display(), args.rounds);
     machine::describe();
     let filter = args.filter.as_deref().unwrap_or("");
@@ -54,6 +57,8 @@ fn main() -> Result<()> {
         paths::sends(dir.path(), FILE_BYTES)?,
         paths::receives(dir.path(), FILE_BYTES)?,
         store::stores(dir.path())?,
+        blocks::blocks(dir.path(), "in memory")?,
+        blocks::blocks(disk.path(), "on disk")?,
     ];
     for group in groups {
         measure::group(group.into_iter().filter(|case| case.name.contains(filter)).collect(), args.rounds)?;
