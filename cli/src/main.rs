@@ -18,7 +18,6 @@ mod run;
 mod serve;
 mod sftp;
 mod signals;
-#[expect(dead_code, reason = "servers ask for a store once they answer HaveBlocks")]
 mod store;
 
 use args::{Command, Haul};

@@ -5,6 +5,7 @@ use crate::backend;
 use crate::exit::Exit;
 use crate::output;
 use crate::signals;
+use crate::store;
 use haul_engine::backend::Backend as _;
 use haul_engine::block::Pool;
 use haul_engine::limits::{DAEMON_LARGE_BLOCKS, POOL_LARGE_BLOCKS, POOL_SMALL_BLOCKS};
@@ -39,6 +40,7 @@ fn serve(args: &ServeArgs, choice: Choice) -> Result<Exit, (String, Exit)> {
     let listener = args.listen.map(listen).transpose()?;
     let (mut backend, _) = backend::make(choice).map_err(|why| (why, Exit::Usage))?;
     signals::wake_on_stop(backend.waker());
+    let store = store::from_environment(&root).map(|store| backend.add_store(store));
     let root = backend.add_root(root);
     let blocks = if listener.is_some() { DAEMON_LARGE_BLOCKS } else { POOL_LARGE_BLOCKS };
     let ended = Rc::new(RefCell::new(Exit::Success));
@@ -47,7 +49,7 @@ fn serve(args: &ServeArgs, choice: Choice) -> Result<Exit, (String, Exit)> {
         Some(listener) => {
             let listener = backend.add_listener(listener).map_err(failed)?;
             let mut worker = Worker::new(backend, Pool::new(POOL_SMALL_BLOCKS, blocks));
-            worker.add(Box::new(Acceptor::new(listener, root, Rc::new(|result| _ = said(result)))));
+            worker.add(Box::new(Acceptor::new(listener, root, store, Rc::new(|result| _ = said(result)))));
             worker
         }
         None => {
@@ -63,7 +65,7 @@ fn serve(args: &ServeArgs, choice: Choice) -> Result<Exit, (String, Exit)> {
             let mut worker = Worker::new(backend, Pool::new(POOL_SMALL_BLOCKS, blocks));
             let ended = ended.clone();
             let on_end = Box::new(move |result| *ended.borrow_mut() = said(result));
-            worker.add(Box::new(Server::new(stream, root, on_end)));
+            worker.add(Box::new(Server::new(stream, root, on_end).with_store(store)));
             worker
         }
     };

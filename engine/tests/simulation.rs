@@ -158,6 +158,7 @@ impl Pair {
     fn new(world: &Rc<World>, scenario: &Scenario) -> Pair {
         let mut hosts = [world.host("client"), world.host("server")];
         let roots = [hosts[0].root(), hosts[1].root()];
+        let store = hosts[1].add_store();
         let [ref mut one, ref mut two] = hosts;
         let links: Vec<_> = (0..scenario.links).map(|_| world.connect(one, two)).collect();
         let [client_host, server_host] = hosts;
@@ -186,7 +187,7 @@ impl Pair {
         }
         let mut server = worker(server_host, scenario.blocks[1]);
         for (_, served) in links {
-            server.add(Box::new(Server::new(served, roots[1], Box::new(|_| {}))));
+            server.add(Box::new(Server::new(served, roots[1], Box::new(|_| {})).with_store(Some(store))));
         }
         Pair { client: Some(client), server: Some(server), reports, blocks: scenario.blocks }
     }

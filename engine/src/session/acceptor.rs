@@ -20,6 +20,7 @@ pub type OnSessionEnd = Rc<dyn Fn(Result<(), Failure>)>;
 pub struct Acceptor {
     listener: StreamId,
     root: DirId,
+    store: Option<DirId>,
     open: Rc<Cell<usize>>,
     accepting: bool,
     accepted: Vec<StreamId>,
@@ -28,9 +29,9 @@ pub struct Acceptor {
 
 impl Acceptor {
     /// Serves what is below `root` to whoever connects to `listener`.
-    pub fn new(listener: StreamId, root: DirId, on_session_end: OnSessionEnd) -> Acceptor {
+    pub fn new(listener: StreamId, root: DirId, store: Option<DirId>, on_session_end: OnSessionEnd) -> Acceptor {
         let open = Rc::new(Cell::new(0));
-        Acceptor { listener, root, open, accepting: false, accepted: Vec::new(), on_session_end }
+        Acceptor { listener, root, store, open, accepting: false, accepted: Vec::new(), on_session_end }
     }
 }
 
@@ -51,7 +52,8 @@ impl Session for Acceptor {
                 open.set(open.get() - 1);
                 on_session_end(result);
             });
-            let server = Server::new(stream, self.root, on_end).with_large_blocks(DAEMON_SESSION_BLOCKS);
+            let server = Server::new(stream, self.root, on_end);
+            let server = server.with_store(self.store).with_large_blocks(DAEMON_SESSION_BLOCKS);
             cx.spawned.push(Box::new(server));
         }
         if !self.accepting && self.open.get() < MAX_SESSIONS {
