@@ -88,7 +88,7 @@ pub(crate) fn run(args: &CopyArgs, choice: Choice) -> Exit {
         })
     };
     match (run::client(choice, &peer, &make, &mut output, |report, _| Some(report)), &peer) {
-        (Ended::Absent, Peer::Remote(dial)) => sftp::copy::run(dial, &job, &mut output),
+        (Ended::Absent(why), Peer::Remote(dial)) => sftp::copy::run(dial, &job, &mut output, &why),
         (ended, _) => ended.or_absent(&mut output),
     }
 }

@@ -77,8 +77,8 @@ pub(crate) fn peer<'a>(
 pub(crate) enum Ended {
     /// The process ends with this code; everything has been said.
     Exit(Exit),
-    /// There is nobody at the other end who could answer. Nothing has been said.
-    Absent,
+    /// There is nobody at the other end who could answer, for this reason. Nothing has been said.
+    Absent(String),
 }
 
 impl Ended {
@@ -86,15 +86,14 @@ impl Ended {
     pub(crate) fn or_absent(self, output: &mut Output) -> Exit {
         match self {
             Ended::Exit(exit) => exit,
-            Ended::Absent => absent(output, ""),
+            Ended::Absent(why) => absent(output, &why, ""),
         }
     }
 }
 
 /// Says that nobody is there, and the end.
-pub(crate) fn absent(output: &mut Output, more: &str) -> Exit {
-    let why = format!("it is not installed there{more}");
-    output.fatal(&Failure::connection("cannot start haul on the remote side", why), Exit::Start);
+pub(crate) fn absent(output: &mut Output, why: &str, more: &str) -> Exit {
+    output.fatal(&Failure::connection("cannot start haul on the remote side", format!("{why}{more}")), Exit::Start);
     output.finish()
 }
 
@@ -159,7 +158,7 @@ fn attempt(
     let mut last = None;
     let stopped = show(&news, &progress, output, &mut |report, output| match report {
         // Told once it is known how ssh ended, which may be the reason.
-        report @ (Report::Fatal(_) | Report::Absent | Report::Redial { .. }) => {
+        report @ (Report::Fatal(_) | Report::Absent(_) | Report::Redial { .. }) => {
             last = Some(report);
             None
         }
@@ -194,7 +193,7 @@ fn attempt(
             output.fatal(&Failure::connection("ssh failed", ""), Exit::Ssh);
         }
         Some(Report::Redial { version }) => return Attempt::Redial(version),
-        Some(Report::Absent) => return Attempt::Ended(Ended::Absent),
+        Some(Report::Absent(why)) => return Attempt::Ended(Ended::Absent(why)),
         Some(Report::Fatal(failure)) => output.fatal(&failure, exit::of_fatal(&failure)),
         _ => {}
     }
@@ -211,7 +210,7 @@ pub(crate) fn widen(end: &impl AsFd) {
 }
 
 /// Waits for the remote shell to end by itself, which it does when its streams are closed; not for longer than `patience`.
-fn end_shell(child: &mut Child, patience: Duration) -> Option<i32> {
+pub(crate) fn end_shell(child: &mut Child, patience: Duration) -> Option<i32> {
     if let Some(status) = ended_within(child, patience) {
         return status.code();
     }
@@ -223,7 +222,7 @@ fn end_shell(child: &mut Child, patience: Duration) -> Option<i32> {
     None
 }
 
-pub(crate) fn ended_within(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
+fn ended_within(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
     let until = Instant::now() + patience;
     loop {
         match child.try_wait() {
