@@ -39,6 +39,8 @@ const TICK: Duration = Duration::from_millis(100);
 const SHELL_END: Duration = Duration::from_secs(3);
 /// How long it has once it was told to: it may have to give the terminal its echo back.
 const SHELL_TERMINATION: Duration = Duration::from_millis(300);
+/// How much later than its consequences a signal may be seen on a busy machine.
+const SIGNAL_LAG: Duration = Duration::from_millis(100);
 /// How long a run that was told to stop may clean up.
 const CLEAN_UP: Duration = Duration::from_millis(300);
 
@@ -183,8 +185,7 @@ fn attempt(
     let shell = child.and_then(|mut child| end_shell(&mut child, if late { Duration::ZERO } else { SHELL_END }));
     let connected = progress.connected.load(std::sync::atomic::Ordering::Relaxed) > 0;
     match last {
-        // A terminal's Ctrl-C reaches ssh too, and its end may be seen before the signal.
-        Some(_) if signals::stopped() => {
+        Some(_) if stopped_after_all(connected) => {
             output.interrupted(&progress);
             return Attempt::Ended(Ended::Exit(Exit::Interrupted));
         }
@@ -198,6 +199,15 @@ fn attempt(
         _ => {}
     }
     Attempt::Ended(Ended::Exit(output.finish()))
+}
+
+/// A terminal's Ctrl-C reaches ssh too, and the end of ssh may be seen before the signal is.
+fn stopped_after_all(connected: bool) -> bool {
+    let until = Instant::now() + if connected { SIGNAL_LAG } else { Duration::ZERO };
+    while !signals::stopped() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    signals::stopped()
 }
 
 /// Asks for a large pipe: each hand-over between two processes then moves more. What is not a pipe, or too much for the
