@@ -134,7 +134,7 @@ impl More {
             };
             match told {
                 News::Report(report) => match *report {
-                    report @ (Report::Fatal(_) | Report::Absent | Report::Redial { .. }) => last = Some(report),
+                    report @ (Report::Fatal(_) | Report::Absent(_) | Report::Redial { .. }) => last = Some(report),
                     Report::Peer(_) => {
                         greeted = true;
                         logged_in();

@@ -179,7 +179,7 @@ impl Output {
             }
             Report::Listed { .. } | Report::Hashed { .. } | Report::Resumable { .. } => {}
             // What these two mean is decided where the connection was made.
-            Report::Absent | Report::Redial { .. } => {}
+            Report::Absent(_) | Report::Redial { .. } => {}
         }
     }
 

@@ -43,6 +43,8 @@ const TICK: Duration = Duration::from_millis(100);
 const SHELL_END: Duration = Duration::from_secs(3);
 /// How long it has once it was told to: it may have to give the terminal its echo back.
 const SHELL_TERMINATION: Duration = Duration::from_millis(300);
+/// How much later than its consequences a signal may be seen on a busy machine.
+const SIGNAL_LAG: Duration = Duration::from_millis(100);
 /// How long a run that was told to stop may clean up.
 const CLEAN_UP: Duration = Duration::from_millis(300);
 
@@ -102,8 +104,8 @@ pub(crate) fn peer<'a>(
 pub(crate) enum Ended {
     /// The process ends with this code; everything has been said.
     Exit(Exit),
-    /// There is nobody at the other end who could answer. Nothing has been said.
-    Absent,
+    /// There is nobody at the other end who could answer, for this reason. Nothing has been said.
+    Absent(String),
 }
 
 impl Ended {
@@ -111,15 +113,14 @@ impl Ended {
     pub(crate) fn or_absent(self, output: &mut Output) -> Exit {
         match self {
             Ended::Exit(exit) => exit,
-            Ended::Absent => absent(output, ""),
+            Ended::Absent(why) => absent(output, &why, ""),
         }
     }
 }
 
 /// Says that nobody is there, and the end.
-pub(crate) fn absent(output: &mut Output, more: &str) -> Exit {
-    let why = format!("it is not installed there{more}");
-    output.fatal(&Failure::connection("cannot start haul on the remote side", why), Exit::Start);
+pub(crate) fn absent(output: &mut Output, why: &str, more: &str) -> Exit {
+    output.fatal(&Failure::connection("cannot start haul on the remote side", format!("{why}{more}")), Exit::Start);
     output.finish()
 }
 
@@ -191,7 +192,7 @@ fn attempt(
     let mut last = None;
     let stopped = show(&news, &progress, output, &mut |report, output| match report {
         // Told once it is known how ssh ended, which may be the reason.
-        report @ (Report::Fatal(_) | Report::Absent | Report::Redial { .. }) => {
+        report @ (Report::Fatal(_) | Report::Absent(_) | Report::Redial { .. }) => {
             last = Some(report);
             None
         }
@@ -217,8 +218,7 @@ fn attempt(
     let shell = child.and_then(|mut child| end_shell(&mut child, if late { Duration::ZERO } else { SHELL_END }));
     let connected = progress.connected.load(std::sync::atomic::Ordering::Relaxed) > 0;
     match last {
-        // A terminal's Ctrl-C reaches ssh too, and its end may be seen before the signal.
-        Some(_) if signals::stopped() => {
+        Some(_) if stopped_after_all(connected) => {
             output.interrupted(&progress);
             return Attempt::Ended(Ended::Exit(Exit::Interrupted));
         }
@@ -227,11 +227,20 @@ fn attempt(
             output.fatal(&Failure::connection("ssh failed", ""), Exit::Ssh);
         }
         Some(Report::Redial { version }) => return Attempt::Redial(version),
-        Some(Report::Absent) => return Attempt::Ended(Ended::Absent),
+        Some(Report::Absent(why)) => return Attempt::Ended(Ended::Absent(why)),
         Some(Report::Fatal(failure)) => output.fatal(&failure, exit::of_fatal(&failure)),
         _ => {}
     }
     Attempt::Ended(Ended::Exit(output.finish()))
+}
+
+/// A terminal's Ctrl-C reaches ssh too, and the end of ssh may be seen before the signal is.
+fn stopped_after_all(connected: bool) -> bool {
+    let until = Instant::now() + if connected { SIGNAL_LAG } else { Duration::ZERO };
+    while !signals::stopped() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    signals::stopped()
 }
 
 /// Asks for a large pipe: each hand-over between two processes then moves more. What is not a pipe, or too much for the
@@ -256,7 +265,7 @@ pub(crate) fn end_shell(child: &mut Child, patience: Duration) -> Option<i32> {
     None
 }
 
-pub(crate) fn ended_within(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
+fn ended_within(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
     let until = Instant::now() + patience;
     loop {
         match child.try_wait() {

@@ -95,9 +95,11 @@ fn start_files_that_print_do_not_matter() {
 
 #[test]
 fn a_host_that_prints_something_else_is_told_by_what_it_prints() {
-    for (backend, sshd) in hosts_with_haul("ForceCommand echo 'Welcome to this host'; echo bye") {
+    for (backend, sshd) in hosts_with_haul(&format!("ForceCommand echo 'Welcome to this host'; echo bye\n{SFTP}")) {
         let line = "haul: cannot start haul on the remote side: the remote shell printed `Welcome to this host\\nbye`";
-        assert_refused(&sshd, backend, 5, &[line]);
+        said(&complete(&mut ask(&sshd, backend, "ls", &["far:"])), 5, &[line]);
+        let ended = complete(&mut ask(&sshd, backend, "copy", &["-q", "/etc/hostname", "far:/x"]));
+        said(&ended, 5, &[&format!("{line}, and no SFTP server answers either")]);
     }
     for (backend, sshd) in hosts_with_haul("ForceCommand exec cat") {
         // It sends the greeting back.
@@ -122,7 +124,7 @@ fn a_host_without_haul_gets_files_all_the_same_and_a_hint_for_everything_else() 
         let there = sshd.dir().join("there");
         let ended = complete(ask(&sshd, backend, "copy", &[]).arg(&source).arg(at(&sshd, &there)));
         ended.assert_exit(0);
-        let notice = "haul: no haul is installed on far: its SFTP server carries the files, not verified by haul";
+        let notice = "haul: no haul answers on far (it is not installed there): its SFTP server carries the files, not verified by haul";
         assert!(
             matches!(ended.lines()[..], [first, last] if first == notice && last.ends_with(", not verified by haul"))
         );
@@ -131,8 +133,8 @@ fn a_host_without_haul_gets_files_all_the_same_and_a_hint_for_everything_else() 
     for (backend, sshd) in hosts("") {
         let mut ask = ask(&sshd, backend, "copy", &["/etc/hostname", "far:/x"]);
         let ended = complete(&mut ask);
-        let missing = "haul: cannot start haul on the remote side: it is not installed there, and no SFTP server answers \
-                       that could do without it";
+        let missing =
+            "haul: cannot start haul on the remote side: it is not installed there, and no SFTP server answers either";
         // ssh says something of its own.
         assert!(ended.stderr.ends_with(&format!("{missing}\n{INSTALL}\n")), "{ended:?}");
         ended.assert_exit(5);
@@ -143,6 +145,23 @@ const UNUSABLE: [&str; 2] = [
     "haul: cannot start haul on the remote side: the program there cannot be run, or is not haul",
     "hint: copy a haul built for that machine to a directory on the PATH there that programs may be run from",
 ];
+
+#[test]
+fn an_account_for_sftp_only_gets_files_too() {
+    for (backend, sshd) in hosts_with_haul(&format!("ForceCommand internal-sftp\n{SFTP}")) {
+        let (source, there) = (sshd.dir().join("source"), sshd.dir().join("there"));
+        random_file(&source, 1000, 1);
+        let mut copy = ask(&sshd, backend, "copy", &["-q"]);
+        said(&complete(copy.arg(&source).arg(at(&sshd, &there))), 0, &[]);
+        assert_eq!(hash_of(&there), hash_of(&source));
+        let list = complete(&mut ask(&sshd, backend, "ls", &["far:"]));
+        list.assert_exit(5);
+        assert!(
+            list.stderr.starts_with("haul: cannot start haul on the remote side: the remote shell printed `"),
+            "{list:?}"
+        );
+    }
+}
 
 #[test]
 fn another_program_of_that_name_is_told() {
@@ -192,14 +211,16 @@ fn a_haul_for_another_machine_is_told() {
 }
 
 #[test]
-fn a_home_that_is_read_only_does_not_matter() {
-    if !in_private_mounts("a_home_that_is_read_only_does_not_matter") {
+fn a_home_that_is_read_only_or_full_does_not_matter() {
+    if !in_private_mounts("a_home_that_is_read_only_or_full_does_not_matter") {
         return;
     }
-    for (backend, sshd) in hosts_with_haul(SFTP) {
-        let _mounted = mount_tmpfs(&sshd.home(), "ro");
-        assert!(fs::write(sshd.home().join("x"), "").is_err());
-        assert_works(&sshd, backend);
+    for options in ["ro", "size=8k"] {
+        for (backend, sshd) in hosts_with_haul(SFTP) {
+            let _mounted = mount_tmpfs(&sshd.home(), options);
+            assert!(fs::write(sshd.home().join("x"), vec![0; 100_000]).is_err());
+            assert_works(&sshd, backend);
+        }
     }
 }
 

@@ -341,8 +341,8 @@ fn a_server_cannot_make_the_client_write_outside_of_the_target() {
 #[test]
 fn a_server_that_talks_nonsense_is_told_in_one_line() {
     let version = packet(2, &[&3u32.to_be_bytes()]);
-    let absent = "haul: cannot start haul on the remote side: it is not installed there, and no SFTP server answers that \
-                  could do without it\n";
+    let absent =
+        "haul: cannot start haul on the remote side: it is not installed there, and no SFTP server answers either\n";
     let nonsense = "haul: connection lost: the server does not speak SFTP";
     let table: [(&[Vec<u8>], i32, &str); 5] = [
         (&[b"Welcome to this host\n".to_vec()], 5, absent),

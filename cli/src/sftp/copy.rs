@@ -35,13 +35,13 @@ use std::time::{Duration, Instant, SystemTime};
 /// How often the progress line moves.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Copies everything, says how it went, and with which code the process ends.
-pub(crate) fn run(dial: &Dial, job: &Job, output: &mut Output) -> Exit {
-    let Some(child) = dial.sftp() else { return run::absent(output, "") };
+/// Copies everything, says how it went, and with which code the process ends. `why` nobody else answers.
+pub(crate) fn run(dial: &Dial, job: &Job, output: &mut Output, why: &str) -> Exit {
+    let Some(child) = dial.sftp() else { return run::absent(output, why, "") };
     let host = &dial.host;
     let owners = if job.options.preserve.has(Preserve::OWNER) { "; owners are not kept" } else { "" };
     let text =
-        format!("no haul is installed on {host}: its SFTP server carries the files, not verified by haul{owners}");
+        format!("no haul answers on {host} ({why}): its SFTP server carries the files, not verified by haul{owners}");
     output.report(Report::Notice(text));
     let progress = Progress::default();
     let ended = match child.map(Sftp::greet) {
@@ -50,7 +50,7 @@ pub(crate) fn run(dial: &Dial, job: &Job, output: &mut Output) -> Exit {
             return output.finish();
         }
         Ok(Err(Trouble::Stopped)) => Err(Trouble::Stopped),
-        Ok(Err(_)) => return run::absent(output, ", and no SFTP server answers that could do without it"),
+        Ok(Err(_)) => return run::absent(output, why, ", and no SFTP server answers either"),
         Ok(Ok(mut sftp)) => {
             progress.connected.store(1, Ordering::Relaxed);
             let ended = Carrier::new(&mut sftp, job, output, &progress).carry();

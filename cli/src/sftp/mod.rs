@@ -169,7 +169,7 @@ impl Sftp {
     /// Ends the session, and ssh with it.
     pub(crate) fn leave(mut self) {
         self.input = None;
-        run::ended_within(&mut self.child, SSH_END);
+        run::end_shell(&mut self.child, SSH_END);
     }
 
     /// From here on a stop no longer ends everything at once: there is something to clean up, for which there is little time.
@@ -415,9 +415,7 @@ impl Sftp {
 
 impl Drop for Sftp {
     fn drop(&mut self) {
-        // Who has left has nothing to be killed any more.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        run::end_shell(&mut self.child, Duration::ZERO);
     }
 }
 

@@ -87,6 +87,12 @@ impl Policy {
         self.codec
     }
 
+    /// True while blocks are compressed, and better in large pieces.
+    pub fn gains_from_size(&self) -> bool {
+        let tried = matches!((&self.mode, &self.content), (Mode::Packing, Content::Open { .. }));
+        tried && self.codec == Some(Codec::Zstd)
+    }
+
     /// What to do with the next block. Any number of blocks may be planned before the first of them comes back.
     pub fn plan(&mut self) -> Plan {
         let Some(codec) = self.codec else { return Plan::Raw };

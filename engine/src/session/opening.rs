@@ -3,7 +3,7 @@
 //! ```text
 //! Listening -start line of haul--> Greeting(1, ext) -Welcome-> agreed
 //!     |     -start line of bcmr--> Greeting(1 or 2) -Welcome-> agreed
-//!     |     -"none"--------------> Report::Absent
+//!     |     -"none", or the end-> Report::Absent
 //!     | silence: a strict Hello, version 1 without ext, goes out
 //!     v
 //! Listening -a frame-------------> Greeting(1) -Welcome-> agreed
@@ -141,7 +141,8 @@ impl Opener {
                 return self.on_found(found, link, now);
             }
             if preamble.is_too_long() {
-                return Err(self.no_start_line().into());
+                let why = self.printed().unwrap_or_default();
+                return Err(Failure::connection(NO_START, why).into());
             }
         }
         if started.after(self.opening.patience.login) <= now {
@@ -169,7 +170,7 @@ impl Opener {
                 self.peer = Some(peer);
                 self.base_greeting(version)
             }
-            Found::Nobody => return Err(Report::Absent),
+            Found::Nobody => return Err(Report::Absent("it is not installed there".to_string())),
             Found::Unusable => {
                 let why = "the program there cannot be run, or is not haul";
                 return Err(Failure::connection(NO_START, why).into());
@@ -240,7 +241,7 @@ impl Opener {
         let closed = errno.is_none_or(|errno| errno == Errno::BROKEN_PIPE);
         match (&self.state, self.strict) {
             (State::Listening(_), Some(sent)) if closed && self.may_redial(sent) => another(sent),
-            (State::Listening(_), _) => self.no_start_line().into(),
+            (State::Listening(_), _) => self.no_start_line(),
             (State::Greeting { sent, .. }, Some(_)) if closed && self.may_redial(*sent) => another(*sent),
             (State::Greeting { .. }, _) if closed => {
                 Failure::connection("handshake", "the server closed the connection without an answer").into()
@@ -265,9 +266,8 @@ impl Opener {
         preamble.printed().map(|printed| format!("the remote shell printed `{printed}`"))
     }
 
-    fn no_start_line(&self) -> Failure {
-        let why = self.printed().unwrap_or_else(|| "the connection closed without a word".to_string());
-        Failure::connection(NO_START, why)
+    fn no_start_line(&self) -> Report {
+        Report::Absent(self.printed().unwrap_or_else(|| "the connection closed without a word".to_string()))
     }
 
     pub(super) fn next_deadline(&self) -> Option<Time> {

@@ -19,6 +19,7 @@ use crate::block::{Block, Class, Slice};
 use crate::limits::{BLOCK_BYTES, FILE_RUN_BYTES, PACK_WORTH_BYTES, READ_WINDOW_BLOCKS, READ_WINDOW_FRAMES};
 use crate::session::codec::Plan;
 use crate::tree_hash::{BlockHash, HASH_BLOCK_BYTES, TreeHash};
+use crate::wire::MAX_BLOCK;
 use crate::wire::compress::Codec;
 use crate::wire::frame::{Attributes, Hash};
 use std::collections::VecDeque;
@@ -337,17 +338,20 @@ impl Source {
 
     fn read_ahead(&mut self, its_turn: bool, io: &mut Io<'_, '_>) {
         let State::Open(file) = self.state else { return };
-        let (class, ahead) = match (&self.blocks, its_turn) {
-            (Some(_), true) => (Class::Frame, READ_WINDOW_FRAMES),
-            (Some(_), false) => return,
-            (None, true) => (Class::Large, READ_WINDOW_BLOCKS),
-            (None, false) => (Class::Large, 1),
-        };
         // Who waits for its turn keeps no block that the one whose turn it is may need: else both would wait for ever.
         let pair = self.may_pack(io);
         let reserve = if its_turn { 0 } else { READ_WINDOW_BLOCKS * (1 + usize::from(pair)) };
-        while self.window.len() < ahead && io.left(class) > reserve {
-            let Some((offset, len)) = self.next_unit() else { return };
+        loop {
+            let class = self.unit_class(its_turn, io);
+            let ahead = match class {
+                _ if !its_turn => usize::from(self.blocks.is_none()),
+                Class::Frame => READ_WINDOW_FRAMES,
+                _ => READ_WINDOW_BLOCKS,
+            };
+            if self.window.len() >= ahead || io.left(class) <= reserve {
+                return;
+            }
+            let Some((offset, len)) = self.next_unit(class) else { return };
             // Each block that may go through the codec comes with the one for what the codec makes of it. With a single
             // block left, and nothing on its way that would bring another, content goes out as it is.
             if pair && io.left(class) < 2 && !(self.window.is_empty() && io.link.is_drained()) {
@@ -364,8 +368,20 @@ impl Source {
         }
     }
 
+    /// What the next read is made into. Zstandard makes less of 4 MiB at once than of eight times 512 KiB: 0.115 of source
+    /// text against about 0.165 (2026-11-25).
+    fn unit_class(&self, its_turn: bool, io: &Io<'_, '_>) -> Class {
+        let left = self.end.saturating_sub(self.next_read);
+        let large = its_turn && self.may_pack(io) && io.codec.gains_from_size() && left > BLOCK_BYTES as u64;
+        match self.blocks {
+            Some(_) => Class::Frame,
+            None if large && io.left(Class::Frame) >= 2 => Class::Frame,
+            None => Class::Large,
+        }
+    }
+
     /// Where the next read begins, and its length.
-    fn next_unit(&self) -> Option<(u64, usize)> {
+    fn next_unit(&self, class: Class) -> Option<(u64, usize)> {
         match &self.blocks {
             Some(blocks) => {
                 let &index = blocks.left.front()?;
@@ -373,7 +389,8 @@ impl Source {
             }
             None => {
                 let left = self.end.checked_sub(self.next_read).filter(|&left| left > 0)?;
-                Some((self.next_read, usize::try_from(left).unwrap_or(BLOCK_BYTES).min(BLOCK_BYTES)))
+                let most = class.bytes().min(MAX_BLOCK as usize);
+                Some((self.next_read, usize::try_from(left).unwrap_or(most).min(most)))
             }
         }
     }
