@@ -25,6 +25,9 @@ pub use super::opening::{Opening, Patience};
 /// `Token::transfer` of a driver's own operations.
 const DRIVER: u32 = 1;
 
+/// How base servers begin to answer what they did not wait for.
+const STRAY: &[u8] = b"unexpected message";
+
 /// What an answer brings.
 #[derive(Debug)]
 pub(crate) enum Reply {
@@ -322,10 +325,20 @@ impl Client {
         self.with_ask(transfer, cx, |ask, io| ask.is_ready(io)).unwrap_or(true)
     }
 
+    /// Base servers answer what is left of the body of a Put they have refused, frame by frame, and some of them the Done
+    /// behind a PutChunked. No request of ours is unexpected.
+    fn is_stray(&self, incoming: &Incoming) -> bool {
+        self.terms.dialect.ext == Ext::NONE
+            && matches!(incoming, Incoming::Frame(Frame::Error { message, .. }) if message.starts_with(STRAY))
+    }
+
     fn receive(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
         while self.is_ready(cx) {
             let next = self.link.next().map_err(|error| Failure::connection("protocol error", error))?;
             let Some(incoming) = next else { break };
+            if self.is_stray(&incoming) {
+                continue;
+            }
             let Some(&transfer) = self.asks.unanswered.front() else {
                 return Err(Failure::connection("protocol error", "the server sent a reply to nothing"));
             };
