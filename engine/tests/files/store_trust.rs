@@ -223,6 +223,25 @@ fn in_private_mounts(test: &str) -> bool {
     false
 }
 
+/// A file system in memory, unmounted before the directory goes that it stands on.
+#[cfg(target_os = "linux")]
+struct Mounted(std::path::PathBuf);
+
+#[cfg(target_os = "linux")]
+impl Mounted {
+    fn mount(&self, options: &str) {
+        let mut mount = Command::new("mount");
+        assert!(mount.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&self.0).status().unwrap().success());
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn on_a_full_or_read_only_disk_blocks_are_not_kept_and_room_is_left() {
@@ -232,12 +251,8 @@ fn on_a_full_or_read_only_disk_blocks_are_not_kept_and_room_is_left() {
     let dir = tempfile::tempdir().unwrap();
     let disk = dir.path().join("disk");
     fs::create_dir(&disk).unwrap();
-    let mount = |options: &str| {
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&disk);
-        assert!(mount.status().unwrap().success());
-    };
-    mount("size=70m");
+    let mounted = Mounted(disk.clone());
+    mounted.mount("size=70m");
     let store = disk.join("store");
     let mut process = Process::new(&store, 1, None);
     (0..10).for_each(|seed| process.keep(&content(seed, 1 << 20)));
@@ -251,9 +266,7 @@ fn on_a_full_or_read_only_disk_blocks_are_not_kept_and_room_is_left() {
     process.keep(&content(20, 1 << 20));
     assert!(!process.has(&content(20, 1 << 20)) && process.has(&content(0, 1 << 20)));
     assert_eq!(holds(&store), (blocks, bytes));
-    mount("remount,ro");
+    mounted.mount("remount,ro");
     process.keep(&content(20, 1 << 20));
     assert!(process.has(&content(0, 1 << 20)), "a block whose time cannot be set is as good");
-    mount("remount,rw");
-    assert!(Command::new("umount").arg(&disk).status().unwrap().success());
 }

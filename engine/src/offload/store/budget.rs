@@ -102,6 +102,8 @@ impl Budget {
 /// Brings the store within `cap`. Fails with ENOSPC when nothing more can be removed.
 fn evict_to(top: BorrowedFd<'_>, changes: &Changes, present: Option<Counted>, cap: u64) -> Result<Counted, Errno> {
     let size = changes.size()?;
+    // What the store holds is blocks and this one file.
+    let cap = cap.saturating_sub(cost(size));
     let carried_on = present.filter(|counted| counted.changes + changes.marks == size).map(|counted| {
         let mut ledger = counted.ledger;
         ledger.added(changes.added);
