@@ -101,26 +101,25 @@ fn a_kept_prefix_is_the_old_files_and_the_rest_is_new() {
     rig.write(file, 200_000, b"0123456789");
     rig.publish(file, PLAIN).unwrap();
     assert_eq!(fs::read(rig.path("f")).unwrap(), [&old[..200_000], b"0123456789"].concat());
-    // More kept than there is: all of it. More kept than the file shall have: cut.
-    let (file, _) = rig.create("f", 1 << 20, 1 << 20).unwrap();
-    rig.publish(file, PLAIN).unwrap();
-    assert_eq!(fs::metadata(rig.path("f")).unwrap().len(), 200_010);
-    let (file, _) = rig.create("f", 5, 1 << 20).unwrap();
+    // More kept than the file shall have: cut.
+    let (file, _) = rig.create("f", 5, 200_010).unwrap();
     rig.publish(file, PLAIN).unwrap();
     assert_eq!(fs::read(rig.path("f")).unwrap(), &old[..5]);
-    let (file, before) = rig.create("none", 2, 100).unwrap();
-    assert_eq!(before, NO_ATTRIBUTES);
-    rig.write(file, 0, b"ab");
-    rig.publish(file, PLAIN).unwrap();
-    assert_eq!(fs::read(rig.path("none")).unwrap(), b"ab");
+    // What is not there cannot be kept: zeros in its place would be nobody's file.
+    assert_eq!(rig.create("f", 10, 6).unwrap_err(), Errno::SHORT_SOURCE);
+    assert_eq!(rig.create("none", 2, 1).unwrap_err(), Errno::NOT_FOUND);
+    std::os::unix::fs::symlink("f", rig.path("link")).unwrap();
+    assert_eq!(rig.create("link", 10, 1).unwrap_err(), Errno::NOT_REGULAR);
+    rig.assert_names(&["f", "link"]);
 }
 
 #[test]
 fn a_file_that_cannot_fit_is_refused_before_a_byte_is_sent() {
     let mut rig = Rig::new();
     assert_eq!(rig.create("f", u64::MAX / 2, 0).unwrap_err(), Errno::NO_SPACE);
-    assert!(rig.create("f", u64::MAX / 2, u64::MAX / 2).is_ok(), "what is kept takes no new space");
-    rig.assert_names(&[]);
+    fs::write(rig.path("f"), "0123456789").unwrap();
+    assert!(rig.create("f", 20, 10).is_ok(), "what is kept takes no new space");
+    rig.assert_names(&["f"]);
 }
 
 #[test]
