@@ -140,7 +140,8 @@ pub(crate) struct OutputArgs {
 pub(crate) struct CopyArgs {
     /// Sources, then the target. Remote: [user@]host:path, [v6]:path, ssh://[user@]host[:port]/path.
     /// `dir/` means the content of dir, `dir` means dir itself; ./a:b is a local name.
-    #[arg(required = true, num_args = 2.., value_name = "SRC... DST")]
+    // One or more here: options may stand between them. That there are two is checked where they are used.
+    #[arg(required = true, value_name = "SRC... DST")]
     pub(crate) paths: Vec<OsString>,
     /// Copy directories with all that is in them.
     #[arg(short, long)]

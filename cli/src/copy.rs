@@ -30,7 +30,9 @@ pub(crate) fn run(args: &CopyArgs, choice: Choice) -> Exit {
         Ok(parsed) => parsed,
         Err(why) => return run::usage(&why),
     };
-    let Some(target) = sources.pop() else { return run::usage("a source and a target are needed") };
+    let Some(target) = sources.pop().filter(|_| !sources.is_empty()) else {
+        return run::usage("a source and a target are needed");
+    };
     if args.no_target_directory && sources.len() > 1 {
         return run::usage("-T takes one source");
     }

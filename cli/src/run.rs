@@ -179,7 +179,9 @@ fn attempt(
     let progress = Arc::new(Progress::default());
     let queue = Queue::new(work.files.0, work.files.1);
     let (sender, news) = sync_channel(1024);
-    let opening = opening.with_caps(work.caps);
+    // Within this machine there is no wire to spare.
+    let caps = if matches!(peer, Peer::Here) { work.caps.without(Caps::LZ4.or(Caps::ZSTD)) } else { work.caps };
+    let opening = opening.with_caps(caps);
     let lead = Link { choice, opening, progress: progress.clone(), queue: queue.clone(), sender: sender.clone() };
     let mut threads = vec![lead.spawn(stream, work.make.clone())];
     threads.extend(server.map(|stream| std::thread::spawn(move || serve_here(choice, stream))));

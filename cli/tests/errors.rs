@@ -345,7 +345,7 @@ fn options_of_other_tools_are_refused_with_the_nearest_spelling() {
 #[test]
 fn command_lines_that_make_no_sense_are_usage_errors() {
     let table: [(&[&str], &str); 7] = [
-        (&["copy", "a"], ""),
+        (&["copy", "a"], "a source and a target are needed"),
         (&["copy", "--backend", "magic", "a", "b"], ""),
         (&["copy", "x:a", "y:b", "c"], "all sources must be on the same machine"),
         (&["copy", "x:a", "y:b"], "one side of a copy must be this machine"),

@@ -112,6 +112,11 @@ pub(crate) fn all(haul: &Path, sshds: &[Sshd], recursive: bool) -> Vec<Row> {
             add(&format!("haul {}", sshd.backend), way, haul, copy, Some(index));
             let copy = words(&["copy", "-q", "-F", &config, "-o", &format!("Ciphers={FAST_CIPHER}")]);
             add(&format!("haul {} aes128-gcm", sshd.backend), way, haul, copy, Some(index));
+            // What the hash costs: the same without it.
+            if way == Way::Down {
+                let copy = words(&["copy", "-q", "-F", &config, "--no-hash"]);
+                add(&format!("haul {} no hash", sshd.backend), way, haul, copy, Some(index));
+            }
         }
         let config = sshds[0].ssh_config();
         let config = config.to_string_lossy();

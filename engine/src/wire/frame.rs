@@ -41,6 +41,11 @@ impl Caps {
         Caps(self.0 & other.0)
     }
 
+    /// The bits set here and not there.
+    pub fn without(self, other: Caps) -> Caps {
+        Caps(self.0 & !other.0)
+    }
+
     /// The bits set in either.
     pub fn or(self, other: Caps) -> Caps {
         Caps(self.0 | other.0)
