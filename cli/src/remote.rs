@@ -190,9 +190,10 @@ pub(crate) fn patience() -> Patience {
         patience.login = LOGIN_TIMEOUT;
     }
     // For tests, see limits.rs.
-    let set = std::env::var("HAUL_START_TIMEOUTS_MS").unwrap_or_default();
+    let set = std::env::var("HAUL_TIMEOUTS_MS").unwrap_or_default();
     let mut set = set.split(',').filter_map(|number| number.parse::<u64>().ok()).map(|ms| ms * (SECOND / 1000));
-    for field in [&mut patience.silence, &mut patience.login, &mut patience.handshake] {
+    let fields = [&mut patience.silence, &mut patience.login, &mut patience.handshake, &mut patience.stall];
+    for field in fields {
         *field = set.next().unwrap_or(*field);
     }
     patience

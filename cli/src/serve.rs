@@ -4,6 +4,7 @@ use crate::args::{Choice, ServeArgs};
 use crate::backend;
 use crate::exit::Exit;
 use crate::output;
+use crate::remote;
 use crate::signals;
 use crate::store;
 use haul_engine::backend::Backend as _;
@@ -65,7 +66,7 @@ fn serve(args: &ServeArgs, choice: Choice) -> Result<Exit, (String, Exit)> {
             let mut worker = Worker::new(backend, Pool::new(POOL_SMALL_BLOCKS, blocks));
             let ended = ended.clone();
             let on_end = Box::new(move |result| *ended.borrow_mut() = said(result));
-            worker.add(Box::new(Server::new(stream, root, on_end).with_store(store)));
+            worker.add(Box::new(Server::new(stream, root, on_end).with_store(store).with_patience(remote::patience())));
             worker
         }
     };
@@ -129,7 +130,7 @@ fn listen(address: SocketAddr) -> Result<TcpListener, (String, Exit)> {
 /// Where sshd runs this program in place of the command that a haul asked for, that command's start line comes from here.
 fn say_who_answers() {
     let command = std::env::var_os("SSH_ORIGINAL_COMMAND").unwrap_or_default();
-    if let Some(line) = crate::remote::start_line_for(command.as_bytes()) {
+    if let Some(line) = remote::start_line_for(command.as_bytes()) {
         let mut stdout = std::io::stdout().lock();
         let _ = writeln!(stdout, "{line}");
         let _ = stdout.flush();

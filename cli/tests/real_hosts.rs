@@ -104,7 +104,7 @@ fn a_host_that_prints_something_else_is_told_by_what_it_prints() {
     for (backend, sshd) in hosts_with_haul("ForceCommand exec cat") {
         // It sends the greeting back.
         let mut ask = ask(&sshd, backend, "ls", &["far:"]);
-        let ended = complete(ask.env("HAUL_START_TIMEOUTS_MS", "100,1000,1000"));
+        let ended = complete(ask.env("HAUL_TIMEOUTS_MS", "100,1000,1000"));
         ended.assert_exit(35);
         let line =
             "haul: the remote side did not answer in time: the remote shell printed `\\x03\\x00\\x00\\x00\\x01\\x01";
@@ -289,7 +289,7 @@ fn a_host_that_never_answers_is_given_up_and_nothing_is_left_running() {
         let config = format!("ForceCommand {first}echo $$ > {{d}}/pid; exec sleep 1000");
         for (backend, sshd) in hosts_with_haul(&config) {
             let mut ask = ask(&sshd, backend, "ls", &["far:"]);
-            let running = Running::start(ask.env("HAUL_START_TIMEOUTS_MS", "200,1500,1500"));
+            let running = Running::start(ask.env("HAUL_TIMEOUTS_MS", "200,1500,1500"));
             said(&running.finish(), 35, &[line]);
             assert_nobody_at_home(&near_home(&sshd), LIMIT);
             let pid = fs::read_to_string(sshd.dir().join("pid")).unwrap();
@@ -315,7 +315,7 @@ fn a_helper_that_is_slow_to_start_still_speaks_all_that_it_can() {
         fs::File::options().write(true).open(&source).unwrap().set_modified(time).unwrap();
         let there = sshd.dir().join("there");
         let mut ask = ask(&sshd, backend, "copy", &["-q"]);
-        ask.arg(&source).arg(at(&sshd, &there)).env("HAUL_START_TIMEOUTS_MS", "200,30000,30000");
+        ask.arg(&source).arg(at(&sshd, &there)).env("HAUL_TIMEOUTS_MS", "200,30000,30000");
         said(&complete(&mut ask), 0, &[]);
         assert_eq!(fs::metadata(&there).unwrap().modified().unwrap(), time);
     }

@@ -188,8 +188,8 @@ pub const HANDSHAKE_TIMEOUT: u64 = 30 * SECOND;
 /// script waits for that. Only as long as a person does not mind; who logs in more slowly loses one round trip.
 pub const PREAMBLE_SILENCE: u64 = 3 * SECOND;
 /// Nanoseconds a remote shell has to begin where a person may have to type a password first: above the 120 s after which
-/// sshd itself hangs up (LoginGraceTime). Without a terminal it has `HANDSHAKE_TIMEOUT`. Tests of the program set all
-/// three by the variable HAUL_START_TIMEOUTS_MS, which is not for users.
+/// sshd itself hangs up (LoginGraceTime). Without a terminal it has `HANDSHAKE_TIMEOUT`. Tests of the program set the
+/// silence, this, the handshake and the stall by the variable HAUL_TIMEOUTS_MS, which is not for users.
 pub const LOGIN_TIMEOUT: u64 = 150 * SECOND;
 /// Nanoseconds a server has to end the stream once its client has nothing more to ask.
 pub const LEAVE_TIMEOUT: u64 = 5 * SECOND;

@@ -254,8 +254,10 @@ impl Client {
         progress: SharedProgress,
         reporter: Reporter,
     ) -> Client {
+        let mut link = Link::new(stream, Role::Client);
+        link.set_stall(opening.patience.stall);
         Client {
-            link: Link::new(stream, Role::Client),
+            link,
             phase: Phase::Opening(Box::new(Opener::new(opening))),
             terms: Terms { dialect: Dialect::BASE, caps: Caps::NONE },
             quotas: Quotas::new(),

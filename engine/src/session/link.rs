@@ -71,6 +71,8 @@ pub(crate) struct Link {
     shut: bool,
     /// Bytes in front of each run of a file that is on its way.
     run_heads: VecDeque<usize>,
+    /// Nanoseconds without progress after which the peer is cut off.
+    stall: u64,
 }
 
 impl Link {
@@ -92,7 +94,13 @@ impl Link {
             failed: None,
             shut: false,
             run_heads: VecDeque::new(),
+            stall: STALL_TIMEOUT,
         }
+    }
+
+    /// Bounds how long a peer may take nothing.
+    pub(crate) fn set_stall(&mut self, nanoseconds: u64) {
+        self.stall = nanoseconds;
     }
 
     pub(crate) fn set_dialect(&mut self, dialect: Dialect) {
@@ -321,6 +329,6 @@ impl Link {
 
     /// When a peer that takes nothing is to be cut off.
     pub(crate) fn stall_deadline(&self) -> Option<Time> {
-        (self.unsent > 0).then(|| self.progress_at.after(STALL_TIMEOUT))
+        (self.unsent > 0).then(|| self.progress_at.after(self.stall))
     }
 }

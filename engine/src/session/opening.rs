@@ -19,7 +19,7 @@ use super::preamble::{Found, Preamble};
 use super::report::Report;
 use super::{Failure, Terms};
 use crate::backend::{Errno, Time};
-use crate::limits::{HANDSHAKE_TIMEOUT, PREAMBLE_SILENCE};
+use crate::limits::{HANDSHAKE_TIMEOUT, PREAMBLE_SILENCE, STALL_TIMEOUT};
 use crate::wire::display::Printable;
 use crate::wire::frame::{Caps, Ext, Frame};
 use crate::wire::hello::{self, Greeting, LATEST_VERSION};
@@ -29,7 +29,7 @@ const NO_START: &str = "cannot start haul on the remote side";
 /// What failed when nobody answered, and nobody said why.
 const NO_ANSWER: &str = "the remote side did not answer in time";
 
-/// How long a client waits for the other end, in nanoseconds.
+/// How long an end waits for the other, in nanoseconds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Patience {
     /// Without a word before a strict Hello is sent.
@@ -38,11 +38,18 @@ pub struct Patience {
     pub login: u64,
     /// From a Hello to its answer.
     pub handshake: u64,
+    /// Without any progress of a send that has begun.
+    pub stall: u64,
 }
 
 impl Default for Patience {
     fn default() -> Patience {
-        Patience { silence: PREAMBLE_SILENCE, login: HANDSHAKE_TIMEOUT, handshake: HANDSHAKE_TIMEOUT }
+        Patience {
+            silence: PREAMBLE_SILENCE,
+            login: HANDSHAKE_TIMEOUT,
+            handshake: HANDSHAKE_TIMEOUT,
+            stall: STALL_TIMEOUT,
+        }
     }
 }
 

@@ -12,12 +12,13 @@
 
 use super::codec::Policy;
 use super::link::{Incoming, Link};
+use super::opening::Patience;
 use super::report::Progress;
 use super::{Cause, Context, Failure, Flow, Io, Outcome, Quotas, Session, Terms};
 use super::{chunked, get, hash, list, mkdir, put, resume, stat, tree};
 use crate::backend::{Completion, DirId, OpKind, Place, StreamId, Time, Token};
 use crate::block::{Quota, Slice};
-use crate::limits::{HANDSHAKE_TIMEOUT, MAX_ACTIVE_REQUESTS, MAX_REQUEST_PATH_BYTES, OFFLOAD_THREADS};
+use crate::limits::{MAX_ACTIVE_REQUESTS, MAX_REQUEST_PATH_BYTES, OFFLOAD_THREADS};
 use crate::wire::compress::Codec;
 use crate::wire::decode::Role;
 use crate::wire::frame::{Attributes, Caps, Dialect, ErrorCode, Ext, Frame, Hash, PathField, Preserve};
@@ -109,6 +110,7 @@ pub struct Server {
     /// Blocks seen before, for dedup.
     store: Option<DirId>,
     codec: Policy,
+    patience: Patience,
     phase: Phase,
     /// Nothing was asked for since the first Welcome: one more Hello may take its place.
     may_greet_again: bool,
@@ -132,6 +134,7 @@ impl Server {
             root,
             store: None,
             codec: Policy::new(None, false, OFFLOAD_THREADS),
+            patience: Patience::default(),
             phase: Phase::AwaitHello { deadline: None },
             may_greet_again: false,
             terms: Terms { dialect: Dialect::BASE, caps: Caps::NONE },
@@ -150,6 +153,14 @@ impl Server {
     #[must_use]
     pub fn with_store(mut self, store: Option<DirId>) -> Server {
         self.store = store;
+        self
+    }
+
+    /// Waits for its client for so long.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Patience) -> Server {
+        self.link.set_stall(patience.stall);
+        self.patience = patience;
         self
     }
 
@@ -424,7 +435,7 @@ impl Server {
 
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<Flow, Failure> {
         if let Phase::AwaitHello { deadline: deadline @ None } = &mut self.phase {
-            *deadline = Some(cx.now.after(HANDSHAKE_TIMEOUT));
+            *deadline = Some(cx.now.after(self.patience.handshake));
         }
         self.check_time(cx.now)?;
         let (bytes, busy) = self.link.take_sent();

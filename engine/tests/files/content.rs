@@ -108,7 +108,7 @@ fn a_kept_prefix_is_the_old_files_and_the_rest_is_new() {
     // What is not there cannot be kept: zeros in its place would be nobody's file.
     assert_eq!(rig.create("f", 10, 6).unwrap_err(), Errno::SHORT_SOURCE);
     assert_eq!(rig.create("none", 2, 1).unwrap_err(), Errno::NOT_FOUND);
-    std::os::unix::fs::symlink("f", rig.path("link")).unwrap();
+    symlink("f", rig.path("link")).unwrap();
     assert_eq!(rig.create("link", 10, 1).unwrap_err(), Errno::NOT_REGULAR);
     rig.assert_names(&["f", "link"]);
 }
