@@ -4,7 +4,9 @@
 #![allow(unreachable_pub)]
 
 pub mod frames;
+pub mod kept;
 pub mod processes;
+pub mod record;
 pub mod transfer;
 
 pub mod routes;
@@ -182,9 +184,11 @@ impl Sshd {
 pub const SFTP: &str = "Subsystem sftp internal-sftp";
 
 fn write_sshd_files(path: &Path, port: u16, backend: &str, config: &str) {
+    // The first value of an option counts.
+    let config = if config.contains("MaxStartups") { config } else { &format!("MaxStartups 100:30:200\n{config}") };
     let config = format!(
         "Port {port}\nListenAddress 127.0.0.1\nHostKey {0}/host\nAuthorizedKeysFile {0}/authorized\nStrictModes no\n\
-         UsePAM no\nPermitRootLogin prohibit-password\nMaxStartups 100:30:200\nPidFile none\n\
+         UsePAM no\nPermitRootLogin prohibit-password\nPidFile none\n\
          SetEnv PATH={0}/bin:/usr/bin:/bin HAUL_BACKEND={backend} HOME={0}/home\n{config}\n",
         path.display()
     );
