@@ -9,7 +9,7 @@ use haul_engine::wire::frame::{Attributes, Caps, Dialect, ErrorCode, Frame, Hash
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use support::frames::{FULL, FarEnd, attributes, blake3_of, bytes_of, data, field, play};
+use support::frames::{FULL, FarEnd, attributes, blake3_of, bytes_of, data, field, play_hurried};
 use support::processes::{Ended, LIMIT, names};
 use support::{BACKENDS, Remote, random_file};
 
@@ -77,6 +77,16 @@ fn run(
     act: impl FnOnce(&mut FarEnd) + Send,
     operands: impl FnOnce(&Path) -> Vec<std::ffi::OsString>,
 ) -> Scene {
+    run_hurried(backend, "", limit, act, operands)
+}
+
+fn run_hurried(
+    backend: &str,
+    timeouts: &str,
+    limit: Duration,
+    act: impl FnOnce(&mut FarEnd) + Send,
+    operands: impl FnOnce(&Path) -> Vec<std::ffi::OsString>,
+) -> Scene {
     let dir = tempfile::Builder::new().prefix("haul-test-").tempdir().unwrap();
     for name in ["elsewhere", "from", "to"] {
         fs::create_dir(dir.path().join(name)).unwrap();
@@ -84,7 +94,7 @@ fn run(
     fs::write(dir.path().join("to/old"), "old").unwrap();
     let words = operands(dir.path());
     let args = |pipes: &support::Pipes| ["copy".into()].into_iter().chain(pipes.args()).chain(words).collect();
-    let ended = play(backend, limit, args, act);
+    let ended = play_hurried(backend, timeouts, limit, args, act);
     Scene { dir, ended }
 }
 
@@ -382,14 +392,16 @@ fn a_server_that_claims_more_than_was_asked_for_gets_only_that() {
 
 #[test]
 fn silent_servers_are_given_up_after_a_while() {
+    // What the two limits are made here; they are half a minute and a minute.
+    let (handshake, stall) = (Duration::from_secs(2), Duration::from_secs(4));
     let table: [(i32, Duration, &str, Act); 3] = [
-        (35, Duration::from_secs(30), "handshake: the server did not answer in time", FarEnd::drain),
-        (35, Duration::from_secs(30), "handshake: the server did not answer in time", |far| {
+        (35, handshake, "handshake: the server did not answer in time", FarEnd::drain),
+        (35, handshake, "handshake: the server did not answer in time", |far| {
             far.request();
             far.send_bytes(&[3, 0, 0, 0]);
             far.drain();
         }),
-        (30, Duration::from_secs(60), "has read nothing for a minute", |far| {
+        (30, stall, "has read nothing for a minute", |far| {
             far.greet(FULL);
             far.looked_up(None);
             far.hold();
@@ -398,7 +410,11 @@ fn silent_servers_are_given_up_after_a_while() {
     std::thread::scope(|scope| {
         for (backend, (code, limit, line, act)) in BACKENDS.into_iter().flat_map(|b| table.map(|row| (b, row))) {
             scope.spawn(move || {
-                let scene = upload(backend, 64 << 20, limit + Duration::from_secs(20), act);
+                let patient = limit + Duration::from_secs(20);
+                let scene = run_hurried(backend, "3000,30000,2000,4000", patient, act, |dir| {
+                    random_file(&dir.join("from/f"), 64 << 20, 3);
+                    vec![dir.join("from/f").into(), "far:target".into()]
+                });
                 scene.assert_said(code, line);
                 assert!(scene.ended.took >= limit, "{:?}", scene.ended.took);
             });

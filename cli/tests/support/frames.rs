@@ -413,6 +413,17 @@ pub fn play(
     args: impl FnOnce(&Pipes) -> Vec<OsString>,
     act: impl FnOnce(&mut FarEnd) + Send,
 ) -> Ended {
+    play_hurried(backend, "", limit, args, act)
+}
+
+/// The same with a client that waits for so many milliseconds: silence, login, handshake, stall.
+pub fn play_hurried(
+    backend: &str,
+    timeouts: &str,
+    limit: Duration,
+    args: impl FnOnce(&Pipes) -> Vec<OsString>,
+    act: impl FnOnce(&mut FarEnd) + Send,
+) -> Ended {
     let dir = tempfile::Builder::new().prefix("haul-test-").tempdir().unwrap();
     let fifo = ["in", "out"].map(|name| dir.path().join(name));
     assert!(Command::new("mkfifo").args(&fifo).status().unwrap().success());
@@ -426,7 +437,7 @@ pub fn play(
     let pipes = Pipes::with_program(backend, &program);
     let client_gone = Arc::new(AtomicBool::new(false));
     let gone = client_gone.clone();
-    let mut running = Running::start(&mut haul(backend, args(&pipes)));
+    let mut running = Running::start(haul(backend, args(&pipes)).env("HAUL_TIMEOUTS_MS", timeouts));
     std::thread::scope(|scope| {
         let far = scope.spawn(|| {
             let (Ok(input), Ok(output)) = (File::open(&fifo[0]), File::create(&fifo[1])) else { return };
