@@ -474,7 +474,8 @@ fn whatever_goes_wrong_no_wrong_file_gets_a_final_name() {
     for ((side, state, fault), times) in &coverage {
         println!("  {side}: {state} x {fault:?}: {times}");
     }
-    assert!(coverage.len() >= 40, "only {} (state x fault) pairs were reached", coverage.len());
+    // Fewer seeds than the default are a quick look.
+    assert!(seeds < 1_500 || coverage.len() >= 40, "only {} (state x fault) pairs were reached", coverage.len());
 }
 
 #[test]
