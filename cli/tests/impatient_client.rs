@@ -8,62 +8,11 @@ mod support;
 use haul_engine::wire::frame::{Dialect, Frame};
 use rustix::process::Signal;
 use std::fs;
-use std::io::Write;
-use std::process::ChildStdin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use support::frames::{BASES, DIALECTS, FULL, Received, Serving, blake3_of, bytes_of, data, field, hello};
-use support::processes::{LIMIT, names, signal, wait_for};
+use support::pressure::{MEMORY, peak_memory, settle, write_beside};
+use support::processes::{names, signal, wait_for};
 use support::{BACKENDS, random_file};
-
-/// Writes in a thread of its own, as a client that reads late must, and counts what the server has taken. The thread
-/// gives the stream back, open, so that only who joins it ends the session.
-fn write_beside(
-    serving: &mut Serving,
-    mut next: impl FnMut() -> Option<Vec<u8>> + Send + 'static,
-) -> (Arc<AtomicU64>, JoinHandle<ChildStdin>) {
-    let taken = Arc::new(AtomicU64::new(0));
-    let (mut input, count) = (serving.input.take().unwrap(), taken.clone());
-    let thread = std::thread::spawn(move || {
-        while let Some(bytes) = next()
-            && input.write_all(&bytes).is_ok()
-        {
-            count.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        }
-        input
-    });
-    (taken, thread)
-}
-
-/// Waits until the server neither takes anything nor works any more: all that was sent is through, or the client is made
-/// to wait. Returns the bytes it took.
-fn settle(pid: i32, taken: &AtomicU64) -> u64 {
-    let now = || {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // Processor time, in user and kernel mode.
-        let times: Vec<String> =
-            stat.rsplit(')').next().unwrap().split(' ').skip(12).take(2).map(str::to_string).collect();
-        (taken.load(Ordering::Relaxed), times)
-    };
-    let (mut before, mut since) = (now(), Instant::now());
-    wait_for(LIMIT, || {
-        let now = now();
-        if now != before {
-            (before, since) = (now, Instant::now());
-        }
-        since.elapsed() > Duration::from_millis(500)
-    });
-    before.0
-}
-
-/// The most memory a process has had, in bytes.
-fn peak_memory(pid: i32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
-}
 
 #[test]
 fn thousands_of_requests_sent_ahead_are_answered_in_order_to_a_client_that_reads_late() {
@@ -241,8 +190,6 @@ fn memory_for(backend: &str, dialect: Dialect, prepare: impl Fn(&Serving), reque
     eprintln!("{backend}, {dialect:?}: {} KiB taken, {} MiB used", sent / 1024, peak >> 20);
     peak
 }
-
-const MEMORY: u64 = 96 << 20;
 
 fn many(frame: &Frame, dialect: Dialect) -> Vec<u8> {
     bytes_of(frame, dialect).repeat(1000)

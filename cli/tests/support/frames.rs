@@ -19,8 +19,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Everything that two haul peers can agree on.
+/// What two haul peers agree on for a plain copy.
 pub const FULL: Dialect = Dialect { version: 1, ext: Ext(0x0f) };
+/// Everything that two haul peers can agree on.
+pub const RESUMING: Dialect = Dialect { version: 1, ext: Ext::ALL };
 /// What other clients of the base protocol speak.
 pub const BASES: [Dialect; 2] = [Dialect::BASE, Dialect { version: 2, ext: Ext::NONE }];
 /// All of them.
@@ -46,9 +48,19 @@ pub fn data(content: &[u8]) -> Vec<u8> {
     [&encode::data_header(u32::try_from(content.len()).unwrap()), content].concat()
 }
 
+/// The bytes of a DataCompressed frame, whatever it declares.
+pub fn compressed(codec: u8, original: u32, payload: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(payload.len()).unwrap();
+    [&(10 + len).to_le_bytes()[..], &[0x89, codec], &original.to_le_bytes(), &len.to_le_bytes(), payload].concat()
+}
+
 pub fn hello(dialect: Dialect) -> Frame {
+    hello_with(dialect, Caps::NONE)
+}
+
+pub fn hello_with(dialect: Dialect, caps: Caps) -> Frame {
     let ext = (dialect.ext != Ext::NONE).then_some(dialect.ext);
-    Frame::Hello { version: dialect.version, caps: Caps::NONE, ext }
+    Frame::Hello { version: dialect.version, caps, ext }
 }
 
 pub fn field(path: impl AsRef<[u8]>) -> PathField {
@@ -114,6 +126,11 @@ impl<R: Read> Frames<R> {
         }
     }
 
+    /// Where it arrives.
+    pub fn source(&self) -> &R {
+        &self.from
+    }
+
     fn rest(&mut self) -> Vec<Received> {
         std::iter::from_fn(|| self.next()).collect()
     }
@@ -156,7 +173,8 @@ pub struct Serving {
     pub output: Frames<ChildStdout>,
     stderr: Receiver<Vec<u8>>,
     pub dialect: Dialect,
-    root: tempfile::TempDir,
+    root: Arc<tempfile::TempDir>,
+    store: Arc<tempfile::TempDir>,
 }
 
 /// How a server ended.
@@ -166,7 +184,7 @@ pub struct Served {
     pub rest: Vec<Received>,
     pub stderr: String,
     /// What it served.
-    pub root: tempfile::TempDir,
+    pub root: Arc<tempfile::TempDir>,
 }
 
 impl Serving {
@@ -174,8 +192,14 @@ impl Serving {
     pub fn start(backend: &str) -> Serving {
         let root = tempfile::Builder::new().prefix("haul-test-").tempdir().unwrap();
         fs::create_dir(root.path().join("root")).unwrap();
+        let store = tempfile::Builder::new().prefix("haul-test-").tempdir().unwrap();
+        Serving::start_at(backend, Arc::new(root), Arc::new(store))
+    }
+
+    fn start_at(backend: &str, root: Arc<tempfile::TempDir>, store: Arc<tempfile::TempDir>) -> Serving {
         let mut command = Command::new(binary());
         command.args(["--backend", backend, "serve", "--root"]).arg(root.path().join("root"));
+        command.env("HAUL_CAS_DIR", store.path());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         Serving {
@@ -186,6 +210,7 @@ impl Serving {
             child,
             dialect: Dialect::BASE,
             root,
+            store,
         }
     }
 
@@ -196,12 +221,34 @@ impl Serving {
         serving
     }
 
+    /// As `greeted`, with capabilities, all of which the server must have.
+    pub fn agreed(backend: &str, dialect: Dialect, caps: Caps) -> Serving {
+        let mut serving = Serving::start(backend);
+        serving.agree(dialect, caps);
+        serving
+    }
+
+    /// One more server on the same root and with the same block store, not yet greeted.
+    pub fn another(&self, backend: &str) -> Serving {
+        Serving::start_at(backend, self.root.clone(), self.store.clone())
+    }
+
     #[track_caller]
     pub fn greet(&mut self, dialect: Dialect) {
-        self.send(&hello(dialect));
+        self.agree(dialect, Caps::NONE);
+    }
+
+    #[track_caller]
+    pub fn agree(&mut self, dialect: Dialect, caps: Caps) {
+        self.send(&hello_with(dialect, caps));
         let welcome = self.reply();
-        let Frame::Welcome { version, ext, .. } = welcome else { panic!("no Welcome but {welcome:?}") };
-        assert_eq!((version, ext.unwrap_or(Ext::NONE)), (dialect.version, dialect.ext));
+        let Frame::Welcome { version, ext, caps: granted } = welcome else { panic!("no Welcome but {welcome:?}") };
+        assert_eq!((version, ext.unwrap_or(Ext::NONE), granted), (dialect.version, dialect.ext, caps));
+        self.speak(dialect);
+    }
+
+    /// From here on this dialect is in force.
+    pub fn speak(&mut self, dialect: Dialect) {
         self.dialect = dialect;
         self.output.decoder.set_dialect(dialect);
     }
@@ -209,6 +256,11 @@ impl Serving {
     /// The served directory.
     pub fn root(&self) -> std::path::PathBuf {
         self.root.path().join("root")
+    }
+
+    /// Where the server keeps blocks for dedup.
+    pub fn store(&self) -> &Path {
+        self.store.path()
     }
 
     pub fn pid(&self) -> i32 {
@@ -334,10 +386,16 @@ impl FarEnd {
     /// Takes Hello and agrees to as much of it as `dialect` has.
     #[track_caller]
     pub fn greet(&mut self, dialect: Dialect) {
+        self.greet_with(dialect, Caps::NONE);
+    }
+
+    /// The same with capabilities; those that the client asked for count.
+    #[track_caller]
+    pub fn greet_with(&mut self, dialect: Dialect, caps: Caps) {
         let hello = self.request();
         let Frame::Hello { version: 1, ext: Some(_), .. } = hello else { panic!("no Hello but {hello:?}") };
         let ext = (dialect.ext != Ext::NONE).then_some(dialect.ext);
-        self.send(&Frame::Welcome { version: 1, caps: Caps::NONE, ext });
+        self.send(&Frame::Welcome { version: 1, caps, ext });
         self.agree(dialect);
     }
 

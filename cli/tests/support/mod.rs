@@ -5,6 +5,7 @@
 
 pub mod frames;
 pub mod kept;
+pub mod pressure;
 pub mod processes;
 pub mod record;
 pub mod transfer;

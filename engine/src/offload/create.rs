@@ -110,15 +110,18 @@ pub(super) fn in_place(root: &Root, target: &Target, truncate: Option<u64>) -> R
         Present::Sink(fd, stat) => return Ok((OpenFile::new(fd, Role::Sink), from_stat(&stat))),
         Present::Nothing | Present::Replaceable(_) => {}
     }
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let dir = spot.dir.as_fd();
+    if let Some(size) = truncate {
+        // Before anything is made or lost.
+        check_space(dir, Wanted { size, keep: 0, overwrite: true, brief: false })?;
+    }
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let fd = retry_on_intr(|| rustix::fs::openat(dir, &*spot.name, flags, Mode::from_raw_mode(0o666)))?;
     let stat = rustix::fs::fstat(&fd)?;
     if kind(&stat) != Kind::Regular {
         return Err(Errno::NOT_REGULAR);
     }
     if let Some(size) = truncate {
-        check_space(dir, Wanted { size, keep: 0, overwrite: true, brief: false })?;
         retry_on_intr(|| rustix::fs::ftruncate(&fd, 0))?;
         retry_on_intr(|| rustix::fs::ftruncate(&fd, size))?;
     }

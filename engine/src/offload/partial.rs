@@ -37,19 +37,21 @@ pub(super) fn open(
             return Ok((OpenFile::new(fd, Role::Sink), Attributes { size: 0, ..from_stat(&stat) }));
         }
     };
-    let dir = spot.dir.as_fd();
-    let name = name_of(dir, &spot.name)?;
-    let (fd, temp) = match take(dir, &name)? {
-        Some(fd) => (fd, Some(TempName { name: name.into(), stays: true, gone: AtomicBool::new(false) })),
-        None => open_temp(dir, false)?,
-    };
-    let there = rustix::fs::fstat(&fd)?.st_size as u64;
-    let wanted = Wanted { size, keep: 0, overwrite: true, brief: false };
-    check_space(dir, Wanted { size: size.saturating_sub(there), ..wanted })?;
     let replaced = present.filter(|stat| kind(stat) == Kind::Regular).map(|stat| from_stat(&stat).mode);
     let Spot { dir, name, .. } = spot;
-    let making = Making { dir: dir.into_owned()?, name: name.into(), temp, replaced, wanted };
-    let file = OpenFile::new(fd, Role::Making(making));
+    let dir = dir.into_owned()?;
+    let partial = name_of(dir.as_fd(), &name)?;
+    let (fd, temp) = match take(dir.as_fd(), &partial)? {
+        Some(fd) => (fd, Some(TempName { name: partial.into(), stays: true, gone: AtomicBool::new(false) })),
+        None => open_temp(dir.as_fd(), false)?,
+    };
+    let wanted = Wanted { size, keep: 0, overwrite: true, brief: false };
+    // From here on whatever fails takes the name away again, if there is nothing behind it.
+    let file = OpenFile::new(fd, Role::Making(Making { dir, name: name.into(), temp, replaced, wanted }));
+    let there = from_stat(&file.stat()?).size;
+    if let Some(making) = file.making() {
+        check_space(making.dir.as_fd(), Wanted { size: size.saturating_sub(there), ..wanted })?;
+    }
     let there = match there {
         0 => begin_with_target(&file, present.as_ref(), size, give_up)?,
         there => there,

@@ -4,7 +4,12 @@
 //! server: Opening -head-> [Meta] -> Data.. -> Ok{hash} | Error
 //! client: asked -> [Meta] -> Data.. (receiver) -> Ok{hash}: compare, then name the file -> done
 //!         [hash what is there -its turn-> Hash for each block of it -> ] asked for the rest, as above
+//!         [-> Hash of all that was not sent]
 //! ```
+//! Nothing may be made of two files: where what is there is continued, the file must be the one that was looked at, by its
+//! size and time. A base server says no time with what it sends, so what it proved block by block is proved once more, as
+//! a whole, when the rest is there.
+//!
 //! The server's hash covers what it read, the client's what it wrote; the file gets its name only when they are equal.
 //! Under FAST neither end hashes: the kernel sends the file where no codec was agreed on, and Ok carries no hash.
 
@@ -16,7 +21,7 @@ use super::server::{Verb, reply, reply_failure};
 use super::source::{Chunk, Purpose, Source};
 use super::{Cause, Failure, Io, Outcome};
 use crate::backend::{Finish, OpKind, Place};
-use crate::tree_hash::{BlockHash, HASH_BLOCK_BYTES};
+use crate::tree_hash::{BlockHash, HASH_BLOCK_BYTES, TreeHash};
 use crate::wire::frame::{Attributes, Caps, Ext, Frame, Hash, Preserve};
 use crate::wire::path::Target;
 
@@ -99,6 +104,8 @@ pub(super) struct Wanted {
 /// Hash requests for blocks that are there already.
 const PROOFS: usize = 64;
 
+const CHANGED: &str = "the file changed meanwhile";
+
 enum Phase {
     /// What is there is opened and hashed.
     Preparing,
@@ -109,21 +116,26 @@ enum Phase {
         theirs: Vec<Option<Hash>>,
     },
     Asked,
+    /// The rest is there, with this hash; asked whether the beginning still is what it was.
+    Confirming(Result<Option<Hash>, Failure>),
 }
 
 /// The client's half.
 pub(super) struct Fetch {
     wanted: Wanted,
     phase: Phase,
-    /// Attributes came; they come once.
+    /// Attributes came, or content: they come once, and first.
     announced: bool,
+    /// The hash of what is not sent, where the server is asked for it again.
+    beginning: Option<Hash>,
     receiver: Option<Receiver>,
     refused: Option<Failure>,
 }
 
 impl Fetch {
     pub(super) fn new(wanted: Wanted) -> Fetch {
-        Fetch { wanted, phase: Phase::Preparing, announced: false, receiver: None, refused: None }
+        let phase = Phase::Preparing;
+        Fetch { wanted, phase, announced: false, beginning: None, receiver: None, refused: None }
     }
 
     fn receiver(&mut self, announced: Option<Attributes>, io: &mut Io<'_, '_>) -> &mut Receiver {
@@ -147,13 +159,46 @@ impl Fetch {
 
     fn on_meta(&mut self, attributes: Attributes, io: &mut Io<'_, '_>) {
         let (continued, preserve) = (self.wanted.continued, self.wanted.preserve);
-        let changed = attributes.size != self.wanted.attributes.size;
+        let known = self.wanted.attributes;
+        let changed = (attributes.size, attributes.mtime) != (known.size, known.mtime);
         let path = self.wanted.remote_path.clone();
         let receiver = self.receiver(Some(attributes), io);
         receiver.set_attributes(attributes, preserve);
         if continued && changed {
-            receiver.fail(Failure::rule(&path, "cannot go on", "the file changed meanwhile"), io);
+            receiver.fail(Failure::rule(&path, "cannot go on", CHANGED), io);
         }
+    }
+
+    /// All of the reply to Get is there.
+    fn on_rest(&mut self, result: Result<Option<Hash>, Failure>, io: &mut Io<'_, '_>) -> bool {
+        if self.beginning.is_some() {
+            self.phase = Phase::Confirming(result);
+            return false;
+        }
+        self.conclude(result, io);
+        true
+    }
+
+    fn conclude(&mut self, result: Result<Option<Hash>, Failure>, io: &mut Io<'_, '_>) {
+        match (result, &mut self.receiver) {
+            (Ok(hash), _) => self.receiver(None, io).finish(hash, io),
+            (Err(failure), Some(receiver)) => {
+                receiver.fail(failure, io);
+                receiver.finish(None, io);
+            }
+            (Err(failure), None) => self.refused = Some(failure),
+        }
+    }
+
+    /// Whether the beginning still is what it was.
+    fn on_confirmed(&mut self, theirs: Option<Hash>, io: &mut Io<'_, '_>) {
+        let Phase::Confirming(result) = std::mem::replace(&mut self.phase, Phase::Asked) else { return };
+        let same = theirs.is_some() && theirs == self.beginning;
+        let result = result.and_then(|hash| match same {
+            true => Ok(hash),
+            false => Err(Failure::rule(&self.wanted.remote_path, "cannot go on", CHANGED)),
+        });
+        self.conclude(result, io);
     }
 
     fn get(&mut self, offset: u64, io: &mut Io<'_, '_>) -> Sent {
@@ -195,7 +240,55 @@ impl Fetch {
         let offset = (equal as u64 * HASH_BLOCK_BYTES as u64).min(size);
         let blocks = std::mem::take(blocks);
         self.receiver(None, io).skip(offset, &blocks, true, io);
-        self.get(offset, io)
+        if offset > 0 && !io.terms.ext(Ext::META) {
+            let mut tree = TreeHash::new();
+            blocks[..equal].iter().for_each(|&block| tree.push(block));
+            self.beginning = Some(tree.finalize());
+        }
+        match self.get(offset, io) {
+            Sent::Whole if self.beginning.is_some() => self.confirm(offset, io),
+            sent => sent,
+        }
+    }
+
+    /// Asks for the hash of what was not asked for.
+    fn confirm(&mut self, offset: u64, io: &mut Io<'_, '_>) -> Sent {
+        let path = self.wanted.remote.encode(io.terms.dialect.ext);
+        // The same path has fitted a longer frame.
+        let _ = io.link.frame(&Frame::Hash { path, offset: 0, limit: Some(offset) });
+        Sent::Whole
+    }
+}
+
+impl Fetch {
+    /// Takes part of the reply to Get.
+    fn on_content(&mut self, incoming: Incoming, io: &mut Io<'_, '_>) -> Result<bool, Failure> {
+        match incoming {
+            Incoming::Frame(Frame::Meta { attributes, .. }) if !self.announced => {
+                self.announced = true;
+                self.on_meta(attributes, io);
+                return Ok(false);
+            }
+            Incoming::Frame(Frame::Ok { hash }) if hash.is_some() || io.terms.caps.has(Caps::FAST) => {
+                return Ok(self.on_rest(Ok(hash), io));
+            }
+            Incoming::Frame(Frame::Error { message, code }) => {
+                let cause = Cause::There { code, message };
+                let failure = Failure { path: self.wanted.remote_path.clone(), what: "cannot get", cause };
+                return Ok(self.on_rest(Err(failure), io));
+            }
+            Incoming::Frame(_) => {
+                return Err(Failure::connection("protocol error", "the server answered Get with another reply"));
+            }
+            Incoming::Data { len } => self.receiver(None, io).begin(len, io),
+            Incoming::Compressed { codec, original, len } => {
+                self.receiver(None, io).begin_packed(codec, original, len, io);
+            }
+            Incoming::Piece(piece) => self.receiver(None, io).piece(piece, io),
+            Incoming::DataEnd => self.receiver(None, io).end(io),
+        }
+        self.announced = true;
+        Ok(false)
     }
 }
 
@@ -224,53 +317,28 @@ impl Ask for Fetch {
     }
 
     fn on_incoming(&mut self, incoming: Incoming, io: &mut Io<'_, '_>) -> Result<bool, Failure> {
-        if let Phase::Proving { theirs, .. } = &mut self.phase {
-            theirs.push(match incoming {
-                Incoming::Frame(Frame::HashResponse { hash }) => Some(hash),
-                // Get will say what is wrong.
-                Incoming::Frame(Frame::Error { .. }) => None,
-                _ => return Err(Failure::connection("protocol error", "the server answered Hash with another reply")),
-            });
-            return Ok(false);
-        }
-        match incoming {
-            Incoming::Frame(Frame::Meta { attributes, .. }) if !std::mem::replace(&mut self.announced, true) => {
-                self.on_meta(attributes, io);
+        let broken = |what| Err(Failure::connection("protocol error", what));
+        // What is wrong where there is no hash Get will say.
+        let answer = match &incoming {
+            Incoming::Frame(Frame::HashResponse { hash }) => Some(Some(*hash)),
+            Incoming::Frame(Frame::Error { .. }) => Some(None),
+            _ => None,
+        };
+        match (&mut self.phase, answer) {
+            (Phase::Asked, _) => self.on_content(incoming, io),
+            (Phase::Preparing, _) => broken("the server sent a reply to nothing"),
+            (Phase::Proving { asked, theirs, .. }, _) if theirs.len() == *asked => {
+                broken("the server sent a reply to nothing")
+            }
+            (_, None) => broken("the server answered Hash with another reply"),
+            (Phase::Proving { theirs, .. }, Some(hash)) => {
+                theirs.push(hash);
                 Ok(false)
             }
-            Incoming::Data { len } => {
-                self.receiver(None, io).begin(len, io);
-                Ok(false)
-            }
-            Incoming::Compressed { codec, original, len } => {
-                self.receiver(None, io).begin_packed(codec, original, len, io);
-                Ok(false)
-            }
-            Incoming::DataEnd => {
-                self.receiver(None, io).end(io);
-                Ok(false)
-            }
-            Incoming::Piece(piece) => {
-                self.receiver(None, io).piece(piece, io);
-                Ok(false)
-            }
-            Incoming::Frame(Frame::Ok { hash }) if hash.is_some() || io.terms.caps.has(Caps::FAST) => {
-                self.receiver(None, io).finish(hash, io);
+            (Phase::Confirming(_), Some(hash)) => {
+                self.on_confirmed(hash, io);
                 Ok(true)
             }
-            Incoming::Frame(Frame::Error { message, code }) => {
-                let cause = Cause::There { code, message };
-                let failure = Failure { path: self.wanted.remote_path.clone(), what: "cannot get", cause };
-                match &mut self.receiver {
-                    Some(receiver) => {
-                        receiver.fail(failure, io);
-                        receiver.finish(None, io);
-                    }
-                    None => self.refused = Some(failure),
-                }
-                Ok(true)
-            }
-            _ => Err(Failure::connection("protocol error", "the server answered Get with another reply")),
         }
     }
 

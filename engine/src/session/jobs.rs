@@ -73,7 +73,10 @@ impl Jobs {
         }
         while desk.has_room() && self.cloning() < CLONES {
             // A connection that is busy leaves the rest to the others.
-            let fits = |job: &Job| self.running.is_empty() || self.bytes + job.attributes.size <= PULL_AHEAD_BYTES;
+            let fits = |job: &Job| {
+                // What a peer says of sizes need not make sense.
+                self.running.is_empty() || self.bytes.saturating_add(job.attributes.size) <= PULL_AHEAD_BYTES
+            };
             let Some(job) = self.queue.pull(fits) else { break };
             self.start(job, desk);
         }
@@ -99,7 +102,7 @@ impl Jobs {
     }
 
     fn start(&mut self, job: Job, desk: &mut Desk<'_, '_>) {
-        self.bytes += job.attributes.size;
+        self.bytes = self.bytes.saturating_add(job.attributes.size);
         let options = self.queue.options();
         if let Some(root) = self.same_machine {
             let (from, to) = (self.here(&job.source), Place { dir: root, target: job.target.clone() });

@@ -18,7 +18,7 @@ use crate::backend::{DirId, Errno, FileId, Finish, FsOp, OpKind, OpenMode, Outpu
 use crate::block::{Block, Class, Slice, Slices};
 use crate::limits::SMALL_BYTES;
 use crate::tree_hash::{BlockHash, HASH_BLOCK_BYTES, TreeHash};
-use crate::wire::MAX_COUNT;
+use crate::wire::MAX_HASHES;
 use crate::wire::compress::Codec;
 use crate::wire::frame::{Attributes, Caps, Hash, Preserve};
 
@@ -134,16 +134,24 @@ impl Receiver {
         store: Option<DirId>,
         io: &mut Io<'_, '_>,
     ) {
+        if !self.takes_content() {
+            return;
+        }
+        if self.has_begun() || self.filling.is_some() || self.order.way != Way::New {
+            let rule = "blocks are offered before any content, once";
+            return self.fail(Failure::rule(&self.order.path, "cannot receive", rule), io);
+        }
         // A small file is not in a file yet, and not worth looking for.
         let store = store.filter(|_| !matches!(self.state, State::Small(_)));
         match Filling::new(self.order.size, block_size, hashes, store) {
-            _ if self.received != 0 || self.filling.is_some() => {
-                let rule = "blocks are offered before any content, once";
-                self.fail(Failure::rule(&self.order.path, "cannot receive", rule), io);
-            }
             Ok(filling) => self.filling = Some(filling),
             Err(rule) => self.fail(Failure::rule(&self.order.path, "cannot receive", rule), io),
         }
+    }
+
+    /// True once content has come; it may still be with the codec.
+    fn has_begun(&self) -> bool {
+        self.received != 0 || !self.inflow.is_empty()
     }
 
     /// Which of the offered blocks must be sent, once that is known.
@@ -170,7 +178,7 @@ impl Receiver {
     pub(crate) fn skip(&mut self, offset: u64, blocks: &[BlockHash], apart: bool, io: &mut Io<'_, '_>) {
         let count = block_count(offset);
         let ends_there = offset == self.order.size || offset.is_multiple_of(HASH_BLOCK_BYTES as u64);
-        if count > blocks.len() as u64 || !ends_there || self.received != 0 {
+        if count > blocks.len() as u64 || !ends_there || self.has_begun() {
             let rule = format!("it cannot go on at byte {offset}");
             return self.fail(Failure::rule(&self.order.path, "cannot receive", rule), io);
         }
@@ -251,11 +259,12 @@ impl Receiver {
 
     fn content(&mut self, piece: Slice, io: &mut Io<'_, '_>) {
         let at = self.received;
-        self.received += piece.len() as u64;
-        if self.received > self.order.size {
+        let end = at.checked_add(piece.len() as u64).filter(|&end| end <= self.order.size);
+        let Some(end) = end else {
             let rule = format!("content goes past the declared size of {} bytes", self.order.size);
             return self.fail(Failure::rule(&self.order.path, "cannot receive", rule), io);
-        }
+        };
+        self.received = end;
         if !self.order.unhashed {
             self.tree.update(piece.bytes());
         }
@@ -313,7 +322,7 @@ impl Receiver {
             return;
         }
         self.failure.get_or_insert(failure);
-        self.inflow.clear();
+        self.forget();
         match std::mem::replace(&mut self.state, State::Done) {
             State::Open(file) => io.submit(CLOSE, OpKind::Close { file }),
             // Once opened, or named, the completion decides.
@@ -323,11 +332,19 @@ impl Receiver {
         }
     }
 
+    /// Lets go of what nobody needs any more: its reply may have to wait for long.
+    fn forget(&mut self) {
+        self.inflow.clear();
+        self.filling = None;
+        self.hashing = None;
+    }
+
     /// Takes note of a completion of its own operations.
     pub(crate) fn on_completion(&mut self, kind: OpKind, outcome: Outcome, io: &mut Io<'_, '_>) {
         match (kind, outcome) {
             (OpKind::Open { .. }, Ok(Output::Opened { file, attributes })) => self.on_opened(file, attributes.size, io),
             (OpKind::Open { .. }, Err(errno)) => {
+                self.forget();
                 self.state = State::Done;
                 self.failure.get_or_insert(Failure::here(&self.order.path, "cannot create", errno));
             }
@@ -338,6 +355,7 @@ impl Receiver {
                 }
             }
             (OpKind::Publish { .. } | OpKind::Store(_), outcome) => {
+                self.filling = None;
                 self.state = State::Done;
                 if let Err(errno) = outcome {
                     self.failure.get_or_insert(Failure::here(&self.order.path, "cannot create", errno));
@@ -375,10 +393,10 @@ impl Receiver {
             return io.submit(CLOSE, OpKind::Close { file });
         }
         if self.order.way == Way::Continued {
-            // Whole blocks, and the last one only if all of the file may be there.
-            let whole =
-                if there >= self.order.size { block_count(self.order.size) } else { there / HASH_BLOCK_BYTES as u64 };
-            let mut hashing = Hashing::new(whole.min(MAX_COUNT as u64));
+            // Whole blocks, and the last one only if exactly the file may be there.
+            let size = self.order.size;
+            let whole = if there == size { block_count(size) } else { there.min(size) / HASH_BLOCK_BYTES as u64 };
+            let mut hashing = Hashing::new(whole.min(MAX_HASHES as u64));
             hashing.advance(file, io);
             self.hashing = Some(hashing);
         }

@@ -47,6 +47,9 @@ pub const MAX_BLOCK: u32 = 4 * 1024 * 1024;
 /// Most elements a HaveBlocks or ListResponse may declare.
 pub const MAX_COUNT: usize = 1_048_576;
 
+/// Most hashes that fit one frame behind their number, and behind a block size: 524,287 blocks, just below 2 TiB.
+pub const MAX_HASHES: usize = (MAX_FRAME - 9) / 32;
+
 /// The type byte of every frame, and which extension owns it.
 pub(crate) mod type_byte {
     use super::frame::Ext;
