@@ -168,7 +168,8 @@ fn hash_behind(offset: usize) -> Option<Hash> {
 
 #[test]
 fn a_download_goes_on_behind_the_last_block_that_was_proved() {
-    let table: [([fn() -> Frame; 2], usize); 6] = [
+    type Answers = [fn() -> Frame; 2];
+    let table: [(Answers, usize); 6] = [
         ([|| right(0), || right(1)], 2 * BLOCK),
         ([|| right(0), || Frame::HashResponse { hash: [7; 32] }], BLOCK),
         ([|| right(0), refusal], BLOCK),

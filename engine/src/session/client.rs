@@ -358,7 +358,7 @@ impl Client {
     /// Sends what is next in line.
     fn send(&mut self, cx: &mut Context<'_>) {
         while self.link.has_room() {
-            let Some(&transfer) = self.asks.unsent.front() else { return };
+            let Some(&transfer) = self.asks.unsent.front() else { break };
             // A reply may come while a body is still being sent: from the first frame on it is waited for.
             let waited_for = self.asks.unanswered.back() == Some(&transfer);
             let replied = self.asks.all.get(&transfer).is_some_and(|asked| asked.replied);
@@ -457,6 +457,11 @@ impl Client {
         // The block that was kept for receiving may have been the last: whoever was told to wait for it looks again.
         if matches!(self.phase, Phase::Working) {
             self.advance(cx);
+            // What is finished by that must not wait for something else to happen.
+            if self.answer(cx) {
+                self.work(cx)?;
+                self.link.flush(cx);
+            }
         }
         Ok(Flow::Continue)
     }
