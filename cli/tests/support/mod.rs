@@ -5,6 +5,8 @@
 
 pub mod frames;
 pub mod kept;
+// Reads what only Linux shows of a process.
+#[cfg(target_os = "linux")]
 pub mod pressure;
 pub mod processes;
 pub mod record;
