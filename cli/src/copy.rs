@@ -141,6 +141,7 @@ fn options(args: &CopyArgs) -> Options {
         exact_target: args.no_target_directory,
         resume: args.resume || args.partial_progress,
         sync: args.sync,
+        connections: args.connections.over_ssh(),
     }
 }
 

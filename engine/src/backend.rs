@@ -304,6 +304,20 @@ pub enum OpenMode {
         /// Final size in bytes.
         size: u64,
     },
+    /// As Create of a file that may be replaced, made this long (sparse) at once. While it is open, others of this process
+    /// can write to it too: those that know `token`.
+    Shared {
+        /// Final size in bytes.
+        size: u64,
+        /// Given once in a process.
+        token: u64,
+    },
+    /// A file that somebody in this process has open as Shared, to be written to. Whoever made it publishes it, the others
+    /// close it. Without such a file it is not found.
+    Join {
+        /// As given to Shared.
+        token: u64,
+    },
     /// The target itself, to be written to where it stands; made if it is missing, as are its parents. A link is not
     /// followed. Publish gives it no other name.
     InPlace {

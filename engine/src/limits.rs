@@ -84,6 +84,12 @@ pub const JOBS_UNREPORTED: usize = 16 * 1024;
 pub const JOB_ATTEMPTS: u32 = 3;
 /// Bytes of files one of several connections takes on ahead of what it is moving.
 pub const PULL_AHEAD_BYTES: u64 = 8 * 1024 * 1024;
+/// Files at least this large are moved in ranges where several connections were asked for and the peer has no better way.
+pub const RANGED_BYTES: u64 = 64 * 1024 * 1024;
+/// Bytes of such a range: large beside a request, small beside a file. A multiple of the hash block.
+pub const RANGE_BYTES: u64 = 16 * 1024 * 1024;
+/// Ranges of a file at most; beyond, it goes over one connection.
+pub const MAX_RANGES: u64 = 64 * 1024;
 /// Copies inside the kernel that run at the same time.
 pub const CLONES: usize = 4;
 /// Files at least this large are offered to the peer's block store, as the protocol has it.

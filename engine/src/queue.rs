@@ -8,20 +8,33 @@
 //! lead: walk -> push -> [jobs] -> pull -> any connection: move the file -> finish -> [results] -> take_finished -> lead
 //!                          ^------------- give_back ----------+
 //! ```
+//! Towards base peers a large file may be moved in ranges, by all connections: whichever has the file's job puts a job for
+//! each range before the others, and goes on with the file when these are done.
+//!
 //! Connections run on threads of their own; the lock is taken once for a batch, and a thread that waits is woken through
 //! its worker's waker.
 
 use crate::backend::Waker;
-use crate::limits::{JOB_ATTEMPTS, QUEUED_JOBS};
+use crate::limits::{JOB_ATTEMPTS, QUEUED_JOBS, RANGE_BYTES};
 use crate::session::Failure;
 use crate::session::plan::Options;
 use crate::session::report::Direction;
 use crate::wire::frame::{Attributes, Hash};
 use crate::wire::path::Target;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// One file to move.
+/// A part of a file that is moved by itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Range {
+    /// Names the attempt at the whole file, and the file being made here.
+    pub(crate) token: u64,
+    /// First byte: that of a hash block.
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
+}
+
+/// One file to move, or a part of one.
 #[derive(Clone, Debug)]
 pub(crate) struct Job {
     /// Counted from 1 in the order of the walk.
@@ -34,6 +47,8 @@ pub(crate) struct Job {
     pub(crate) target_shown: Vec<u8>,
     /// Of the source, as the walk saw it.
     pub(crate) attributes: Attributes,
+    /// Only this much of it.
+    pub(crate) range: Option<Range>,
     attempts: u32,
 }
 
@@ -44,7 +59,12 @@ impl Job {
         (target, target_shown): (Target, Vec<u8>),
         attributes: Attributes,
     ) -> Job {
-        Job { number, source, source_shown, target, target_shown, attributes, attempts: 0 }
+        Job { number, source, source_shown, target, target_shown, attributes, range: None, attempts: 0 }
+    }
+
+    /// Bytes to be moved.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.range.map_or(self.attributes.size, |range| range.length)
     }
 }
 
@@ -63,6 +83,26 @@ pub(crate) struct Finished {
     pub(crate) result: Result<(Option<Hash>, u64, Way), Failure>,
 }
 
+/// A file that is moved in ranges.
+struct Ranged {
+    /// The connection that began it waits for its end.
+    owner: Waker,
+    left: usize,
+    /// Chaining values of the blocks of each range that is done, by its first byte.
+    done: BTreeMap<u64, Vec<Hash>>,
+    failure: Option<Failure>,
+}
+
+impl Ranged {
+    fn finish(&mut self, range: Range, result: Result<Vec<Hash>, Failure>) {
+        self.left -= 1;
+        match result {
+            Ok(chaining) => _ = self.done.insert(range.offset, chaining),
+            Err(failure) => _ = self.failure.get_or_insert(failure),
+        }
+    }
+}
+
 /// Shared by all connections of a run.
 #[derive(Clone)]
 pub struct Queue(Arc<Shared>);
@@ -77,6 +117,8 @@ struct Shared {
 struct State {
     jobs: VecDeque<Job>,
     finished: Vec<Finished>,
+    /// By token.
+    ranged: BTreeMap<u64, Ranged>,
     /// Connections that found nothing to do.
     idle: Vec<Waker>,
     lead: Option<Waker>,
@@ -118,17 +160,25 @@ impl Queue {
     pub(crate) fn leave(&self, unfinished: Vec<Job>) {
         let mut state = self.state();
         state.links -= 1;
+        let mut owners = Vec::new();
         for mut job in unfinished.into_iter().rev() {
+            if job.range.is_some_and(|range| !state.ranged.contains_key(&range.token)) {
+                continue;
+            }
             job.attempts += 1;
             if job.attempts < JOB_ATTEMPTS {
                 state.jobs.push_front(job);
-            } else {
-                let why = "the connection broke each time it was tried";
-                let failure = Failure::rule(&job.source_shown, "not copied", why);
-                state.finished.push(Finished { job, result: Err(failure) });
+                continue;
+            }
+            let why = "the connection broke each time it was tried";
+            let failure = Failure::rule(&job.source_shown, "not copied", why);
+            match job.range {
+                Some(range) => owners.extend(state.finish_range(range, Err(failure))),
+                None => state.finished.push(Finished { job, result: Err(failure) }),
             }
         }
         wake(state, true);
+        owners.iter().for_each(Waker::wake);
     }
 
     /// True while the lead may push more: the queue is not meant to hold a tree.
@@ -142,11 +192,12 @@ impl Queue {
         wake(state, false);
     }
 
-    /// Takes the next job, if `fits` says that this connection can have it: alone, it can have all.
+    /// Takes the next job, if `fits` says that this connection can have it: alone, it can have all, but for ranges, which
+    /// are there for those that come.
     pub(crate) fn pull(&self, fits: impl Fn(&Job) -> bool) -> Option<Job> {
         let mut state = self.state();
         let alone = state.links <= 1;
-        state.jobs.pop_front_if(|job| alone || fits(job))
+        state.jobs.pop_front_if(|job| (alone && job.range.is_none()) || fits(job))
     }
 
     /// Says that this connection waits for jobs. True when there are some already, or none will come.
@@ -167,6 +218,39 @@ impl Queue {
         wake(state, true);
     }
 
+    /// Has `job`, a whole file, moved in ranges, which go before all else. `owner` is woken when they are done.
+    pub(crate) fn begin_ranges(&self, job: &Job, token: u64, owner: Waker) {
+        let mut state = self.state();
+        let size = job.attributes.size;
+        let offsets = (0..size.div_ceil(RANGE_BYTES)).map(|index| index * RANGE_BYTES);
+        let ranges = offsets.map(|offset| Range { token, offset, length: RANGE_BYTES.min(size - offset) });
+        let jobs: Vec<Job> = ranges.map(|range| Job { range: Some(range), attempts: 0, ..job.clone() }).collect();
+        state.ranged.insert(token, Ranged { owner, left: jobs.len(), done: BTreeMap::new(), failure: None });
+        jobs.into_iter().rev().for_each(|job| state.jobs.push_front(job));
+        wake(state, false);
+    }
+
+    /// A range is done, or cannot be.
+    pub(crate) fn finish_range(&self, range: Range, result: Result<Vec<Hash>, Failure>) {
+        let owner = self.state().finish_range(range, result);
+        owner.iter().for_each(Waker::wake);
+    }
+
+    /// The chaining values of all blocks of the file, once all its ranges are done, or why they cannot be.
+    pub(crate) fn take_ranges(&self, token: u64) -> Option<Result<Vec<Hash>, Failure>> {
+        let mut state = self.state();
+        state.ranged.get(&token).filter(|ranged| ranged.left == 0)?;
+        let Ranged { done, failure, .. } = state.ranged.remove(&token)?;
+        Some(failure.map_or_else(|| Ok(done.into_values().flatten().collect()), Err))
+    }
+
+    /// Nobody waits for these ranges any more.
+    pub(crate) fn forget_ranges(&self, token: u64) {
+        let mut state = self.state();
+        state.ranged.remove(&token);
+        state.jobs.retain(|job| job.range.is_none_or(|range| range.token != token));
+    }
+
     pub(crate) fn take_finished(&self) -> Vec<Finished> {
         std::mem::take(&mut self.state().finished)
     }
@@ -182,6 +266,22 @@ impl Queue {
     /// True once no job will come any more.
     pub fn is_over(&self) -> bool {
         self.state().over
+    }
+}
+
+impl State {
+    /// Who is to be woken for that.
+    fn finish_range(&mut self, range: Range, result: Result<Vec<Hash>, Failure>) -> Option<Waker> {
+        // Of an attempt that was given up.
+        let ranged = self.ranged.get_mut(&range.token)?;
+        ranged.finish(range, result);
+        if ranged.failure.is_some() {
+            // The others need not be tried.
+            let before = self.jobs.len();
+            self.jobs.retain(|job| job.range.is_none_or(|other| other.token != range.token));
+            ranged.left -= before - self.jobs.len();
+        }
+        (ranged.left == 0).then(|| ranged.owner.clone())
     }
 }
 

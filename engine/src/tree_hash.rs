@@ -80,6 +80,51 @@ fn at(index: u64) -> Hasher {
     hasher
 }
 
+/// Hashes consecutive blocks somewhere in a file, for a [`TreeHash`] elsewhere.
+pub struct RangeHash {
+    chaining: Vec<Hash>,
+    /// The block that bytes go into, and how many it has.
+    current: Hasher,
+    filled: usize,
+    /// Its index.
+    index: u64,
+}
+
+impl RangeHash {
+    /// From the block with this index on.
+    pub fn new(index: u64) -> RangeHash {
+        RangeHash { chaining: Vec::new(), current: at(index), filled: 0, index }
+    }
+
+    /// Adds bytes.
+    pub fn update(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let (now, later) = bytes.split_at(bytes.len().min(HASH_BLOCK_BYTES - self.filled));
+            self.current.update(now);
+            self.filled += now.len();
+            bytes = later;
+            if self.filled == HASH_BLOCK_BYTES {
+                self.complete();
+            }
+        }
+    }
+
+    fn complete(&mut self) {
+        self.chaining.push(self.current.finalize_non_root());
+        self.index += 1;
+        self.current = at(self.index);
+        self.filled = 0;
+    }
+
+    /// Chaining values of the blocks, the last of which may be shorter than the others.
+    pub fn finish(mut self) -> Vec<Hash> {
+        if self.filled > 0 {
+            self.complete();
+        }
+        self.chaining
+    }
+}
+
 /// Hashes a file from its beginning: bytes as they pass, or whole blocks that were hashed elsewhere.
 #[derive(Clone)]
 pub struct TreeHash {
@@ -133,6 +178,12 @@ impl TreeHash {
             self.alone = Some(block.plain);
         }
         self.append(block.chaining);
+    }
+
+    /// As `push`, of a file of more than one block: of those the chaining values say it all.
+    pub fn push_chaining(&mut self, chaining: Hash) {
+        assert_eq!(self.filled, 0, "blocks are added between blocks");
+        self.append(chaining);
     }
 
     fn complete(&mut self) {
@@ -224,6 +275,24 @@ mod tests {
         assert_eq!(tree.finalize(), *blake3::hash(&all[..5 * B]).as_bytes());
         tree.update(&all[5 * B..]);
         assert_eq!(tree.finalize(), *blake3::hash(&all).as_bytes());
+    }
+
+    #[test]
+    fn ranges_hashed_anywhere_make_the_hash_of_the_file() {
+        const B: usize = HASH_BLOCK_BYTES;
+        let all = content(6 * B);
+        for len in [B + 1, 2 * B - 1, 2 * B, 5 * B + 77, 6 * B] {
+            for blocks in 1..=3 {
+                let mut tree = TreeHash::new();
+                for (number, range) in all[..len].chunks(blocks * B).enumerate() {
+                    let mut hash = RangeHash::new((number * blocks) as u64);
+                    range.chunks(700_001).for_each(|piece| hash.update(piece));
+                    hash.finish().into_iter().for_each(|chaining| tree.push_chaining(chaining));
+                }
+                assert_eq!(tree.finalize(), *blake3::hash(&all[..len]).as_bytes(), "{len} in ranges of {blocks}");
+            }
+        }
+        assert!(RangeHash::new(3).finish().is_empty());
     }
 
     #[test]

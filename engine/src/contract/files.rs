@@ -6,6 +6,7 @@ use crate::backend::{DirEntry, DirId, Errno, FileId, Finish, FsOp, OpKind, OpenM
 use crate::block::{Class, Slices};
 use crate::wire::frame::{Attributes, Kind, Preserve, Timestamp};
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Attributes that no file has by chance.
 fn attributes(kind: Kind, mode: u32) -> Attributes {
@@ -134,6 +135,39 @@ pub fn a_new_file_can_begin_with_bytes_of_the_old_one<R: Rig>() {
     assert_same(&driver.rig.read_file("name").unwrap(), &old, "before Publish");
     assert!(publish(&mut driver, file, PLAIN).is_ok());
     assert_same(&driver.rig.read_file("name").unwrap(), &[&old[..250_000], b"tail"].concat(), "after Publish");
+    driver.finish();
+}
+
+/// [`OpenMode::Shared`] and [`OpenMode::Join`].
+pub fn a_shared_file_takes_writes_from_those_who_join_it<R: Rig>() {
+    static TOKEN: AtomicU64 = AtomicU64::new(1 << 32);
+    let mut driver = Driver::<R>::new();
+    driver.rig.write_file("name", b"old");
+    let token = TOKEN.fetch_add(1, Ordering::Relaxed);
+    let (place, elsewhere) = (driver.place("name"), driver.place(""));
+    let join = |driver: &mut Driver<R>| driver.open(elsewhere.clone(), OpenMode::Join { token });
+    assert_eq!(join(&mut driver).err(), Some(Errno::NOT_FOUND), "before it is there");
+    let file = driver.open(place.clone(), OpenMode::Shared { size: 300_010, token }).unwrap();
+    let other = join(&mut driver).unwrap();
+    let content = pattern(1, 300_000);
+    write(&mut driver, other, 0, &content);
+    assert!(driver.run(OpKind::Close { file: other }).is_ok());
+    assert_eq!(driver.rig.read_file("name").unwrap(), b"old");
+    let late = join(&mut driver).unwrap();
+    assert!(publish(&mut driver, file, PLAIN).is_ok());
+    assert!(driver.run(OpKind::Close { file: late }).is_ok());
+    let expected = [&content[..], &[0; 10]].concat();
+    assert_same(&driver.rig.read_file("name").unwrap(), &expected, "as long as was said");
+    assert_eq!(join(&mut driver).err(), Some(Errno::NOT_FOUND), "after it has its name");
+    // Given up by who made it, it is gone, whoever still has it.
+    let token = TOKEN.fetch_add(1, Ordering::Relaxed);
+    let file = driver.open(place, OpenMode::Shared { size: 3, token }).unwrap();
+    let other = driver.open(elsewhere.clone(), OpenMode::Join { token }).unwrap();
+    assert!(driver.run(OpKind::Close { file }).is_ok());
+    write(&mut driver, other, 0, b"new");
+    assert!(driver.run(OpKind::Close { file: other }).is_ok());
+    assert_same(&driver.rig.read_file("name").unwrap(), &expected, "as it was");
+    assert_eq!(driver.rig.names(), ["name"]);
     driver.finish();
 }
 

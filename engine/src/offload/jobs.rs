@@ -1,9 +1,10 @@
 //! From an op to the function that carries it out. Runs on a helper thread and never sees an id.
 
+use super::attributes::from_stat;
 use super::names::{self, OpenDir};
 use super::open::{self, Loaded, OpenFile};
 use super::store::Wanted;
-use super::{Held, clone, create, partial, publish};
+use super::{Held, clone, create, partial, publish, shared};
 use crate::backend::{Errno, FsOp, OpKind, OpenMode, Output};
 use crate::wire::frame::Attributes;
 use std::sync::Arc;
@@ -30,6 +31,15 @@ pub(super) fn run(kind: &mut OpKind, held: &Held, give_up: &AtomicBool) -> Resul
         (OpKind::Open { place, mode: OpenMode::Continue { size } }, Held::Root(root)) => {
             partial::open(root, &place.target, *size, give_up)
                 .map(|(file, attributes)| Made::File(Arc::new(file), attributes))
+        }
+        (OpKind::Open { place, mode: OpenMode::Shared { size, token } }, Held::Root(root)) => {
+            shared::create(root, &place.target, *size, *token, give_up)
+                .map(|(file, attributes)| Made::File(file, attributes))
+        }
+        (OpKind::Open { mode: OpenMode::Join { token }, .. }, Held::Root(_)) => {
+            let file = shared::join(*token)?;
+            let attributes = from_stat(&file.stat()?);
+            Ok(Made::File(file, attributes))
         }
         (OpKind::Open { place, mode: OpenMode::InPlace { truncate } }, Held::Root(root)) => {
             create::in_place(root, &place.target, *truncate)

@@ -39,6 +39,7 @@ mod open;
 mod partial;
 mod publish;
 mod resolve;
+mod shared;
 mod store;
 mod table;
 mod threads;

@@ -4,15 +4,20 @@
 //! client: Truncate{size} -> Ok, then on each connection PutChunked{offset, length} Data.. Done -> Ok
 //!         on each connection GetChunked{offset, length} -> Data.. of exactly that length, Ok
 //! ```
-//! Nothing is transactional here: the ranges are written where the file stands, and no hash covers the whole. That is how
-//! these three are defined; between haul peers files travel by Put and Get.
+//! Nothing is transactional on the server here: the ranges are written where the file stands, and no hash covers the whole.
+//! That is how these three are defined; between haul peers files travel by Put and Get. The client hashes the blocks of its
+//! ranges, and whoever has the whole file (jobs.rs) compares their hash with the server's of the whole.
 
+use super::client::{Answer, Ask, Reply, Sent, Simple};
+use super::link::Incoming;
 use super::receiver::{Order, Receiver, Way};
 use super::server::{Body, Verb, reply, reply_failure};
 use super::source::{Purpose, Source};
-use super::{Failure, Io, Outcome, get};
-use crate::backend::{FileId, Finish, OpKind, OpenMode, Output, Place};
-use crate::wire::frame::{Caps, Frame, Preserve};
+use super::{Cause, Failure, Io, Outcome, get};
+use crate::backend::{Errno, FileId, Finish, OpKind, OpenMode, Output, Place};
+use crate::queue::Range;
+use crate::wire::frame::{Attributes, Caps, Frame, Hash, Preserve};
+use crate::wire::path::Target;
 
 const OPEN: u32 = 75;
 const FLUSH: u32 = 76;
@@ -181,5 +186,232 @@ impl Verb for Truncate {
             Step::Flushing => "truncate flushing",
             Step::Ready(_) => "truncate ready",
         }
+    }
+}
+
+/// The client's half of Truncate.
+pub(super) fn ask_truncate(target: Target, size: u64, path: Vec<u8>) -> Simple {
+    let request = move |ext| Frame::Truncate { path: target.encode(ext), size };
+    Simple::new(path, "cannot put", request, |frame| matches!(frame, Frame::Ok { .. }).then_some(Reply::Done))
+}
+
+/// One range of a file, here and there.
+pub(super) struct Part {
+    pub(super) local: Place,
+    /// For messages.
+    pub(super) local_path: Vec<u8>,
+    pub(super) remote: Target,
+    /// For messages.
+    pub(super) remote_path: Vec<u8>,
+    pub(super) range: Range,
+}
+
+/// The client's half of GetChunked.
+pub(super) struct Fetch {
+    part: Part,
+    receiver: Option<Receiver>,
+    refused: Option<Failure>,
+}
+
+impl Fetch {
+    pub(super) fn new(part: Part) -> Fetch {
+        Fetch { part, receiver: None, refused: None }
+    }
+
+    fn receiver(&mut self, io: &mut Io<'_, '_>) -> &mut Receiver {
+        let Part { local, local_path, range, .. } = &self.part;
+        self.receiver.get_or_insert_with(|| {
+            let order = Order {
+                place: local.clone(),
+                path: local_path.clone(),
+                size: range.offset + range.length,
+                offset: range.offset,
+                overwrite: true,
+                way: Way::Joined(range.token),
+                unhashed: false,
+                finish: Finish { attributes: None, preserve: Preserve::default(), sync: false, verify: None },
+            };
+            Receiver::start(order, io)
+        })
+    }
+}
+
+impl Ask for Fetch {
+    fn send(&mut self, io: &mut Io<'_, '_>) -> Sent {
+        let path = self.part.remote.encode(io.terms.dialect.ext);
+        let Range { offset, length, .. } = self.part.range;
+        match io.link.frame(&Frame::GetChunked { path, offset, length }) {
+            Ok(()) => Sent::Whole,
+            Err(error) => {
+                self.refused = Some(Failure::rule(&self.part.remote_path, "cannot ask for", error.to_string()));
+                Sent::Not
+            }
+        }
+    }
+
+    fn on_incoming(&mut self, incoming: Incoming, io: &mut Io<'_, '_>) -> Result<bool, Failure> {
+        match incoming {
+            Incoming::Frame(Frame::Ok { .. }) => {
+                self.receiver(io).finish(None, io);
+                return Ok(true);
+            }
+            Incoming::Frame(Frame::Error { message, code }) => {
+                let cause = Cause::There { code, message };
+                let failure = Failure { path: self.part.remote_path.clone(), what: "cannot get", cause };
+                match &mut self.receiver {
+                    Some(receiver) => {
+                        receiver.fail(failure, io);
+                        receiver.finish(None, io);
+                    }
+                    None => self.refused = Some(failure),
+                }
+                return Ok(true);
+            }
+            Incoming::Frame(_) => {
+                return Err(Failure::connection("protocol error", "the server answered GetChunked with another reply"));
+            }
+            Incoming::Data { len } => self.receiver(io).begin(len, io),
+            Incoming::Compressed { codec, original, len } => self.receiver(io).begin_packed(codec, original, len, io),
+            Incoming::Piece(piece) => self.receiver(io).piece(piece, io),
+            Incoming::DataEnd => self.receiver(io).end(io),
+        }
+        Ok(false)
+    }
+
+    fn on_completion(&mut self, kind: OpKind, outcome: Outcome, io: &mut Io<'_, '_>) {
+        if let Some(receiver) = &mut self.receiver {
+            receiver.on_completion(kind, outcome, io);
+        }
+    }
+
+    fn is_ready(&mut self, io: &mut Io<'_, '_>) -> bool {
+        self.receiver.as_mut().is_none_or(|receiver| receiver.is_ready(io))
+    }
+
+    fn answer(&mut self) -> Option<Answer> {
+        if let Some(failure) = &self.refused {
+            return Some(Err(failure.clone()));
+        }
+        let receiver = self.receiver.as_mut()?;
+        Some(receiver.result()?.map(|_| Reply::Range(receiver.take_range())))
+    }
+
+    fn state(&self) -> &'static str {
+        self.receiver.as_ref().map_or("range asked", Receiver::state)
+    }
+}
+
+/// The client's half of PutChunked.
+pub(super) struct Send {
+    part: Part,
+    /// Of the file, as it must be.
+    expected: Attributes,
+    source: Option<Source>,
+    announced: bool,
+    /// All of the range and Done are out.
+    sent: Option<Vec<Hash>>,
+    failure: Option<Failure>,
+}
+
+impl Send {
+    pub(super) fn new(part: Part, expected: Attributes) -> Send {
+        Send { part, expected, source: None, announced: false, sent: None, failure: None }
+    }
+
+    fn give_up(&mut self, failure: Failure, io: &mut Io<'_, '_>) {
+        if let Some(source) = &mut self.source {
+            source.fail(failure.clone(), io);
+        }
+        self.failure.get_or_insert(failure);
+    }
+
+    /// Announces the range once the file is open. `None` when it is announced.
+    fn announce(&mut self, io: &mut Io<'_, '_>) -> Option<Sent> {
+        let opened = self.source.as_ref().and_then(Source::opened);
+        let refused = match opened {
+            None => return Some(Sent::Later),
+            Some(Err(failure)) => Some(failure.clone()),
+            // All ranges must be of one file, and the connections open it each for itself.
+            Some(Ok(found)) if (found.size, found.mtime) != (self.expected.size, self.expected.mtime) => {
+                Some(Failure::rule(&self.part.local_path, "cannot read", "the file changed while it was read"))
+            }
+            Some(Ok(_)) => {
+                let path = self.part.remote.encode(io.terms.dialect.ext);
+                let Range { offset, length, .. } = self.part.range;
+                let asked = io.link.frame(&Frame::PutChunked { path, offset, length });
+                asked.err().map(|error| Failure::rule(&self.part.local_path, "cannot send", error.to_string()))
+            }
+        };
+        if let Some(failure) = refused {
+            self.give_up(failure, io);
+            return Some(Sent::Not);
+        }
+        self.announced = true;
+        None
+    }
+}
+
+impl Ask for Send {
+    fn prepare(&mut self, io: &mut Io<'_, '_>) {
+        let (place, path, range) = (self.part.local.clone(), self.part.local_path.clone(), self.part.range);
+        let purpose = Purpose { offset: range.offset, limit: Some(range.length), ..Purpose::SEND };
+        let mut source = Source::start(place, path, purpose, io);
+        source.hash_range();
+        self.source = Some(source);
+    }
+
+    fn read_ahead(&mut self, io: &mut Io<'_, '_>) {
+        if let Some(source) = &mut self.source {
+            source.pump(false, io, |_, _| {});
+        }
+    }
+
+    fn send(&mut self, io: &mut Io<'_, '_>) -> Sent {
+        if !self.announced
+            && let Some(sent) = self.announce(io)
+        {
+            return sent;
+        }
+        let Some(source) = &mut self.source else { return Sent::Later };
+        source.pump(true, io, get::send);
+        match source.result() {
+            None => return Sent::Later,
+            Some(Ok(_)) => self.sent = Some(source.take_range()),
+            Some(Err(failure)) => _ = self.failure.get_or_insert(failure.clone()),
+        }
+        // A Done that comes too early is refused by every server. Frames of fixed size always fit.
+        let _ = io.link.frame(&Frame::Done);
+        Sent::Whole
+    }
+
+    fn on_incoming(&mut self, incoming: Incoming, io: &mut Io<'_, '_>) -> Result<bool, Failure> {
+        match incoming {
+            // Some servers do not wait for Done, but all of them for the last byte.
+            Incoming::Frame(Frame::Ok { .. }) if self.announced => Ok(true),
+            Incoming::Frame(Frame::Error { message, code }) if self.announced => {
+                let cause = Cause::There { code, message };
+                self.give_up(Failure { path: self.part.remote_path.clone(), what: "cannot put", cause }, io);
+                Ok(true)
+            }
+            _ => Err(Failure::connection("protocol error", "the server answered PutChunked with another reply")),
+        }
+    }
+
+    fn on_completion(&mut self, kind: OpKind, outcome: Outcome, io: &mut Io<'_, '_>) {
+        if let Some(source) = &mut self.source {
+            source.on_completion(kind, outcome, io);
+        }
+    }
+
+    fn answer(&mut self) -> Option<Answer> {
+        Some(match (&self.failure, self.sent.take()) {
+            (Some(failure), _) => Err(failure.clone()),
+            (None, Some(chaining)) => Ok(Reply::Range(chaining)),
+            (None, None) => Err(Failure::here(&self.part.local_path, "cannot send", Errno::IO)),
+        })
+    }
+
+    fn state(&self) -> &'static str {
+        self.source.as_ref().map_or("range waiting", Source::state)
     }
 }

@@ -49,6 +49,8 @@ pub(crate) enum Reply {
     },
     /// The hash of both files, if they are equal.
     Same(Option<Hash>),
+    /// Chaining values of the blocks of a range that was moved.
+    Range(Vec<Hash>),
 }
 
 /// How a request ended.

@@ -27,11 +27,11 @@ pub fn client(
 impl Driver for Helper {
     fn pump(&mut self, desk: &mut Desk<'_, '_>) {
         self.jobs.pump(false, desk);
-        if self.jobs.is_idle() {
+        if self.jobs.only_waits() {
             // Comes again when it is woken, or at once when something came meanwhile.
             while self.jobs.queue().wait(desk.io.cx.waker) && !self.jobs.queue().is_over() {
                 self.jobs.pump(false, desk);
-                if !self.jobs.is_idle() {
+                if !self.jobs.only_waits() {
                     break;
                 }
             }

@@ -3,25 +3,36 @@
 //! ```text
 //! pull -> [LookThere | LookHere -same size-> Comparing -equal-> unchanged] -> Moving [-> Checking] -> finish
 //!      -> Cloning (within one machine) -the kernel cannot-> Moving
+//!      -> Beginning (a file here, or one there) -> Ranges (all connections) -> Proving -> [Naming] -> finish
 //! ```
+//! Towards base peers, which have no better way, a large file is moved in ranges if the run has several connections; see
+//! chunked.rs. Down, they are written to a file without a name. Up, base servers have ranges written where the file stands:
+//! done only towards those that do the same with every Put (version 1).
 //! The steps in brackets are those of a run that resumes. `Checking` has the peer read the whole file again, where nothing
 //! else has proved it.
 
-use super::client::{Answer, Desk, Reply};
+use super::chunked::{self, Part};
+use super::client::{Answer, Ask, Desk, Reply};
+use super::plan::Options;
 use super::put::Offered;
-use super::report::Direction;
+use super::report::{Direction, Report};
 use super::same::Same;
 use super::{Failure, Outcome, get, put, stat};
-use crate::backend::{DirId, Errno, Finish, FsOp, OpKind, Output, Place};
-use crate::limits::{CLONES, PULL_AHEAD_BYTES, RESUME_BYTES};
-use crate::queue::{Finished, Job, Queue, Way};
+use crate::backend::{DirId, Errno, FileId, Finish, FsOp, OpKind, OpenMode, Output, Place};
+use crate::limits::{CLONES, MAX_RANGES, PULL_AHEAD_BYTES, RANGE_BYTES, RANGED_BYTES, RESUME_BYTES};
+use crate::queue::{Finished, Job, Queue, Range, Way};
+use crate::tree_hash::TreeHash;
 use crate::wire::frame::{Attributes, Caps, Ext, Hash, Kind, Preserve};
 use crate::wire::path::Target;
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const LOOK: u32 = 92;
 const CLONE: u32 = 81;
+const BEGIN: u32 = 93;
+const NAME: u32 = 94;
+/// The next attempt at a file in ranges: no two in a process have the same number.
+static TOKENS: AtomicU64 = AtomicU64::new(1);
 /// Tags of requests made here; the drivers' own are below.
 const TAG: u64 = 1 << 63;
 
@@ -32,6 +43,14 @@ enum Stage {
     Comparing(Option<u64>),
     Cloning,
     Moving,
+    /// The file that ranges will be written to is made: here, or, once the source is known to open, there.
+    Beginning(u64),
+    /// Others move its ranges, too. Here, the file they are written to.
+    Ranges(u64, Option<FileId>),
+    /// All ranges are there; their hash and the peer's of the whole file.
+    Proving(Hash, Option<FileId>),
+    /// The file made of ranges gets its name.
+    Naming(Hash, FileId),
     /// What was moved, or only appended to, is read again over there.
     Checking {
         size: u64,
@@ -71,11 +90,14 @@ impl Jobs {
         if !std::mem::replace(&mut self.joined, true) {
             self.queue.join(lead.then(|| desk.io.cx.waker.clone()));
         }
+        self.look_at_ranges(desk);
         while desk.has_room() && self.cloning() < CLONES {
             // A connection that is busy leaves the rest to the others.
             let fits = |job: &Job| {
-                // What a peer says of sizes need not make sense.
-                self.running.is_empty() || self.bytes.saturating_add(job.attributes.size) <= PULL_AHEAD_BYTES
+                // One range is asked for ahead. What a peer says of sizes need not make sense.
+                self.bytes == 0
+                    || (job.range.is_some() && self.bytes <= RANGE_BYTES)
+                    || self.bytes.saturating_add(job.bytes()) <= PULL_AHEAD_BYTES
             };
             let Some(job) = self.queue.pull(fits) else { break };
             self.start(job, desk);
@@ -91,6 +113,11 @@ impl Jobs {
         self.running.values().filter(|running| matches!(running.stage, Stage::Cloning)).count()
     }
 
+    /// True when whatever is under way is in the hands of others.
+    pub(super) fn only_waits(&self) -> bool {
+        self.running.values().all(|running| matches!(running.stage, Stage::Ranges(..)))
+    }
+
     fn tag(&mut self, job: Job, stage: Stage) -> u64 {
         self.last_tag += 1;
         self.running.insert(self.last_tag, Running { job, stage });
@@ -102,14 +129,18 @@ impl Jobs {
     }
 
     fn start(&mut self, job: Job, desk: &mut Desk<'_, '_>) {
-        self.bytes = self.bytes.saturating_add(job.attributes.size);
+        self.bytes = self.bytes.saturating_add(job.bytes());
         let options = self.queue.options();
-        if let Some(root) = self.same_machine {
+        if let Some(range) = job.range {
+            self.move_range(job, range, desk);
+        } else if let Some(root) = self.same_machine {
             let (from, to) = (self.here(&job.source), Place { dir: root, target: job.target.clone() });
             let (preserve, sync) = (options.preserve, options.sync);
             let finish = Finish { attributes: Some(job.attributes), preserve, sync, verify: None };
             desk.io.submit(CLONE, OpKind::Fs(Box::new(FsOp::Clone { from, to, finish })));
             self.tag(job, Stage::Cloning);
+        } else if self.goes_in_ranges(&job, desk) {
+            self.begin_ranges(job, desk);
         } else if !options.resume {
             self.move_file(job, None, desk);
         } else if self.queue.direction() == Direction::Down {
@@ -124,6 +155,141 @@ impl Jobs {
                 false => desk.ask(tag, Box::new(stat::ask(target, shown))),
             }
         }
+    }
+
+    fn goes_in_ranges(&self, job: &Job, desk: &Desk<'_, '_>) -> bool {
+        let (options, terms, size) = (self.queue.options(), &desk.io.terms, job.attributes.size);
+        let down = self.queue.direction() == Direction::Down;
+        let fits = (RANGED_BYTES..=MAX_RANGES * RANGE_BYTES).contains(&size);
+        let another_way = options.resume || terms.caps.has(Caps::DEDUP) || terms.dialect.ext != Ext::NONE;
+        options.connections > 1 && fits && !another_way && (down || terms.dialect.version == 1)
+    }
+
+    fn begin_ranges(&mut self, job: Job, desk: &mut Desk<'_, '_>) {
+        let token = TOKENS.fetch_add(1, Ordering::Relaxed);
+        let (target, mode) = match self.queue.direction() {
+            Direction::Down => (&job.target, OpenMode::Shared { size: job.attributes.size, token }),
+            // Nothing there is lost for a source that cannot be read.
+            _ => (&job.source, OpenMode::Read),
+        };
+        desk.io.submit(BEGIN, OpKind::Open { place: self.here(target), mode });
+        self.tag(job, Stage::Beginning(token));
+    }
+
+    /// The file here is open.
+    fn on_begun(&mut self, job: Job, token: u64, outcome: Outcome, desk: &mut Desk<'_, '_>) {
+        let down = self.queue.direction() == Direction::Down;
+        let file = match outcome {
+            Ok(Output::Opened { file, .. }) => file,
+            outcome => {
+                let errno = outcome.err().unwrap_or(Errno::IO);
+                let (path, what) =
+                    if down { (&job.target_shown, "cannot create") } else { (&job.source_shown, "cannot open") };
+                let failure = Failure::here(path, what, errno);
+                return self.finish(job, Err(failure));
+            }
+        };
+        if down {
+            return self.hand_out(job, token, Some(file), desk);
+        }
+        desk.io.submit(BEGIN, OpKind::Close { file });
+        let ask = chunked::ask_truncate(job.target.clone(), job.attributes.size, job.target_shown.clone());
+        let tag = self.tag(job, Stage::Beginning(token));
+        desk.ask(tag, Box::new(ask));
+    }
+
+    fn hand_out(&mut self, job: Job, token: u64, file: Option<FileId>, desk: &mut Desk<'_, '_>) {
+        self.queue.begin_ranges(&job, token, desk.io.cx.waker.clone());
+        // Of its bytes this connection has as many as it takes ranges.
+        self.bytes = self.bytes.saturating_sub(job.bytes());
+        self.tag(job, Stage::Ranges(token, file));
+    }
+
+    fn move_range(&mut self, job: Job, range: Range, desk: &mut Desk<'_, '_>) {
+        let down = self.queue.direction() == Direction::Down;
+        let (here, there) = if down { (&job.target, &job.source) } else { (&job.source, &job.target) };
+        let (local_path, remote_path) = match down {
+            true => (job.target_shown.clone(), job.source_shown.clone()),
+            false => (job.source_shown.clone(), job.target_shown.clone()),
+        };
+        let part = Part { local: self.here(here), local_path, remote: there.clone(), remote_path, range };
+        let ask: Box<dyn Ask> = match down {
+            true => Box::new(chunked::Fetch::new(part)),
+            false => Box::new(chunked::Send::new(part, job.attributes)),
+        };
+        let tag = self.tag(job, Stage::Moving);
+        desk.ask(tag, ask);
+    }
+
+    /// Goes on with files all of whose ranges are done.
+    fn look_at_ranges(&mut self, desk: &mut Desk<'_, '_>) {
+        let waiting: Vec<(u64, u64)> = self
+            .running
+            .iter()
+            .filter_map(|(&tag, running)| match running.stage {
+                Stage::Ranges(token, _) => Some((tag, token)),
+                _ => None,
+            })
+            .collect();
+        for (tag, token) in waiting {
+            let Some(result) = self.queue.take_ranges(token) else { continue };
+            let Some(Running { job, stage: Stage::Ranges(_, file) }) = self.running.remove(&tag) else { continue };
+            // Counted again, to be taken off when the file is finished.
+            self.bytes = self.bytes.saturating_add(job.bytes());
+            match result {
+                Err(failure) => self.give_up_ranges(job, failure, file, desk),
+                Ok(chaining) => {
+                    let mut tree = TreeHash::new();
+                    chaining.into_iter().for_each(|chaining| tree.push_chaining(chaining));
+                    self.prove(job, tree.finalize(), file, desk);
+                }
+            }
+        }
+    }
+
+    fn prove(&mut self, job: Job, hash: Hash, file: Option<FileId>, desk: &mut Desk<'_, '_>) {
+        let (there, shown) = match self.queue.direction() {
+            Direction::Down => (job.source.clone(), job.source_shown.clone()),
+            _ => (job.target.clone(), job.target_shown.clone()),
+        };
+        let tag = self.tag(job, Stage::Proving(hash, file));
+        desk.ask(tag, Box::new(super::hash::ask(there, 0, None, shown)));
+    }
+
+    /// The peer's hash of the whole file came, or did not.
+    fn on_proved(&mut self, job: Job, ours: Hash, file: Option<FileId>, answer: Answer, desk: &mut Desk<'_, '_>) {
+        let failure = match (answer, file) {
+            (Ok(Reply::Hash(theirs)), _) if theirs != ours => match file {
+                Some(_) => Failure::here(&job.target_shown, "not published", Errno::HASH_MISMATCH),
+                None => {
+                    Failure::rule(&job.target_shown, "cannot verify", "the server's copy has another hash; it is bad")
+                }
+            },
+            (Ok(_), None) => {
+                let size = job.attributes.size;
+                return self.done(job, (Some(ours), size, Way::Moved(Direction::Up)), desk);
+            }
+            (Ok(_), Some(file)) => {
+                let Options { preserve, sync, .. } = self.queue.options();
+                let verify = preserve.has(Preserve::VERIFY).then_some(ours);
+                let finish = Box::new(Finish { attributes: None, preserve, sync, verify });
+                desk.io.submit(NAME, OpKind::Publish { file, finish });
+                self.tag(job, Stage::Naming(ours, file));
+                return;
+            }
+            (Err(failure), _) => failure,
+        };
+        self.give_up_ranges(job, failure, file, desk);
+    }
+
+    fn give_up_ranges(&mut self, job: Job, failure: Failure, file: Option<FileId>, desk: &mut Desk<'_, '_>) {
+        if let Some(file) = file {
+            desk.io.submit(BEGIN, OpKind::Close { file });
+        } else {
+            let text = "what failed is incomplete over there: this peer writes the ranges of a file where it stands";
+            desk.report(Report::Notice(text.to_string()));
+        }
+        self.finish(job, Err(failure));
     }
 
     /// `append`: so many bytes are over there already, and are right.
@@ -207,7 +373,13 @@ impl Jobs {
                 let failure = Failure::rule(&job.target_shown, "cannot verify", rule);
                 self.finish(job, Err(failure));
             }
-            (_, Err(failure)) => self.finish(job, Err(failure)),
+            (Stage::Moving, Ok(Reply::Range(chaining))) => self.end_range(job, Ok(chaining)),
+            (Stage::Beginning(token), Ok(_)) => self.hand_out(job, token, None, desk),
+            (Stage::Proving(hash, file), answer) => self.on_proved(job, hash, file, answer, desk),
+            (_, Err(failure)) => match job.range {
+                Some(_) => self.end_range(job, Err(failure)),
+                None => self.finish(job, Err(failure)),
+            },
             (_, Ok(_)) => {
                 let failure = Failure::here(&job.source_shown, "not copied", Errno::IO);
                 self.finish(job, Err(failure));
@@ -256,6 +428,13 @@ impl Jobs {
         self.finish(job, Ok(how));
     }
 
+    fn end_range(&mut self, job: Job, result: Result<Vec<Hash>, Failure>) {
+        self.bytes = self.bytes.saturating_sub(job.bytes());
+        if let Some(range) = job.range {
+            self.queue.finish_range(range, result);
+        }
+    }
+
     fn finish(&mut self, job: Job, result: Result<(Option<Hash>, u64, Way), Failure>) {
         self.bytes = self.bytes.saturating_sub(job.attributes.size);
         self.queue.finish(Finished { job, result });
@@ -268,7 +447,14 @@ impl Jobs {
         outcome: Outcome,
         desk: &mut Desk<'_, '_>,
     ) -> Option<(OpKind, Outcome)> {
-        let OpKind::Fs(op) = &kind else { return Some((kind, outcome)) };
+        let op = match &kind {
+            OpKind::Fs(op) => op,
+            OpKind::Open { .. } | OpKind::Publish { .. } | OpKind::Close { .. } => {
+                self.on_file(&kind, outcome, desk);
+                return None;
+            }
+            _ => return Some((kind, outcome)),
+        };
         let tag = match &**op {
             FsOp::Clone { from, to, .. } => self.find(|running| {
                 matches!(running.stage, Stage::Cloning)
@@ -291,6 +477,35 @@ impl Jobs {
         None
     }
 
+    /// A file that ranges are written to was opened, named or closed. Nobody else here opens files.
+    fn on_file(&mut self, kind: &OpKind, outcome: Outcome, desk: &mut Desk<'_, '_>) {
+        let tag = match kind {
+            OpKind::Open { mode: OpenMode::Shared { token, .. }, .. } => {
+                self.find(|running| matches!(running.stage, Stage::Beginning(begun) if begun == *token))
+            }
+            OpKind::Open { place, .. } => {
+                self.find(|running| matches!(running.stage, Stage::Beginning(_)) && running.job.source == place.target)
+            }
+            OpKind::Publish { file, .. } => {
+                self.find(|running| matches!(running.stage, Stage::Naming(_, named) if named == *file))
+            }
+            _ => None,
+        };
+        let Some(Running { job, stage }) = tag.and_then(|tag| self.running.remove(&tag)) else { return };
+        match (stage, outcome) {
+            (Stage::Beginning(token), outcome) => self.on_begun(job, token, outcome, desk),
+            (Stage::Naming(hash, _), Ok(_)) => {
+                let size = job.attributes.size;
+                self.done(job, (Some(hash), size, Way::Moved(Direction::Down)), desk);
+            }
+            (_, outcome) => {
+                let errno = outcome.err().unwrap_or(Errno::IO);
+                let failure = Failure::here(&job.target_shown, "cannot create", errno);
+                self.finish(job, Err(failure));
+            }
+        }
+    }
+
     fn find(&self, is: impl Fn(&Running) -> bool) -> Option<u64> {
         self.running.iter().find(|(_, running)| is(running)).map(|(&tag, _)| tag)
     }
@@ -298,6 +513,11 @@ impl Jobs {
 
 impl Drop for Jobs {
     fn drop(&mut self) {
+        for running in self.running.values() {
+            if let Stage::Ranges(token, _) = running.stage {
+                self.queue.forget_ranges(token);
+            }
+        }
         if self.joined {
             let mut unfinished: Vec<Job> = self.running.drain().map(|(_, running)| running.job).collect();
             unfinished.sort_by_key(|job| job.number);

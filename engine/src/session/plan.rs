@@ -44,6 +44,8 @@ pub struct Options {
     pub sync: bool,
     /// The target is the name itself, never a directory to copy into.
     pub exact_target: bool,
+    /// Connections the run is meant to have; 0 counts as 1.
+    pub connections: u16,
 }
 
 /// Where sources land.

@@ -17,7 +17,7 @@ use super::{Failure, Io, Outcome};
 use crate::backend::{DirId, Errno, FileId, Finish, FsOp, OpKind, OpenMode, Output, Place, Store};
 use crate::block::{Block, Class, Slice, Slices};
 use crate::limits::SMALL_BYTES;
-use crate::tree_hash::{BlockHash, HASH_BLOCK_BYTES, TreeHash};
+use crate::tree_hash::{BlockHash, HASH_BLOCK_BYTES, RangeHash, TreeHash};
 use crate::wire::MAX_HASHES;
 use crate::wire::compress::Codec;
 use crate::wire::frame::{Attributes, Caps, Hash, Preserve};
@@ -53,6 +53,8 @@ pub(crate) enum Way {
     Continued,
     /// Written to where it stands: a range of a file that others write to as well.
     InPlace,
+    /// A range of a file that is being made by somebody in this process, who knows it by this token.
+    Joined(u64),
 }
 
 enum State {
@@ -80,6 +82,8 @@ pub(crate) struct Receiver {
     hashing: Option<Hashing>,
     /// Of what is received behind what was there: its own hash, for senders that give no other.
     tail: Option<blake3::Hasher>,
+    /// Of a [`Way::Joined`], unless nobody wants the hash: the blocks of the range.
+    range: Option<RangeHash>,
     /// Nothing more will come; what the sender says the hash is.
     finished: Option<Option<Hash>>,
     /// What came was looked at as a whole.
@@ -94,6 +98,8 @@ impl Receiver {
         let block = if small { io.take(Class::Small) } else { None };
         let state = block.map_or_else(|| Receiver::open(&order, io), State::Small);
         let received = order.offset;
+        let joined = matches!(order.way, Way::Joined(_)) && !order.unhashed;
+        let range = joined.then(|| RangeHash::new(received / HASH_BLOCK_BYTES as u64));
         Receiver {
             order,
             state,
@@ -104,6 +110,7 @@ impl Receiver {
             filling: None,
             hashing: None,
             tail: None,
+            range,
             finished: None,
             settled: false,
             failure: None,
@@ -113,6 +120,7 @@ impl Receiver {
     fn open(order: &Order, io: &mut Io<'_, '_>) -> State {
         let mode = match order.way {
             Way::InPlace => OpenMode::InPlace { truncate: None },
+            Way::Joined(token) => OpenMode::Join { token },
             Way::Continued => OpenMode::Continue { size: order.size },
             Way::New => OpenMode::Create { size: order.size, keep: order.offset, overwrite: order.overwrite },
         };
@@ -265,7 +273,9 @@ impl Receiver {
             return self.fail(Failure::rule(&self.order.path, "cannot receive", rule), io);
         };
         self.received = end;
-        if !self.order.unhashed {
+        if let Some(range) = &mut self.range {
+            range.update(piece.bytes());
+        } else if !self.order.unhashed {
             self.tree.update(piece.bytes());
         }
         if let Some(tail) = &mut self.tail {
@@ -309,6 +319,11 @@ impl Receiver {
         if self.failure.is_none() && !self.order.unhashed && expected.is_some_and(differs) {
             self.fail(Failure::here(&self.order.path, "not published", Errno::HASH_MISMATCH), io);
         }
+    }
+
+    /// Chaining values of the blocks of the range that has arrived.
+    pub(crate) fn take_range(&mut self) -> Vec<Hash> {
+        self.range.take().map(RangeHash::finish).unwrap_or_default()
     }
 
     /// BLAKE3 of what has arrived.
@@ -421,6 +436,11 @@ impl Receiver {
             && !filling.keep(*file, io)
         {
             return;
+        }
+        if let (Way::Joined(_), &State::Open(file)) = (self.order.way, &self.state) {
+            // Whoever made it gives it its name.
+            self.state = State::Done;
+            return io.submit(CLOSE, OpKind::Close { file });
         }
         if self.order.finish.preserve.has(Preserve::VERIFY) {
             self.order.finish.verify = Some(self.hash());

@@ -18,7 +18,7 @@ use crate::backend::{Compute, Errno, FileId, FsOp, OpKind, OpenMode, Output, Pla
 use crate::block::{Block, Class, Slice};
 use crate::limits::{BLOCK_BYTES, FILE_RUN_BYTES, PACK_WORTH_BYTES, READ_WINDOW_BLOCKS, READ_WINDOW_FRAMES};
 use crate::session::codec::Plan;
-use crate::tree_hash::{BlockHash, HASH_BLOCK_BYTES, TreeHash};
+use crate::tree_hash::{BlockHash, HASH_BLOCK_BYTES, RangeHash, TreeHash};
 use crate::wire::MAX_BLOCK;
 use crate::wire::compress::Codec;
 use crate::wire::frame::{Attributes, Ext, Hash};
@@ -103,6 +103,8 @@ pub(crate) struct Source {
     /// Runs of the file that the kernel is sending.
     runs: usize,
     tree: TreeHash,
+    /// In place of `tree`, of a range whose blocks are wanted.
+    range: Option<RangeHash>,
     hashing: Option<Hashing>,
     blocks: Option<Blocks>,
     failure: Option<Failure>,
@@ -127,6 +129,7 @@ impl Source {
             window: VecDeque::new(),
             runs: 0,
             tree: TreeHash::new(),
+            range: None,
             hashing: None,
             blocks: None,
             failure: None,
@@ -314,7 +317,10 @@ impl Source {
                     return None;
                 }
             }
-            None if self.purpose.hashed => self.tree.update(raw.bytes()),
+            None if self.purpose.hashed => match &mut self.range {
+                Some(range) => range.update(raw.bytes()),
+                None => self.tree.update(raw.bytes()),
+            },
             None => {}
         }
         if self.purpose.sent {
@@ -395,6 +401,16 @@ impl Source {
                 Some((self.next_read, usize::try_from(left).unwrap_or(most).min(most)))
             }
         }
+    }
+
+    /// What is hashed is a range that begins with a block: its blocks are, for a hash of the whole file.
+    pub(crate) fn hash_range(&mut self) {
+        self.range = Some(RangeHash::new(self.purpose.offset / HASH_BLOCK_BYTES as u64));
+    }
+
+    /// Chaining values of the blocks of the range handed on.
+    pub(crate) fn take_range(&mut self) -> Vec<Hash> {
+        self.range.take().map(RangeHash::finish).unwrap_or_default()
     }
 
     /// Begins to hash the first `until` blocks, ahead of sending and several at a time; may be called again with fewer.

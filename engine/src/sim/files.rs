@@ -31,6 +31,8 @@ pub(super) struct OpenFile {
     pub(super) node: FileRef,
     /// Where it gets its name, when it is being made.
     making: Option<Making>,
+    /// Others that know it may write to it.
+    token: Option<u64>,
 }
 
 struct Making {
@@ -172,6 +174,8 @@ impl Disk {
                 self.create(place, (*size, *keep, *overwrite), around)
             }
             OpKind::Open { place, mode: OpenMode::InPlace { truncate } } => self.in_place(place, *truncate, around),
+            OpKind::Open { place, mode: OpenMode::Shared { size, token } } => self.shared(place, *size, *token, around),
+            OpKind::Open { mode: OpenMode::Join { token }, .. } => self.join(*token, around),
             OpKind::Open { place, mode: OpenMode::Continue { size } } => self.partial(place, *size, around),
             OpKind::Compute(compute) => match compute.run()? {
                 // Time is the simulation's own.
@@ -221,7 +225,7 @@ impl Disk {
     fn open(&mut self, place: &Place, around: &Around<'_>) -> Outcome {
         let node = self.find(place, true)?.into_file()?;
         let attributes = node.borrow().attributes();
-        let file = self.files.insert(OpenFile { session: around.session, node, making: None });
+        let file = self.files.insert(OpenFile { session: around.session, node, making: None, token: None });
         Ok(Output::Opened { file, attributes })
     }
 
@@ -240,7 +244,7 @@ impl Disk {
         }
         let node = Node::file(kept, Meta::new(0o600, around.now));
         let making = Some(Making { in_place: false, partial: None, parent, name, overwrite, size: 0 });
-        let file = self.files.insert(OpenFile { session: around.session, node, making });
+        let file = self.files.insert(OpenFile { session: around.session, node, making, token: None });
         Ok(Output::Opened { file, attributes })
     }
 
@@ -263,7 +267,28 @@ impl Disk {
             content.resize(usize::try_from(size).map_err(|_| Errno::INVALID)?, 0);
         }
         let making = Some(Making { in_place: true, partial: None, parent, name, overwrite: true, size: 0 });
-        let file = self.files.insert(OpenFile { session: around.session, node, making });
+        let file = self.files.insert(OpenFile { session: around.session, node, making, token: None });
+        Ok(Output::Opened { file, attributes })
+    }
+
+    fn shared(&mut self, place: &Place, size: u64, token: u64, around: &Around<'_>) -> Outcome {
+        let outcome = self.create(place, (size, 0, true), around)?;
+        if let Output::Opened { file, .. } = &outcome {
+            let open = self.files.get_mut(*file)?;
+            open.token = Some(token);
+            open.node.borrow_mut().content.resize(usize::try_from(size).map_err(|_| Errno::INVALID)?, 0);
+        }
+        Ok(outcome)
+    }
+
+    fn join(&mut self, token: u64, around: &Around<'_>) -> Outcome {
+        let shared = self.files.iter().find(|open| open.token == Some(token)).ok_or(Errno::NOT_FOUND)?;
+        let (node, making) = (shared.node.clone(), shared.making.as_ref().ok_or(Errno::INVALID)?);
+        // Its bytes are counted where it was made.
+        let (parent, name) = (making.parent.clone(), making.name.clone());
+        let making = Some(Making { in_place: true, partial: None, parent, name, overwrite: true, size: 0 });
+        let attributes = node.borrow().attributes();
+        let file = self.files.insert(OpenFile { session: around.session, node, making, token: None });
         Ok(Output::Opened { file, attributes })
     }
 
@@ -283,7 +308,7 @@ impl Disk {
         parent.borrow_mut().entries.insert(partial.clone(), Node::File(node.clone()));
         let size = usize::try_from(size).map_err(|_| Errno::INVALID)?;
         let making = Some(Making { in_place: false, partial: Some(partial), parent, name, overwrite: true, size });
-        let file = self.files.insert(OpenFile { session: around.session, node, making });
+        let file = self.files.insert(OpenFile { session: around.session, node, making, token: None });
         Ok(Output::Opened { file, attributes: crate::wire::frame::Attributes { size: there, ..NO_ATTRIBUTES } })
     }
 
