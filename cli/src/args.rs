@@ -181,7 +181,8 @@ pub(crate) struct CopyArgs {
     /// Downloads without a hash: the server's kernel sends the file. No compression unless --compress asks for it.
     #[arg(long, visible_alias = "no-hash")]
     pub(crate) fast: bool,
-    /// Connections that share the files of a copy; over ssh each is a login of its own. auto is 1 over ssh.
+    /// Connections that share the files of a copy; over ssh each is a login of its own. auto is 1 over ssh. A large file
+    /// is shared only with bcmr peers, in ranges.
     #[arg(long, visible_alias = "parallel", value_name = "N|auto", value_parser = connections, default_value = "auto")]
     pub(crate) connections: Connections,
     /// Flush every file and its directory to the disk before it counts as copied.
@@ -195,6 +196,9 @@ pub(crate) struct CopyArgs {
 
 /// `haul serve`
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Blocks for --dedup are kept in $HAUL_CAS_DIR, else $XDG_DATA_HOME/haul/cas or ~/.local/share/haul/cas,
+up to $HAUL_CAS_CAP_MB MiB (default 1024; 0: no limit).")]
 pub(crate) struct ServeArgs {
     /// Serve only what is below DIR; made if missing. `/` lifts the bounds. [default: the home directory]
     #[arg(long, value_name = "DIR")]

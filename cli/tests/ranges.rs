@@ -232,3 +232,29 @@ fn what_is_there_is_not_lost_for_a_source_that_cannot_be_read() {
         assert_eq!(fs::read(&target).unwrap(), b"old");
     }
 }
+
+/// Runs where HAUL_BCMR_060 and HAUL_BCMR_072 name the real binaries.
+#[test]
+fn real_servers_of_both_versions_carry_ranges() {
+    let dir = trees::scratch();
+    let sources = ["a", "b"].map(|name| dir.path().join(name));
+    random_file(&sources[0], SIZE, 1);
+    random_file(&sources[1], SIZE - 13, 2);
+    for (variable, release) in [("HAUL_BCMR_060", "0.6.0"), ("HAUL_BCMR_072", "0.7.2")] {
+        let Some(program) = std::env::var_os(variable).filter(|program| !program.is_empty()) else { continue };
+        for (backend, way) in ways() {
+            let far = Far::with_program(backend, release, "", Path::new(&program));
+            let target = dir.path().join("target");
+            fs::create_dir(&target).unwrap();
+            let all = sources.each_ref().map(PathBuf::as_path);
+            assert_exit(&finish(copy(backend, &far, way, &["--connections", "3"], &all, &target)), 0);
+            for (source, name) in sources.iter().zip(["a", "b"]) {
+                assert_eq!(hash_of(&target.join(name)), hash_of(source), "{release}, {backend}, {way:?}");
+            }
+            fs::remove_dir_all(&target).unwrap();
+            let transaction = way == Way::Up && release == "0.7.2";
+            let ranges = far.told(range_kind(way)).iter().sum::<usize>();
+            assert_eq!(ranges, if transaction { 0 } else { RANGES + 4 }, "{release}, {backend}, {way:?}");
+        }
+    }
+}
