@@ -91,7 +91,7 @@ impl Jobs {
             self.queue.join(lead.then(|| desk.io.cx.waker.clone()));
         }
         self.look_at_ranges(desk);
-        while desk.has_room() && self.cloning() < CLONES {
+        while desk.has_room() && self.cloning() < CLONES && !self.is_beginning() {
             // A connection that is busy leaves the rest to the others.
             let fits = |job: &Job| {
                 // One range is asked for ahead. What a peer says of sizes need not make sense.
@@ -107,6 +107,11 @@ impl Jobs {
     /// True when nothing is under way.
     pub(super) fn is_idle(&self) -> bool {
         self.running.is_empty()
+    }
+
+    /// One file for ranges is made at a time: what comes next are its ranges.
+    fn is_beginning(&self) -> bool {
+        self.running.values().any(|running| matches!(running.stage, Stage::Beginning(_)))
     }
 
     fn cloning(&self) -> usize {
