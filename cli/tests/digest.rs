@@ -83,6 +83,28 @@ fn every_file_has_its_hash_in_json() {
 }
 
 #[test]
+fn the_hashes_are_the_same_over_any_number_of_connections() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    trees::files_of_sizes(&source, &critical_sizes());
+    let expected = hashes_below(&source);
+    let routes: Vec<Route> = Route::all().into_iter().filter(|route| route.way != Way::Here).collect();
+    for (number, route) in [1, 2, 3, 5, 8, 21, 33, 64].iter().zip(routes.iter().cycle()) {
+        let target = tempfile::tempdir().unwrap();
+        let flags = ["-r", "--json", "--connections", &number.to_string()];
+        let output = route.copied(&flags, &[&contents_of(&source)], target.path());
+        assert_eq!(hashes_below(target.path()), expected, "{number} connections, {route:?}");
+        let lines = json_lines(&output);
+        summary_of(&output, &lines);
+        let files = of_type(&lines, "file").into_iter();
+        let shown: BTreeMap<Vec<u8>, String> = files
+            .map(|line| (last_component(&json_name(line, "target")), line["blake3"].as_str().unwrap().to_string()))
+            .collect();
+        assert_eq!(shown, expected, "{number} connections, {route:?}");
+    }
+}
+
+#[test]
 fn every_file_has_its_hash_in_the_verbose_output() {
     let dir = tempfile::tempdir().unwrap();
     let source = dir.path().join("source");
