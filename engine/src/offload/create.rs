@@ -122,8 +122,10 @@ pub(super) fn in_place(root: &Root, target: &Target, truncate: Option<u64>) -> R
         return Err(Errno::NOT_REGULAR);
     }
     if let Some(size) = truncate {
-        retry_on_intr(|| rustix::fs::ftruncate(&fd, 0))?;
-        retry_on_intr(|| rustix::fs::ftruncate(&fd, size))?;
+        // A size that the file system refuses must be refused while everything is still there.
+        for size in [size, 0, size] {
+            retry_on_intr(|| rustix::fs::ftruncate(&fd, size))?;
+        }
     }
     Ok((OpenFile::new(fd, Role::InPlace), from_stat(&stat)))
 }
