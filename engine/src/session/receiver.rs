@@ -314,9 +314,17 @@ impl Receiver {
             let rule = format!("declared {} bytes, received {}", self.order.size, self.received);
             self.fail(Failure::rule(&self.order.path, "incomplete", rule), io);
         }
-        let of_what_came = self.tail.as_ref().map(|tail| *tail.finalize().as_bytes());
-        let differs = |expected: Hash| expected != of_what_came.unwrap_or_else(|| self.hash());
-        if self.failure.is_none() && !self.order.unhashed && expected.is_some_and(differs) {
+        let Some(expected) = expected.filter(|_| self.failure.is_none()) else { return };
+        let of_what_came = match &self.tail {
+            Some(tail) => *tail.finalize().as_bytes(),
+            None if self.order.unhashed => {
+                // A hash that was not agreed on, and counts nevertheless: what was written is read again for it.
+                self.order.finish.verify = Some(expected);
+                return;
+            }
+            None => self.hash(),
+        };
+        if expected != of_what_came {
             self.fail(Failure::here(&self.order.path, "not published", Errno::HASH_MISMATCH), io);
         }
     }
