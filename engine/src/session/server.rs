@@ -178,13 +178,15 @@ impl Server {
             {
                 return Ok(());
             }
-            if !self.is_ready(cx) {
+            // Nothing counts any more behind a greeting that was refused.
+            if matches!(self.phase, Phase::Draining) || !self.is_ready(cx) {
                 return Ok(());
             }
             let incoming = self.link.next().map_err(|error| Failure::connection("protocol error", error))?;
             match incoming {
                 None => return Ok(()),
-                Some(Incoming::Frame(frame)) => self.on_frame(frame, cx)?,
+                Some(Incoming::Frame(frame)) => self.on_frame(frame, cx),
+                Some(_) if matches!(self.phase, Phase::AwaitHello { .. }) => self.no_hello(),
                 Some(Incoming::Data { .. }) if self.body == BodyOf::Nobody => self.unexpected("Data"),
                 Some(Incoming::Compressed { .. }) if self.body == BodyOf::Nobody => self.unexpected("DataCompressed"),
                 Some(Incoming::Data { len }) => self.on_body(Body::Data(len), cx),
@@ -205,7 +207,7 @@ impl Server {
         ready
     }
 
-    fn on_frame(&mut self, frame: Frame, cx: &mut Context<'_>) -> Result<(), Failure> {
+    fn on_frame(&mut self, frame: Frame, cx: &mut Context<'_>) {
         if let Phase::AwaitHello { .. } = self.phase {
             self.may_greet_again = true;
             return self.on_hello(&frame);
@@ -230,16 +232,10 @@ impl Server {
                 self.pending = Some(self.bounded(request));
             }
         }
-        Ok(())
     }
 
-    fn on_hello(&mut self, frame: &Frame) -> Result<(), Failure> {
-        let &Frame::Hello { version, caps, ext } = frame else {
-            let message = b"the first frame must be Hello".to_vec();
-            self.send(&Frame::Error { message, code: ErrorCode::PROTOCOL });
-            self.phase = Phase::Draining;
-            return Ok(());
-        };
+    fn on_hello(&mut self, frame: &Frame) {
+        let &Frame::Hello { version, caps, ext } = frame else { return self.no_hello() };
         match hello::answer(Greeting { version, caps, ext }, OFFER) {
             Ok((agreed, welcome)) => {
                 self.send(&welcome);
@@ -247,14 +243,18 @@ impl Server {
                 self.codec = Policy::new(Codec::agreed(agreed.caps), self.terms.is_adaptive(), OFFLOAD_THREADS);
                 self.link.set_dialect(agreed.dialect);
                 self.phase = Phase::Serving;
-                Ok(())
             }
             Err(mismatch) => {
                 self.send(&mismatch.frame());
                 self.phase = Phase::Draining;
-                Ok(())
             }
         }
+    }
+
+    fn no_hello(&mut self) {
+        let message = b"the first frame must be Hello".to_vec();
+        self.send(&Frame::Error { message, code: ErrorCode::PROTOCOL });
+        self.phase = Phase::Draining;
     }
 
     /// Answers with an Error that belongs to no request.
