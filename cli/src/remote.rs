@@ -192,7 +192,8 @@ pub(crate) fn patience() -> Patience {
     // For tests, see limits.rs.
     let set = std::env::var("HAUL_TIMEOUTS_MS").unwrap_or_default();
     let mut set = set.split(',').filter_map(|number| number.parse::<u64>().ok()).map(|ms| ms * (SECOND / 1000));
-    let fields = [&mut patience.silence, &mut patience.login, &mut patience.handshake, &mut patience.stall];
+    let Patience { silence, login, handshake, stall, answer } = &mut patience;
+    let fields = [silence, login, handshake, stall, answer];
     for field in fields {
         *field = set.next().unwrap_or(*field);
     }

@@ -80,8 +80,6 @@ pub const PEER_WORDS_BYTES: usize = 1024;
 pub const QUEUED_JOBS: usize = 1024;
 /// Files found and not yet reported, at most: results are told in order, and one file may take long.
 pub const JOBS_UNREPORTED: usize = 16 * 1024;
-/// Connections that may break under a job before it is given up.
-pub const JOB_ATTEMPTS: u32 = 3;
 /// Bytes of files one of several connections takes on ahead of what it is moving.
 pub const PULL_AHEAD_BYTES: u64 = 8 * 1024 * 1024;
 /// Files at least this large are moved in ranges where several connections were asked for and the peer has no better way.
@@ -195,12 +193,16 @@ pub const HANDSHAKE_TIMEOUT: u64 = 30 * SECOND;
 pub const PREAMBLE_SILENCE: u64 = 3 * SECOND;
 /// Nanoseconds a remote shell has to begin where a person may have to type a password first: above the 120 s after which
 /// sshd itself hangs up (LoginGraceTime). Without a terminal it has `HANDSHAKE_TIMEOUT`. Tests of the program set the
-/// silence, this, the handshake and the stall by the variable HAUL_TIMEOUTS_MS, which is not for users.
+/// silence, this, the handshake, the stall and the answer by HAUL_TIMEOUTS_MS, which is not for users.
 pub const LOGIN_TIMEOUT: u64 = 150 * SECOND;
 /// Nanoseconds a server has to end the stream once its client has nothing more to ask.
 pub const LEAVE_TIMEOUT: u64 = 5 * SECOND;
 /// Nanoseconds without any progress of a started send after which the peer is cut off.
 pub const STALL_TIMEOUT: u64 = 60 * SECOND;
+/// Nanoseconds of silence from a server that owes an answer after which a further connection is given up, and the first one
+/// does its work again. Long, because a server may have a large file to flush or to read again before it answers; the
+/// first connection itself waits without end.
+pub const ANSWER_TIMEOUT: u64 = 600 * SECOND;
 
 /// Bytes of output before the start line after which a remote shell counts as broken.
 pub const MAX_PREAMBLE_BYTES: usize = 64 * 1024;

@@ -1,12 +1,12 @@
 //! The one queue of files that all connections of a run pull from: a fast one takes more.
 //!
 //! The first connection's driver walks the tree and pushes jobs; every connection, the first included, pulls some, moves
-//! the files, and says how it went. A connection that breaks gives back what it had not finished. Results are told in the
-//! order of the jobs.
+//! the files, and says how it went. What a connection that breaks had not finished is the first one's: without that one the
+//! run is over anyway, and further ones may break as often as they like. Results are told in the order of the jobs.
 //!
 //! ```text
 //! lead: walk -> push -> [jobs] -> pull -> any connection: move the file -> finish -> [results] -> take_finished -> lead
-//!                          ^------------- give_back ----------+
+//!       ^---- pull ---- [returned] <------ leave -------------+
 //! ```
 //! Towards base peers a large file may be moved in ranges, by all connections: whichever has the file's job puts a job for
 //! each range before the others, and goes on with the file when these are done.
@@ -15,7 +15,7 @@
 //! its worker's waker.
 
 use crate::backend::Waker;
-use crate::limits::{JOB_ATTEMPTS, QUEUED_JOBS, RANGE_BYTES};
+use crate::limits::{QUEUED_JOBS, RANGE_BYTES};
 use crate::session::Failure;
 use crate::session::plan::Options;
 use crate::session::report::Direction;
@@ -49,7 +49,6 @@ pub(crate) struct Job {
     pub(crate) attributes: Attributes,
     /// Only this much of it.
     pub(crate) range: Option<Range>,
-    attempts: u32,
 }
 
 impl Job {
@@ -59,7 +58,7 @@ impl Job {
         (target, target_shown): (Target, Vec<u8>),
         attributes: Attributes,
     ) -> Job {
-        Job { number, source, source_shown, target, target_shown, attributes, range: None, attempts: 0 }
+        Job { number, source, source_shown, target, target_shown, attributes, range: None }
     }
 
     /// Bytes to be moved.
@@ -116,6 +115,8 @@ struct Shared {
 #[derive(Default)]
 struct State {
     jobs: VecDeque<Job>,
+    /// What broken connections had not finished.
+    returned: VecDeque<Job>,
     finished: Vec<Finished>,
     /// By token.
     ranged: BTreeMap<u64, Ranged>,
@@ -156,29 +157,15 @@ impl Queue {
         }
     }
 
-    /// A connection leaves; what it has not finished goes to others. One that has been tried too often is given up.
+    /// A connection leaves; what it has not finished goes to the lead.
     pub(crate) fn leave(&self, unfinished: Vec<Job>) {
         let mut state = self.state();
         state.links -= 1;
-        let mut owners = Vec::new();
-        for mut job in unfinished.into_iter().rev() {
-            if job.range.is_some_and(|range| !state.ranged.contains_key(&range.token)) {
-                continue;
-            }
-            job.attempts += 1;
-            if job.attempts < JOB_ATTEMPTS {
-                state.jobs.push_front(job);
-                continue;
-            }
-            let why = "the connection broke each time it was tried";
-            let failure = Failure::rule(&job.source_shown, "not copied", why);
-            match job.range {
-                Some(range) => owners.extend(state.finish_range(range, Err(failure))),
-                None => state.finished.push(Finished { job, result: Err(failure) }),
-            }
-        }
+        let State { returned, ranged, .. } = &mut *state;
+        // Ranges of a file that was given up are nobody's.
+        let wanted = |job: &Job| job.range.is_none_or(|range| ranged.contains_key(&range.token));
+        returned.extend(unfinished.into_iter().filter(wanted));
         wake(state, true);
-        owners.iter().for_each(Waker::wake);
     }
 
     /// True while the lead may push more: the queue is not meant to hold a tree.
@@ -193,11 +180,13 @@ impl Queue {
     }
 
     /// Takes the next job, if `fits` says that this connection can have it: alone, it can have all, but for ranges, which
-    /// are there for those that come.
-    pub(crate) fn pull(&self, fits: impl Fn(&Job) -> bool) -> Option<Job> {
+    /// are there for those that come. The `lead` also takes what others gave back.
+    pub(crate) fn pull(&self, lead: bool, fits: impl Fn(&Job) -> bool) -> Option<Job> {
         let mut state = self.state();
         let alone = state.links <= 1;
-        state.jobs.pop_front_if(|job| (alone && job.range.is_none()) || fits(job))
+        let fits = |job: &mut Job| (alone && job.range.is_none()) || fits(job);
+        let returned = if lead { state.returned.pop_front_if(fits) } else { None };
+        returned.or_else(|| state.jobs.pop_front_if(fits))
     }
 
     /// Says that this connection waits for jobs. True when there are some already, or none will come.
@@ -224,7 +213,7 @@ impl Queue {
         let size = job.attributes.size;
         let offsets = (0..size.div_ceil(RANGE_BYTES)).map(|index| index * RANGE_BYTES);
         let ranges = offsets.map(|offset| Range { token, offset, length: RANGE_BYTES.min(size - offset) });
-        let jobs: Vec<Job> = ranges.map(|range| Job { range: Some(range), attempts: 0, ..job.clone() }).collect();
+        let jobs: Vec<Job> = ranges.map(|range| Job { range: Some(range), ..job.clone() }).collect();
         state.ranged.insert(token, Ranged { owner, left: jobs.len(), done: BTreeMap::new(), failure: None });
         jobs.into_iter().rev().for_each(|job| state.jobs.push_front(job));
         wake(state, false);
@@ -248,7 +237,7 @@ impl Queue {
     pub(crate) fn forget_ranges(&self, token: u64) {
         let mut state = self.state();
         state.ranged.remove(&token);
-        state.jobs.retain(|job| job.range.is_none_or(|range| range.token != token));
+        state.drop_ranges(token);
     }
 
     pub(crate) fn take_finished(&self) -> Vec<Finished> {
@@ -260,6 +249,7 @@ impl Queue {
         let mut state = self.state();
         state.over = true;
         state.jobs.clear();
+        state.returned.clear();
         wake(state, false);
     }
 
@@ -277,11 +267,20 @@ impl State {
         ranged.finish(range, result);
         if ranged.failure.is_some() {
             // The others need not be tried.
-            let before = self.jobs.len();
-            self.jobs.retain(|job| job.range.is_none_or(|other| other.token != range.token));
-            ranged.left -= before - self.jobs.len();
+            let dropped = self.drop_ranges(range.token);
+            self.ranged.get_mut(&range.token)?.left -= dropped;
         }
+        let ranged = self.ranged.get(&range.token)?;
         (ranged.left == 0).then(|| ranged.owner.clone())
+    }
+
+    /// Forgets ranges that nobody has begun. How many there were.
+    fn drop_ranges(&mut self, token: u64) -> usize {
+        let before = self.jobs.len() + self.returned.len();
+        let other = |job: &Job| job.range.is_none_or(|range| range.token != token);
+        self.jobs.retain(other);
+        self.returned.retain(other);
+        before - self.jobs.len() - self.returned.len()
     }
 }
 

@@ -246,6 +246,8 @@ pub struct Client {
     reporter: Reporter,
     asks: Asks,
     driver: Box<dyn Driver>,
+    /// Nanoseconds of silence after which a server that owes an answer is given up, if ever.
+    answer: Option<u64>,
 }
 
 impl Client {
@@ -273,7 +275,14 @@ impl Client {
                 last_transfer: DRIVER,
             },
             driver,
+            answer: None,
         }
+    }
+
+    /// Gives up a server that owes an answer and says nothing for so many nanoseconds.
+    pub(crate) fn with_answer(mut self, nanoseconds: u64) -> Client {
+        self.answer = Some(nanoseconds);
+        self
     }
 
     fn with_driver(&mut self, cx: &mut Context<'_>, act: impl FnOnce(&mut dyn Driver, &mut Desk<'_, '_>)) {
@@ -437,6 +446,9 @@ impl Client {
         if self.stall_deadline().is_some_and(|deadline| deadline <= cx.now) {
             return Err(Failure::connection("connection", "the server has read nothing for a minute").into());
         }
+        if self.answer_deadline().is_some_and(|deadline| deadline <= cx.now) {
+            return Err(Failure::connection("connection", "the server has not answered for ten minutes").into());
+        }
         self.open(cx)?;
         if let Phase::Working = self.phase {
             self.work(cx)?;
@@ -494,6 +506,13 @@ impl Client {
     fn stall_deadline(&self) -> Option<Time> {
         self.link.stall_deadline().filter(|_| !matches!(self.phase, Phase::Opening(_)))
     }
+
+    /// Only where the answer is not one to something that is still being sent.
+    fn answer_deadline(&self) -> Option<Time> {
+        let owed = self.asks.unanswered.front().and_then(|transfer| self.asks.all.get(transfer));
+        let silent_since = self.link.silent_since().filter(|_| owed.is_some_and(|asked| asked.sent))?;
+        self.answer.map(|answer| silent_since.after(answer))
+    }
 }
 
 impl Session for Client {
@@ -529,7 +548,7 @@ impl Session for Client {
             Phase::Leaving { deadline } => Some(*deadline),
             Phase::Working => None,
         };
-        [phase, self.stall_deadline()].into_iter().flatten().min()
+        [phase, self.stall_deadline(), self.answer_deadline()].into_iter().flatten().min()
     }
 
     fn state_of(&self, token: Token) -> &'static str {

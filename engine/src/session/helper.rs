@@ -21,7 +21,8 @@ pub fn client(
     reporter: Reporter,
 ) -> Client {
     let driver = Helper { jobs: Jobs::new(queue, local, None), over: false };
-    Client::new(stream, opening, Box::new(driver), progress, reporter)
+    let answer = opening.patience.answer;
+    Client::new(stream, opening, Box::new(driver), progress, reporter).with_answer(answer)
 }
 
 impl Driver for Helper {

@@ -99,7 +99,7 @@ impl Jobs {
                     || (job.range.is_some() && self.bytes <= RANGE_BYTES)
                     || self.bytes.saturating_add(job.bytes()) <= PULL_AHEAD_BYTES
             };
-            let Some(job) = self.queue.pull(fits) else { break };
+            let Some(job) = self.queue.pull(lead, fits) else { break };
             self.start(job, desk);
         }
     }

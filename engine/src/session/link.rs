@@ -62,6 +62,7 @@ pub(crate) struct Link {
     outbox: Vec<u8>,
     unsent: usize,
     progress_at: Time,
+    heard_at: Time,
     /// What has left, and for how long something was waiting to: since they were last asked for.
     left_bytes: u64,
     busy: u64,
@@ -87,6 +88,7 @@ impl Link {
             outbox: Vec::new(),
             unsent: 0,
             progress_at: Time(0),
+            heard_at: Time(0),
             left_bytes: 0,
             busy: 0,
             busy_since: Time(0),
@@ -126,7 +128,10 @@ impl Link {
     /// Takes note of a completion of the link's own operations.
     pub(crate) fn on_completion(&mut self, completion: Completion, cx: &Context<'_>) {
         match completion.op.kind {
-            OpKind::Recv { into, at_least, .. } => self.on_received(into, at_least, completion.result),
+            OpKind::Recv { into, at_least, .. } => {
+                self.heard_at = cx.now;
+                self.on_received(into, at_least, completion.result);
+            }
             OpKind::Send { head, body, .. } => {
                 self.sent(head.len() + body.iter().map(Slice::len).sum::<usize>(), cx.now);
                 self.note_failure(completion.result);
@@ -325,6 +330,11 @@ impl Link {
     /// Gives the stream up.
     pub(crate) fn close(&mut self, cx: &mut Context<'_>) {
         cx.submit(0, END, OpKind::CloseStream { stream: self.stream });
+    }
+
+    /// Since when it is the peer's turn to say something, if it is.
+    pub(crate) fn silent_since(&self) -> Option<Time> {
+        (self.receiving && self.is_drained()).then(|| self.heard_at.max(self.progress_at))
     }
 
     /// When a peer that takes nothing is to be cut off.

@@ -19,7 +19,7 @@ use super::preamble::{Found, Preamble};
 use super::report::Report;
 use super::{Failure, Terms};
 use crate::backend::{Errno, Time};
-use crate::limits::{HANDSHAKE_TIMEOUT, PREAMBLE_SILENCE, STALL_TIMEOUT};
+use crate::limits::{ANSWER_TIMEOUT, HANDSHAKE_TIMEOUT, PREAMBLE_SILENCE, STALL_TIMEOUT};
 use crate::wire::display::Printable;
 use crate::wire::frame::{Caps, Ext, Frame};
 use crate::wire::hello::{self, Greeting, LATEST_VERSION};
@@ -40,6 +40,8 @@ pub struct Patience {
     pub handshake: u64,
     /// Without any progress of a send that has begun.
     pub stall: u64,
+    /// Without a word from a server that owes an answer, on a further connection.
+    pub answer: u64,
 }
 
 impl Default for Patience {
@@ -49,6 +51,7 @@ impl Default for Patience {
             login: HANDSHAKE_TIMEOUT,
             handshake: HANDSHAKE_TIMEOUT,
             stall: STALL_TIMEOUT,
+            answer: ANSWER_TIMEOUT,
         }
     }
 }
