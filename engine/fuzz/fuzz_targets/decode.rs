@@ -14,7 +14,7 @@ fuzz_target!(|data: &[u8]| {
     let [choice, seed @ ..] = *data.first_chunk::<3>().unwrap_or(&[0; 3]);
     let role = if choice & 1 == 0 { Role::Client } else { Role::Server };
     let version = 1 + ((choice >> 1) & 1);
-    let dialect = Dialect { version, ext: Ext(if version == 1 { u32::from((choice >> 2) & 15) } else { 0 }) };
+    let dialect = Dialect { version, ext: Ext(if version == 1 { u32::from(choice >> 2) } else { 0 }) };
     let mut split = u32::from(u16::from_le_bytes(seed)) | 1;
 
     let mut decoder = Decoder::new(role, dialect);
