@@ -281,30 +281,34 @@ fn a_frame_that_is_announced_and_does_not_come_costs_what_came_of_it() {
 
 #[test]
 fn clients_that_do_not_greet_or_do_not_read_are_given_up_after_a_while() {
-    // What the two limits are, and some time for a busy machine.
-    let (greeting, reading) = (Duration::from_secs(30), Duration::from_secs(60));
+    // The two limits as they are set here, and some time for a busy machine.
+    let (greeting, reading) = (Duration::from_secs(1), Duration::from_secs(2));
     let busy = Duration::from_secs(15);
     std::thread::scope(|scope| {
         for backend in BACKENDS {
             for begun in [Vec::new(), bytes_of(&hello(FULL), Dialect::BASE)[..7].to_vec()] {
                 scope.spawn(move || {
-                    let mut serving = Serving::start(backend);
-                    serving.send_bytes(&begun);
                     let started = Instant::now();
+                    let mut serving = Serving::hurried(backend, "0,0,1000,60000");
+                    serving.send_bytes(&begun);
                     assert_eq!(serving.output.next(), None);
-                    assert!(started.elapsed() < greeting + busy, "{:?}", started.elapsed());
+                    let waited = started.elapsed();
+                    assert!(waited >= greeting && waited < greeting + busy, "{waited:?}");
                     let served = serving.end();
                     assert_eq!(served.code, Some(1));
                     assert_eq!(served.stderr, "haul: handshake: the client did not greet in time\n");
                 });
             }
             scope.spawn(move || {
-                let mut serving = Serving::greeted(backend, FULL);
+                let mut serving = Serving::hurried(backend, "0,0,30000,2000");
                 random_file(&serving.root().join("big"), 64 << 20, 1);
+                serving.greet(FULL);
                 serving.send(&Frame::Get { path: field("big"), offset: 0 });
+                let started = Instant::now();
                 let pid = serving.pid();
                 let gone = || fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "));
                 assert!(wait_for(reading + busy, gone), "still there after {reading:?} and {busy:?}");
+                assert!(started.elapsed() >= reading, "{:?}", started.elapsed());
                 signal(pid, Signal::KILL);
             });
         }

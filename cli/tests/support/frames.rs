@@ -190,16 +190,20 @@ pub struct Served {
 impl Serving {
     /// `haul serve` on an empty root, not yet greeted.
     pub fn start(backend: &str) -> Serving {
-        let root = tempfile::Builder::new().prefix("haul-test-").tempdir().unwrap();
-        fs::create_dir(root.path().join("root")).unwrap();
-        let store = tempfile::Builder::new().prefix("haul-test-").tempdir().unwrap();
-        Serving::start_at(backend, Arc::new(root), Arc::new(store))
+        Serving::hurried(backend, "")
     }
 
-    fn start_at(backend: &str, root: Arc<tempfile::TempDir>, store: Arc<tempfile::TempDir>) -> Serving {
+    /// As `start`, with these timeouts in ms; see `limits::LOGIN_TIMEOUT`.
+    pub fn hurried(backend: &str, timeouts: &str) -> Serving {
+        let [root, store] = [(), ()].map(|()| tempfile::Builder::new().prefix("haul-test-").tempdir().unwrap());
+        fs::create_dir(root.path().join("root")).unwrap();
+        Serving::start_at(backend, timeouts, Arc::new(root), Arc::new(store))
+    }
+
+    fn start_at(backend: &str, timeouts: &str, root: Arc<tempfile::TempDir>, store: Arc<tempfile::TempDir>) -> Serving {
         let mut command = Command::new(binary());
         command.args(["--backend", backend, "serve", "--root"]).arg(root.path().join("root"));
-        command.env("HAUL_CAS_DIR", store.path());
+        command.env("HAUL_CAS_DIR", store.path()).env("HAUL_TIMEOUTS_MS", timeouts);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         Serving {
@@ -230,7 +234,7 @@ impl Serving {
 
     /// One more server on the same root and with the same block store, not yet greeted.
     pub fn another(&self, backend: &str) -> Serving {
-        Serving::start_at(backend, self.root.clone(), self.store.clone())
+        Serving::start_at(backend, "", self.root.clone(), self.store.clone())
     }
 
     #[track_caller]
