@@ -15,7 +15,7 @@
 //! its worker's waker.
 
 use crate::backend::Waker;
-use crate::limits::{QUEUED_JOBS, RANGE_BYTES};
+use crate::limits::{QUEUED_JOBS, RANGE_BYTES, RANGED_BYTES};
 use crate::session::Failure;
 use crate::session::plan::Options;
 use crate::session::report::Direction;
@@ -82,6 +82,21 @@ pub(crate) struct Finished {
     pub(crate) result: Result<(Option<Hash>, u64, Way), Failure>,
 }
 
+/// When files are moved in ranges.
+#[derive(Clone, Copy, Debug)]
+pub struct Ranging {
+    /// Bytes of the smallest file.
+    pub from: u64,
+    /// Bytes of a range, a multiple of the hash block.
+    pub bytes: u64,
+}
+
+impl Default for Ranging {
+    fn default() -> Ranging {
+        Ranging { from: RANGED_BYTES, bytes: RANGE_BYTES }
+    }
+}
+
 /// A file that is moved in ranges.
 struct Ranged {
     /// The connection that began it waits for its end.
@@ -109,6 +124,7 @@ pub struct Queue(Arc<Shared>);
 struct Shared {
     direction: Direction,
     options: Options,
+    ranging: Ranging,
     state: Mutex<State>,
 }
 
@@ -132,7 +148,16 @@ struct State {
 impl Queue {
     /// A queue for a run of this kind.
     pub fn new(direction: Direction, options: Options) -> Queue {
-        Queue(Arc::new(Shared { direction, options, state: Mutex::default() }))
+        Queue::with_ranging(direction, options, Ranging::default())
+    }
+
+    /// The same with ranges of another size.
+    pub fn with_ranging(direction: Direction, options: Options, ranging: Ranging) -> Queue {
+        Queue(Arc::new(Shared { direction, options, ranging, state: Mutex::default() }))
+    }
+
+    pub(crate) fn ranging(&self) -> Ranging {
+        self.0.ranging
     }
 
     pub(crate) fn direction(&self) -> Direction {
@@ -210,9 +235,9 @@ impl Queue {
     /// Has `job`, a whole file, moved in ranges, which go before all else. `owner` is woken when they are done.
     pub(crate) fn begin_ranges(&self, job: &Job, token: u64, owner: Waker) {
         let mut state = self.state();
-        let size = job.attributes.size;
-        let offsets = (0..size.div_ceil(RANGE_BYTES)).map(|index| index * RANGE_BYTES);
-        let ranges = offsets.map(|offset| Range { token, offset, length: RANGE_BYTES.min(size - offset) });
+        let (size, bytes) = (job.attributes.size, self.0.ranging.bytes);
+        let offsets = (0..size.div_ceil(bytes)).map(|index| index * bytes);
+        let ranges = offsets.map(|offset| Range { token, offset, length: bytes.min(size - offset) });
         let jobs: Vec<Job> = ranges.map(|range| Job { range: Some(range), ..job.clone() }).collect();
         state.ranged.insert(token, Ranged { owner, left: jobs.len(), done: BTreeMap::new(), failure: None });
         jobs.into_iter().rev().for_each(|job| state.jobs.push_front(job));

@@ -82,7 +82,7 @@ impl Verb for Put {
     }
 
     fn state(&self) -> &'static str {
-        self.receiver.state()
+        if self.receiver.result().is_some() { "range put" } else { "range being put" }
     }
 }
 
@@ -133,7 +133,7 @@ impl Verb for Get {
     }
 
     fn state(&self) -> &'static str {
-        self.source.state()
+        if self.source.result().is_some() { "range got" } else { "range being got" }
     }
 }
 
@@ -297,7 +297,7 @@ impl Ask for Fetch {
     }
 
     fn state(&self) -> &'static str {
-        self.receiver.as_ref().map_or("range asked", Receiver::state)
+        self.receiver.as_ref().map_or("range asked for", |_| "range received")
     }
 }
 
@@ -412,6 +412,6 @@ impl Ask for Send {
     }
 
     fn state(&self) -> &'static str {
-        self.source.as_ref().map_or("range waiting", Source::state)
+        if self.announced { "range sent" } else { "range waiting" }
     }
 }

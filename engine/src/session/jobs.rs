@@ -19,8 +19,8 @@ use super::report::{Direction, Report};
 use super::same::Same;
 use super::{Failure, Outcome, get, put, stat};
 use crate::backend::{DirId, Errno, FileId, Finish, FsOp, OpKind, OpenMode, Output, Place};
-use crate::limits::{CLONES, MAX_RANGES, PULL_AHEAD_BYTES, RANGE_BYTES, RANGED_BYTES, RESUME_BYTES};
-use crate::queue::{Finished, Job, Queue, Range, Way};
+use crate::limits::{CLONES, MAX_RANGES, PULL_AHEAD_BYTES, RESUME_BYTES};
+use crate::queue::{Finished, Job, Queue, Range, Ranging, Way};
 use crate::tree_hash::TreeHash;
 use crate::wire::frame::{Attributes, Caps, Ext, Hash, Kind, Preserve};
 use crate::wire::path::Target;
@@ -96,7 +96,7 @@ impl Jobs {
             let fits = |job: &Job| {
                 // One range is asked for ahead. What a peer says of sizes need not make sense.
                 self.bytes == 0
-                    || (job.range.is_some() && self.bytes <= RANGE_BYTES)
+                    || (job.range.is_some() && self.bytes <= self.queue.ranging().bytes)
                     || self.bytes.saturating_add(job.bytes()) <= PULL_AHEAD_BYTES
             };
             let Some(job) = self.queue.pull(lead, fits) else { break };
@@ -165,7 +165,8 @@ impl Jobs {
     fn goes_in_ranges(&self, job: &Job, desk: &Desk<'_, '_>) -> bool {
         let (options, terms, size) = (self.queue.options(), &desk.io.terms, job.attributes.size);
         let down = self.queue.direction() == Direction::Down;
-        let fits = (RANGED_BYTES..=MAX_RANGES * RANGE_BYTES).contains(&size);
+        let Ranging { from, bytes } = self.queue.ranging();
+        let fits = (from..=MAX_RANGES * bytes).contains(&size);
         let another_way = options.resume || terms.caps.has(Caps::DEDUP) || terms.dialect.ext != Ext::NONE;
         options.connections > 1 && fits && !another_way && (down || terms.dialect.version == 1)
     }
