@@ -6,12 +6,14 @@
 //! ```text
 //! cargo build --release -p haul && cargo run --release -p haul-perf                  everything
 //! cargo run --release -p haul-perf -- --size 64 --files 500 --rounds 2               does it work at all
+//! cargo run --release -p haul-perf -- --resume                                       killed copies, run again
 //! ```
 
 #![forbid(unsafe_code)]
 
 mod process;
 mod report;
+mod resume;
 mod rows;
 mod sshd;
 
@@ -41,6 +43,9 @@ struct Args {
     /// Only rows whose name contains this.
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
+    /// Measures reruns with -C of killed copies of the big file, and nothing else.
+    #[arg(long)]
+    resume: bool,
     /// Where the result is also written, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -52,7 +57,10 @@ const FILE_BYTES: u64 = 64 << 10;
 const FILES_PER_DIRECTORY: u64 = 100;
 
 fn main() -> Result<()> {
-    let args = Args::parse();
+    let mut args = Args::parse();
+    if args.resume {
+        args.files = 0;
+    }
     let haul = find_haul(args.haul.as_deref())?;
     let mut notes = report::machine_notes();
     let source = temporary(None)?;
@@ -67,6 +75,10 @@ fn main() -> Result<()> {
         println!("note: {note}");
     }
     println!("measuring {}; load before: {load_before}", haul.display());
+    if args.resume {
+        let file = shapes.first().context("there is nothing to copy with --size 0")?;
+        return resume::measure(&haul, file.name, &place, &sshds);
+    }
     println!("{}", report::COUNTED);
     let mut results = Vec::new();
     for shape in &shapes {

@@ -9,6 +9,8 @@ use anyhow::{Context as _, Result, bail};
 use std::fs;
 use std::io::{Read as _, Seek as _};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -57,6 +59,16 @@ pub(crate) fn run(mut command: Command, far: Option<u32>) -> Result<Sample> {
     })
 }
 
+/// Becomes true when somebody stops this: he wants the sshds ended and the directories removed, which is done on the way
+/// out.
+pub(crate) fn stop_flag() -> Result<Arc<AtomicBool>> {
+    let stopped = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, stopped.clone())?;
+    }
+    Ok(stopped)
+}
+
 fn first_lines(errors: &mut fs::File) -> String {
     let mut text = Vec::new();
     // What the command said helps; not having it is no second failure.
@@ -83,11 +95,14 @@ fn peak_memory(pid: u32) -> Option<u64> {
 }
 
 /// The first descendant of a process that is haul.
-fn haul_below(pid: u32) -> Option<u32> {
-    children(pid).into_iter().find_map(|child| {
-        let name = fs::read_to_string(format!("/proc/{child}/comm")).ok()?;
-        if name.trim() == "haul" { Some(child) } else { haul_below(child) }
-    })
+pub(crate) fn haul_below(pid: u32) -> Option<u32> {
+    hauls_below(pid).first().copied()
+}
+
+/// The descendants of a process that are haul.
+pub(crate) fn hauls_below(pid: u32) -> Vec<u32> {
+    let haul = |child: u32| fs::read_to_string(format!("/proc/{child}/comm")).is_ok_and(|name| name.trim() == "haul");
+    children(pid).into_iter().flat_map(|child| if haul(child) { vec![child] } else { hauls_below(child) }).collect()
 }
 
 fn children(pid: u32) -> Vec<u32> {
@@ -96,7 +111,7 @@ fn children(pid: u32) -> Vec<u32> {
 }
 
 /// Processor time of a process counts for its parent once the parent has waited for it.
-fn wait_for_far_end(sshd: u32) {
+pub(crate) fn wait_for_far_end(sshd: u32) {
     let until = Instant::now() + FAR_END_ENDS;
     while !children(sshd).is_empty() && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(2));

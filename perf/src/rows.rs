@@ -8,8 +8,7 @@ use std::fs;
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 /// What is copied.
 pub(crate) struct Shape {
@@ -140,11 +139,7 @@ pub(crate) fn measure(
     sshds: &[Sshd],
     rounds: u32,
 ) -> Result<Vec<Measured>> {
-    // Whoever stops this wants the sshds ended and the directories removed, which is done on the way out.
-    let stopped = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register(signal, stopped.clone())?;
-    }
+    let stopped = process::stop_flag()?;
     let mut measured: Vec<Measured> = rows.into_iter().map(|row| Measured { row, samples: Ok(Vec::new()) }).collect();
     for round in 0..rounds {
         warm(&place.source.join(shape.name))?;
