@@ -14,7 +14,7 @@ use support::transfer::{Content, Transfer, Way};
 const KILLS: u64 = 100;
 /// Of these must hit a transfer that has begun and is not over.
 const MIDWAY: u64 = 80;
-const SIZE: usize = 64 * 1024 * 1024;
+const SIZE: usize = 32 * 1024 * 1024;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Victim {

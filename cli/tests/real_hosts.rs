@@ -104,7 +104,7 @@ fn a_host_that_prints_something_else_is_told_by_what_it_prints() {
     for (backend, sshd) in hosts_with_haul("ForceCommand exec cat") {
         // It sends the greeting back.
         let mut ask = ask(&sshd, backend, "ls", &["far:"]);
-        let ended = complete(ask.env("HAUL_TIMEOUTS_MS", "100,1000,1000"));
+        let ended = complete(ask.env("HAUL_TIMEOUTS_MS", "100,4000,4000"));
         ended.assert_exit(35);
         let line =
             "haul: the remote side did not answer in time: the remote shell printed `\\x03\\x00\\x00\\x00\\x01\\x01";

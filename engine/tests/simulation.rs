@@ -17,7 +17,8 @@ use haul_engine::session::report::{Direction, Progress, Report, Reporter};
 use haul_engine::session::server::Server;
 use haul_engine::session::{download, helper, upload};
 use haul_engine::sim::random::Random;
-use haul_engine::sim::{Entry, Fault, FaultPlan, Hit, Mutation, SimBackend, World};
+use haul_engine::sim::{Entry, Fault, FaultPlan, Hit, Mutation, OpName, Planned, SimBackend, World};
+use haul_engine::tree_hash::HASH_BLOCK_BYTES;
 use haul_engine::wire::frame::{Caps, Hash, Kind, Preserve};
 use haul_engine::wire::path::RequestPath;
 use haul_engine::worker::Worker;
@@ -30,6 +31,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Turns after which a run counts as stuck.
 const MAX_TURNS: u64 = 30_000_000;
+
+/// One seed in so many has a large file, of these sizes; in it, streams hold at least so many bytes.
+const LARGE_ONCE_IN: u64 = 32;
+const LARGE_BYTES: [std::ops::Range<usize>; 2] = [4 << 20..16 << 20, 16 << 20..20 << 20];
+const LARGE_STREAM_BYTES: usize = 4096;
 
 type Coverage = BTreeMap<(&'static str, &'static str, Fault), u64>;
 
@@ -47,6 +53,8 @@ struct Scenario {
     blocks: [(usize, usize); 2],
     options: Options,
     sources: Vec<&'static str>,
+    /// One file is large enough to be continued block by block, or to be offered to the block store.
+    large: bool,
 }
 
 impl Scenario {
@@ -75,8 +83,15 @@ impl Scenario {
         let links = if random.once_in(3) { 1 + random.index(3) } else { 1 };
         // All connections of a side share its pool.
         let blocks = [pool(random), pool(random)].map(|(large, small)| (large * links, small));
+        let large = random.once_in(LARGE_ONCE_IN);
+        let (caps, options) = match large {
+            // Each of the two ways more often than in a small world.
+            true if random.once_in(2) => (caps.or(Caps::DEDUP), options),
+            true => (caps, Options { resume: true, ..options }),
+            false => (caps, options),
+        };
         let version = if extended { 1 } else { 1 + u8::try_from(random.below(2)).unwrap() };
-        Scenario { up: random.once_in(2), version, extended, caps, links, blocks, options, sources }
+        Scenario { up: random.once_in(2), version, extended, caps, links, blocks, options, sources, large }
     }
 
     fn opening(&self) -> Opening {
@@ -88,10 +103,18 @@ impl Scenario {
         if self.up { "client" } else { "server" }
     }
 
+    /// Where `src/one` goes.
+    fn target_of_one(&self) -> (&'static str, &'static str) {
+        if self.sources == ["src"] { ("dst/src", "one") } else { ("dst", "one") }
+    }
+
     fn target_host(&self) -> &'static str {
         if self.up { "server" } else { "client" }
     }
 }
+
+/// What the names of files begin with that an interrupted transfer left, in the simulation.
+const PARTIAL: &str = ".haul-part-";
 
 /// Sizes at the edges of what the sessions treat differently.
 fn size(random: &mut Random) -> usize {
@@ -140,6 +163,40 @@ fn populate(world: &World, scenario: &Scenario, random: &mut Random) {
             world.put_file(to, path, b"old content");
         }
     }
+    if scenario.large {
+        enlarge(world, scenario, random);
+    }
+}
+
+/// A large file in place of `src/one`, and what the target may have of it already: blocks in its store, the beginning of
+/// the file beside its name or, from a base client, under it. Some of that is damaged.
+fn enlarge(world: &World, scenario: &Scenario, random: &mut Random) {
+    world.set_least_stream(LARGE_STREAM_BYTES);
+    let range = LARGE_BYTES[usize::from(scenario.caps.has(Caps::DEDUP))].clone();
+    let mut bytes = content(range.start + random.index(range.len()), random.next());
+    world.put_file(scenario.source_host(), "src/one", &bytes);
+    for block in bytes.chunks(HASH_BLOCK_BYTES).filter(|_| random.once_in(2)) {
+        world.put_block("server", block);
+    }
+    if scenario.options.resume && !random.once_in(4) {
+        bytes.truncate(random.index(bytes.len()));
+        if random.once_in(4) && !bytes.is_empty() {
+            let place = random.index(bytes.len());
+            bytes[place] ^= 1;
+        }
+        let (directory, name) = scenario.target_of_one();
+        let prefix = if scenario.up && !scenario.extended { "" } else { PARTIAL };
+        world.put_file(scenario.target_host(), &format!("{directory}/{prefix}{name}"), &bytes);
+    }
+}
+
+/// A fault in what is done for large files only: among all that can go wrong these would be rare.
+fn draw_fault_of_large(random: &mut Random) -> Planned {
+    const OPS: [OpName; 6] =
+        [OpName::HashBlocks, OpName::FillBlocks, OpName::Recv, OpName::Send, OpName::Read, OpName::Write];
+    let op = OPS[random.index(OPS.len())];
+    let faults = Fault::of(op);
+    Planned::Op { host: random.index(2), op, nth: random.magnitude(4) - 1, fault: faults[random.index(faults.len())] }
 }
 
 fn operand(path: &str) -> Operand {
@@ -199,7 +256,7 @@ impl Pair {
             turn(&mut self.server);
             let busy = |worker: &Option<Worker<SimBackend>>| worker.as_ref().is_some_and(Worker::is_busy);
             let alive = busy(&self.client) || busy(&self.server);
-            let moved = world.advance();
+            let moved = world.advance_to_turn();
             self.cover(&world.new_faults(), coverage);
             if !alive {
                 return self.check_blocks();
@@ -308,7 +365,11 @@ fn run(seed: u64, mutation: Option<Mutation>, coverage: &mut Coverage) -> Result
     if std::env::var_os("SEED").is_some() {
         println!("{scenario:?}");
     }
-    let faults = if random.once_in(4) { FaultPlan::none() } else { FaultPlan::random(2) };
+    let faults = match scenario.large {
+        _ if random.once_in(4) => FaultPlan::none(),
+        true if random.once_in(2) => FaultPlan::of(vec![draw_fault_of_large(&mut random)]),
+        _ => FaultPlan::random(2),
+    };
     let world = match mutation {
         Some(mutation) => World::mutated(seed, faults, mutation),
         None => World::new(seed, faults),
@@ -370,7 +431,7 @@ fn run(seed: u64, mutation: Option<Mutation>, coverage: &mut Coverage) -> Result
     };
     // A run that resumes leaves what it has for the next one; a run that went well leaves nothing.
     let partial = |path: &[u8]| {
-        let kept = path.rsplit(|&byte| byte == b'/').next().is_some_and(|name| name.starts_with(b".haul-part-"));
+        let kept = path.rsplit(|&byte| byte == b'/').next().is_some_and(|name| name.starts_with(PARTIAL.as_bytes()));
         kept && scenario.options.resume && !faults.is_empty()
     };
     if let Some(litter) = names.into_iter().find(|path| !known(path) && !partial(path)) {

@@ -552,7 +552,9 @@ impl Session for Client {
     }
 
     fn state_of(&self, token: Token) -> &'static str {
-        match (&self.phase, self.asks.all.get(&token.transfer)) {
+        // What befalls the stream befalls whoever waits for the next reply.
+        let first = self.asks.unanswered.front().filter(|_| token.transfer == 0);
+        match (&self.phase, self.asks.all.get(first.unwrap_or(&token.transfer))) {
             (_, Some(asked)) => asked.ask.state(),
             (Phase::Opening(opener), None) => opener.state(),
             (Phase::Working, None) if token.transfer == DRIVER => self.driver.state(),

@@ -361,6 +361,10 @@ impl Ask for Fetch {
     }
 
     fn state(&self) -> &'static str {
-        self.receiver.as_ref().map_or("get asked", Receiver::state)
+        match self.phase {
+            Phase::Proving { .. } => "get proving what is there",
+            Phase::Confirming(_) => "get confirming what was there",
+            _ => self.receiver.as_ref().map_or("get asked", Receiver::state),
+        }
     }
 }

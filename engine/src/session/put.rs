@@ -429,10 +429,12 @@ impl Ask for Upload {
     }
 
     fn state(&self) -> &'static str {
-        match (&self.source, self.sent) {
-            (_, Some(_)) => "put sent",
-            (Some(source), None) => source.state(),
-            (None, None) => "put waiting",
+        match (&self.phase, &self.source, self.sent) {
+            (_, _, Some(_)) => "put sent",
+            (Phase::AwaitMissing(_), ..) => "put offering blocks",
+            (Phase::AwaitKept | Phase::Comparing(_), ..) => "put comparing what is there",
+            (_, Some(source), None) => source.state(),
+            (_, None, None) => "put waiting",
         }
     }
 }

@@ -489,6 +489,7 @@ impl Receiver {
             (State::Open(_), false) if self.hashing.as_ref().is_some_and(Hashing::is_busy) => {
                 "receiver hashing what is there"
             }
+            (State::Open(_), false) if self.filling.is_some() => "receiver open, blocks offered",
             (State::Open(_), false) => "receiver open",
             (State::Open(_), true) => "receiver open, all arrived",
             (State::Naming, _) => "receiver naming",

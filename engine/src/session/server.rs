@@ -510,6 +510,8 @@ impl Session for Server {
 
     fn state_of(&self, token: Token) -> &'static str {
         let exchange = self.active.iter().find(|exchange| exchange.transfer == token.transfer);
+        // What befalls the stream befalls whoever's turn it is.
+        let exchange = exchange.or_else(|| self.active.iter().next().filter(|_| token.transfer == 0));
         match (&self.phase, exchange) {
             (_, Some(exchange)) => exchange.verb.state(),
             (Phase::AwaitHello { .. }, None) => "server awaiting hello",

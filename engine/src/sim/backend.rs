@@ -5,6 +5,7 @@ use crate::backend::{Backend, Broken, Completion, DirId, Errno, Features, Submis
 use crate::contract::{Arrived, Peer};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// One host's backend. It never blocks: a turn takes the submissions, lets the world go on a little, and returns what
 /// is ready, which may be nothing; see [`World::advance`].
@@ -68,8 +69,8 @@ impl Backend for SimBackend {
     }
 
     fn waker(&self) -> Waker {
-        // There is no wait to end.
-        Waker(Arc::new(|| {}))
+        let woken = self.world.state.borrow().hosts[self.host].woken.clone();
+        Waker(Arc::new(move || woken.store(true, Ordering::Relaxed)))
     }
 
     fn features(&self) -> &Features {

@@ -149,7 +149,7 @@ impl World {
     /// A stream between two hosts, with buffers of a size that the seed decides.
     pub fn connect(&self, a: &mut SimBackend, b: &mut SimBackend) -> (StreamId, StreamId) {
         let mut state = self.state.borrow_mut();
-        let capacity = state.draw_capacity();
+        let capacity = state.draw_capacity().max(state.least_stream);
         let [one, two] = state.connect([Some(a.host), Some(b.host)], capacity);
         (state.hosts[a.host].streams.insert(Channel::End(one)), state.hosts[b.host].streams.insert(Channel::End(two)))
     }
@@ -182,6 +182,12 @@ impl World {
     /// waits for its host's turn. `false` when nothing will ever happen again unless something is submitted.
     pub fn advance(&self) -> bool {
         self.state.borrow_mut().advance()
+    }
+
+    /// As [`World::advance`], but goes on until a host has something to do in its turn. For worlds of hosts alone: a test
+    /// that plays a far end itself would miss what happens there.
+    pub fn advance_to_turn(&self) -> bool {
+        self.state.borrow_mut().advance_to_turn()
     }
 
     /// True when nothing is under way: what is still outstanding waits for a peer or a deadline.
@@ -306,6 +312,18 @@ impl World {
     pub fn damage_store(&self, host: &str) {
         let index = self.host_index(host);
         self.state.borrow_mut().hosts[index].disk.store.values_mut().for_each(|block| blocks::damage(block, 1));
+    }
+
+    /// Puts content into a host's block store, past the backend.
+    pub fn put_block(&self, host: &str, block: &[u8]) {
+        let index = self.host_index(host);
+        let hash = *blake3::hash(block).as_bytes();
+        self.state.borrow_mut().hosts[index].disk.store.insert(hash, block.to_vec());
+    }
+
+    /// Streams made from now on hold at least so many bytes: large files through the smallest take too long.
+    pub fn set_least_stream(&self, bytes: usize) {
+        self.state.borrow_mut().least_stream = bytes;
     }
 
     /// Bytes of content that fit on a host's disk; without limit at first.

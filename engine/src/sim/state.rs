@@ -13,6 +13,8 @@ use super::slots::Slots;
 use crate::backend::{Cancel, Completion, Errno, Op, OpKind, Output, Time};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Nanoseconds an operation on the disk takes at most, mostly.
 const DISK_DELAY: u64 = 300_000;
@@ -67,6 +69,8 @@ pub(super) struct Host {
     pub(super) turns: u64,
     /// Its last turn submitted or brought something, or did not want to wait.
     pub(super) busy: bool,
+    /// Its waker was used since its last turn: it does not wait in the next.
+    pub(super) woken: Arc<AtomicBool>,
     running: BTreeMap<u64, Running>,
     finished: BTreeMap<u64, Completion>,
     counts: [u64; OpName::COUNT],
@@ -86,6 +90,7 @@ impl Host {
             live: false,
             turns: 0,
             busy: false,
+            woken: Arc::default(),
             running: BTreeMap::new(),
             finished: BTreeMap::new(),
             counts: [0; OpName::COUNT],
@@ -108,6 +113,8 @@ pub(super) struct State {
     pub(super) hits_told: usize,
     pub(super) violations: Vec<String>,
     pub(super) mutation: Option<Mutation>,
+    /// Bytes that streams between hosts hold at least.
+    pub(super) least_stream: usize,
     events: BinaryHeap<Reverse<Event>>,
     next_op: u64,
 }
@@ -128,6 +135,7 @@ impl State {
             hits_told: 0,
             violations: Vec::new(),
             mutation: None,
+            least_stream: 0,
             events: BinaryHeap::new(),
             next_op: 1,
         }
@@ -154,7 +162,7 @@ impl State {
         self.run_due();
         let polls = deadline.is_some_and(|deadline| deadline <= self.clock);
         let host = &mut self.hosts[host];
-        host.busy = submitted || polls || !host.ready.is_empty();
+        host.busy = host.woken.swap(false, Ordering::Relaxed) || submitted || polls || !host.ready.is_empty();
         true
     }
 
@@ -173,33 +181,35 @@ impl State {
         }
     }
 
-    /// Moves the clock to the next thing that a host takes note of; `false` when nothing ever will be.
+    /// Moves the clock to whatever comes next; `false` when nothing ever will.
     ///
-    /// A host that was busy in its last turn may submit more in its next: time does not jump to a deadline over that, and
-    /// not over more than one event. Otherwise events follow each other until there is a completion, for nobody has
-    /// anything to do in between: of a hundred rounds one is left (2025-11).
+    /// A host that was busy in its last turn may submit more in its next: time does not jump to a deadline over that.
     pub(super) fn advance(&mut self) -> bool {
         let busy = self.hosts.iter_mut().fold(false, |any, host| std::mem::take(&mut host.busy) | any);
-        let mut moved = false;
-        while !self.somebody_wakes() {
-            let event = self.events.peek().map(|Reverse(event)| event.time);
-            let deadlines = self.hosts.iter().filter(|host| host.live).filter_map(|host| host.deadline);
-            let deadline = deadlines.filter(|&deadline| deadline > self.clock).min();
-            let next = match (event, deadline) {
-                (Some(event), Some(deadline)) if deadline < event && !busy => deadline,
-                (Some(event), None) => event,
-                (Some(event), Some(deadline)) if event <= deadline => event,
-                (None, Some(deadline)) if !busy => deadline,
-                _ => return busy || moved,
-            };
-            self.clock = self.clock.max(next);
-            self.run_due();
-            moved = true;
-            if busy {
-                break;
-            }
+        if self.hosts.iter().any(|host| !host.ready.is_empty()) {
+            return true;
         }
+        let event = self.events.peek().map(|Reverse(event)| event.time);
+        let deadlines = self.hosts.iter().filter(|host| host.live).filter_map(|host| host.deadline);
+        let deadline = deadlines.filter(|&deadline| deadline > self.clock).min();
+        let next = match (event, deadline) {
+            (Some(event), Some(deadline)) if deadline < event && !busy => deadline,
+            (Some(event), None) => event,
+            (Some(event), Some(deadline)) if event <= deadline => event,
+            (None, Some(deadline)) if !busy => deadline,
+            _ => return busy,
+        };
+        self.clock = self.clock.max(next);
+        self.run_due();
         true
+    }
+
+    /// As `advance`, but goes on over everything of which no host takes note: of a hundred steps one is left (2025-11).
+    pub(super) fn advance_to_turn(&mut self) -> bool {
+        let busy = self.hosts.iter().any(|host| host.busy);
+        let moved = self.advance();
+        while moved && !busy && !self.somebody_wakes() && self.advance() {}
+        moved
     }
 
     /// Some host has a completion waiting, or a deadline that has passed.
