@@ -1,8 +1,9 @@
 //! What a copy costs that was killed and is run again with `-C`, and what it leaves behind.
 //!
 //! For each backend, way and victim: SIGKILL when so many percent have arrived, then the same command again, which is
-//! measured. The bound on it is what R2 of the acceptance list says: the missing share of a fresh copy, 25 % of one, and
-//! 0.3 s. Whoever is not killed has ended before the next run begins, as after a person has seen the error.
+//! measured between two fresh copies. The bound on it is what R2 of the acceptance list says: the missing share of a
+//! fresh copy, 25 % of one, and 0.3 s. Whoever is not killed has ended before the next run begins, as after a person has
+//! seen the error.
 
 use crate::process;
 use crate::rows::{Place, Way};
@@ -20,8 +21,6 @@ use std::time::{Duration, Instant};
 
 /// Percent at which a copy is killed, one kill after the other, before the run that is measured.
 const CASES: [&[u64]; 4] = [&[10], &[50], &[90], &[10, 50, 90]];
-/// Fresh copies that are measured, after one that is not.
-const FRESH_ROUNDS: usize = 3;
 /// Share of a fresh copy, and seconds, that a rerun may cost beside what was missing.
 const EXTRA_SHARE: f64 = 0.25;
 const EXTRA_SECONDS: f64 = 0.3;
@@ -73,11 +72,15 @@ pub(crate) fn measure(haul: &Path, name: &str, place: &Place<'_>, sshds: &[Sshd]
     for sshd in sshds {
         for way in [Way::Up, Way::Down] {
             let copy = Copy { haul, sshd, way, source: source.clone(), to: place.target.join("resumed"), size };
-            let fresh = copy.fresh()?;
+            // The first is not measured.
+            copy.fresh()?;
             for victim in [Victim::Near, Victim::Far] {
                 for percents in CASES {
                     ensure!(!stopped.load(Ordering::Relaxed), "stopped");
+                    // Around each rerun, so that both find the machine in the same state.
+                    let before = copy.fresh()?;
                     let rerun = copy.killed_and_run_again(percents, victim);
+                    let fresh = f64::midpoint(before, copy.fresh()?);
                     print(&copy, (percents, victim), fresh, &rerun.map_err(|why| format!("{why:#}")));
                 }
             }
@@ -129,16 +132,10 @@ impl Copy<'_> {
         command
     }
 
-    /// Median seconds of a copy to where nothing is.
+    /// Seconds of a copy to where nothing is.
     fn fresh(&self) -> Result<f64> {
-        let mut walls = Vec::new();
-        for round in 0..=FRESH_ROUNDS {
-            self.clear()?;
-            let wall = process::run(self.command(&[]), Some(self.sshd.child.id()))?.wall;
-            walls.extend((round > 0).then_some(wall));
-        }
-        walls.sort_by(f64::total_cmp);
-        Ok(walls[walls.len() / 2])
+        self.clear()?;
+        Ok(process::run(self.command(&[]), Some(self.sshd.child.id()))?.wall)
     }
 
     fn killed_and_run_again(&self, percents: &[u64], victim: Victim) -> Result<Rerun> {
