@@ -133,6 +133,9 @@ pub(crate) struct OutputArgs {
     /// What has arrived of an incomplete file is kept.
     #[arg(skip)]
     pub(crate) keeps: bool,
+    /// Files go to another machine.
+    #[arg(skip)]
+    pub(crate) uploads: bool,
 }
 
 /// `haul copy`
@@ -274,7 +277,7 @@ pub(crate) fn parse() -> Result<Haul, Exit> {
         let _ = error.print();
         let invalid = error.get(clap::error::ContextKind::InvalidArg).map(ToString::to_string).unwrap_or_default();
         if let Some((_, ours)) = NEAREST.iter().find(|(theirs, _)| *theirs == invalid) {
-            eprintln!("hint: {ours}");
+            crate::output::stderr(&format!("hint: {ours}"));
         }
         match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Success,

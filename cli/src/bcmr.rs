@@ -47,8 +47,8 @@ pub(crate) fn run() -> ExitCode {
             if !error.use_stderr() {
                 return ExitCode::SUCCESS;
             }
-            eprintln!(
-                "hint: this is haul under another name, which only serves; to copy use `haul copy`, see `haul --help`"
+            crate::output::stderr(
+                "hint: this is haul under another name, which only serves; to copy use `haul copy`, see `haul --help`",
             );
             ExitCode::from(USAGE)
         }

@@ -51,10 +51,11 @@ pub(crate) fn run(args: &CopyArgs, choice: Choice) -> Exit {
         Peer::Remote(dial) if links > 1 => Peer::Remote(Box::new(dial.independent())),
         peer => peer,
     };
-    let same_machine = from.is_none() && target.host.is_none();
+    let uploads = target.host.is_some();
+    let same_machine = from.is_none() && !uploads;
     let mut sources: Vec<_> = sources.into_iter().map(|source| source.operand).collect();
     let target = target.operand;
-    let mut output = Output::new(&OutputArgs { keeps: options.resume, ..args.output.clone() });
+    let mut output = Output::new(&OutputArgs { keeps: options.resume, uploads, ..args.output.clone() });
     if same_machine && options.recursive {
         sources.retain(|source| {
             let endless = is_inside_itself(source, &target, options.exact_target);

@@ -2,8 +2,8 @@
 
 use crate::args::OutputArgs;
 use crate::exit::{self, Exit};
-use haul_engine::session::Failure;
 use haul_engine::session::report::{Direction, Progress, Report};
+use haul_engine::session::{Cause, Failure};
 use haul_engine::wire::display::Printable;
 use haul_engine::wire::frame::{ErrorCode, Hash};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -31,7 +31,12 @@ pub(crate) fn reason(error: &std::io::Error) -> String {
 
 /// Prints one error line.
 pub(crate) fn error(text: &str) {
-    eprintln!("haul: {text}");
+    stderr(&format!("haul: {text}"));
+}
+
+/// One line on stderr. A reader that went away, or a full disk behind it, is no reason to fail a copy.
+pub(crate) fn stderr(line: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
 /// Bytes with a binary unit.
@@ -74,6 +79,10 @@ pub(crate) struct Output {
     hashes: Vec<(Vec<u8>, Hash)>,
     /// Files that something else than haul has carried.
     unverified: u64,
+    /// Nothing of this run is proved.
+    unproved: bool,
+    /// What the peer has of an upload that did not end is not ours to say.
+    peer_keeps: bool,
     backend: String,
 }
 
@@ -97,6 +106,8 @@ impl Output {
             exit: Exit::Success,
             hashes: Vec::new(),
             unverified: 0,
+            unproved: false,
+            peer_keeps: false,
             backend: String::new(),
         }
     }
@@ -112,7 +123,7 @@ impl Output {
     }
 
     fn note(&self, text: &str) {
-        self.print(|| eprintln!("haul: {text}"));
+        self.print(|| stderr(&format!("haul: {text}")));
     }
 
     fn print(&self, print: impl FnOnce()) {
@@ -135,6 +146,11 @@ impl Output {
         self.print(|| {
             let _ = writeln!(std::io::stdout().lock(), "{line}");
         });
+    }
+
+    /// Something else than haul carries the files of this run.
+    pub(crate) fn unproved(&mut self) {
+        self.unproved = true;
     }
 
     /// Takes a report from the session.
@@ -173,6 +189,7 @@ impl Output {
                 self.json("notice", json!({"text": text}));
             }
             Report::Peer(peer) => {
+                self.peer_keeps = self.args.uploads && peer.starts_with("bcmr");
                 if self.args.verbose && !self.args.json {
                     self.note(&format!("{peer} answers"));
                 }
@@ -203,7 +220,7 @@ impl Output {
         let hex = hash.as_ref().map(hex);
         if self.args.verbose && !self.args.json {
             let line = format!("{}  {}", hex.as_deref().unwrap_or("(not verified)"), Printable(&target));
-            self.print(|| eprintln!("{line}"));
+            self.print(|| stderr(&line));
         }
         let mut fields = json!({"bytes": size, "blake3": hex, "verified": hash.is_some(), "direction": direction});
         put_name(&mut fields, "source", source);
@@ -238,9 +255,9 @@ impl Output {
         let line = format!("haul: {path}{colon}{}", failure.reason());
         let hint = hint(failure);
         self.print(|| {
-            eprintln!("{line}");
+            stderr(&line);
             if let Some(hint) = hint {
-                eprintln!("hint: {hint}");
+                stderr(&format!("hint: {hint}"));
             }
         });
         let mut fields = json!({"what": failure.reason(), "exit": exit as u8});
@@ -291,14 +308,17 @@ impl Output {
             bar.finish_and_clear();
         }
         let complete = self.files + self.unchanged;
+        let files = if complete == 1 { "file" } else { "files" };
         let kept = match self.args.keeps {
+            _ if self.peer_keeps => {
+                format!("{complete} complete {files} kept; the one under way may be incomplete over there")
+            }
             true => format!("{} kept; run the same command to continue", size(there)),
             false => {
-                let files = if complete == 1 { "file" } else { "files" };
                 format!("{complete} complete {files} kept, nothing else; run the same command to do it again")
             }
         };
-        eprintln!("haul: interrupted at {percent} %; {kept}");
+        stderr(&format!("haul: interrupted at {percent} %; {kept}"));
         self.exit = Exit::Interrupted;
         self.summary();
     }
@@ -315,7 +335,7 @@ impl Output {
             bar.finish_and_clear();
         }
         if !self.args.quiet && !self.args.json && (self.errors == 0 || self.files + self.unchanged > 0) {
-            eprintln!("{}", self.last_line());
+            stderr(&self.last_line());
         }
         self.summary();
         self.exit
@@ -351,7 +371,7 @@ impl Output {
 
     fn summary(&self) {
         let seconds = self.started.elapsed().as_secs_f64();
-        let verified = self.unverified == 0;
+        let verified = self.unverified == 0 && !self.unproved;
         let hashes = (verified && self.hashes.len() <= SUMMARY_HASHES).then(|| {
             let entry = |(target, hash): &(Vec<u8>, Hash)| {
                 let mut fields = json!({"blake3": hex(hash)});
@@ -418,7 +438,9 @@ fn hint(failure: &Failure) -> Option<&'static str> {
     const DQUOT: u16 = ErrorCode::ERRNO_BASE + 122;
     const ROFS: u16 = ErrorCode::ERRNO_BASE + 30;
     const NAMETOOLONG: u16 = ErrorCode::ERRNO_BASE + 36;
+    let base_peer = matches!(failure.cause, Cause::There { code: ErrorCode::NONE, .. });
     match failure.code().0 {
+        NOSPC | DQUOT if base_peer => Some("there is no room at the target; this peer may not have kept the old file"),
         NOSPC => Some("the target's file system is full; the old file, if any, is untouched"),
         DQUOT => Some("the target's disk quota is used up; the old file, if any, is untouched"),
         ROFS => Some("the target's file system is mounted read-only"),

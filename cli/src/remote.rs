@@ -150,7 +150,15 @@ impl Dial {
         let unusable = |why| Failure::rule(shell.as_bytes(), "cannot be the remote shell", why);
         let mut words = split_words(shell).map_err(unusable)?.into_iter();
         let program = words.next().ok_or_else(|| unusable("it is empty"))?;
-        let mut command = Command::new(&program);
+        let mut command = match subsystem {
+            false => Command::new(&program),
+            // A terminal's Ctrl-C is for haul alone: it has a temporary file to remove through this connection.
+            true => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", "trap '' INT; exec \"$@\"", "sh"]).arg(&program);
+                shell
+            }
+        };
         command.args(words);
         if let Some(file) = &args.ssh_config {
             command.arg("-F").arg(file);

@@ -17,7 +17,6 @@ use haul_engine::backend::{Backend as _, DirId, StreamId};
 use haul_engine::block::Pool;
 #[cfg(target_os = "linux")]
 use haul_engine::limits::PIPE_BYTES;
-use haul_engine::limits::{POOL_LARGE_BLOCKS, POOL_SMALL_BLOCKS};
 use haul_engine::offload::Root;
 use haul_engine::queue::Queue;
 use haul_engine::session::Failure;
@@ -237,7 +236,7 @@ fn attempt(
 }
 
 /// A terminal's Ctrl-C reaches ssh too, and the end of ssh may be seen before the signal is.
-fn stopped_after_all(connected: bool) -> bool {
+pub(crate) fn stopped_after_all(connected: bool) -> bool {
     let until = Instant::now() + if connected { SIGNAL_LAG } else { Duration::ZERO };
     while !signals::stopped() && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(2));
@@ -324,7 +323,7 @@ impl Link {
     /// Runs the client on this thread. True when it came to its own end.
     fn run(self, (read, write): (OwnedFd, Option<OwnedFd>), make: &MakeClient) -> Result<bool, String> {
         let Link { choice, opening, progress, queue, sender } = self;
-        let mut worker = worker(choice, Some(&sender))?;
+        let mut worker = worker(choice, Pool::one_of(queue.connections()), Some(&sender))?;
         let (local, stream) = attach(&mut worker, read, write)?;
         // When nobody listens any more the process is about to end.
         let reporter: Reporter = Box::new(move |report| _ = sender.send(News::Report(Box::new(report))));
@@ -339,7 +338,7 @@ impl Link {
 /// The server half of a copy within this machine.
 fn serve_here(choice: Choice, stream: UnixStream) {
     let run = || -> Result<(), String> {
-        let mut worker = worker(choice, None)?;
+        let mut worker = worker(choice, Pool::one_of(1), None)?;
         let (root, stream) = attach(&mut worker, stream.into(), None)?;
         // Its client tells how it went.
         worker.add(Box::new(Server::new(stream, root, Box::new(|_| {}))));
@@ -351,7 +350,7 @@ fn serve_here(choice: Choice, stream: UnixStream) {
     let _ = run();
 }
 
-fn worker(choice: Choice, news: Option<&SyncSender<News>>) -> Result<Worker<AnyBackend>, String> {
+fn worker(choice: Choice, pool: Pool, news: Option<&SyncSender<News>>) -> Result<Worker<AnyBackend>, String> {
     let (backend, why) = backend::make(choice)?;
     if let Some(news) = news {
         let features = backend.features();
@@ -359,7 +358,7 @@ fn worker(choice: Choice, news: Option<&SyncSender<News>>) -> Result<Worker<AnyB
         let _ = news.send(News::Backend(features.backend, notes));
     }
     signals::wake_on_stop(backend.waker());
-    Ok(Worker::new(backend, Pool::new(POOL_SMALL_BLOCKS, POOL_LARGE_BLOCKS)))
+    Ok(Worker::new(backend, pool))
 }
 
 fn attach(worker: &mut Worker<AnyBackend>, read: OwnedFd, write: Option<OwnedFd>) -> Result<(DirId, StreamId), String> {
@@ -427,7 +426,7 @@ pub(crate) fn of_one_machine(paths: &[std::ffi::OsString]) -> Result<(Option<Hos
 /// A usage error.
 pub(crate) fn usage(why: &str) -> Exit {
     crate::output::error(why);
-    eprintln!("hint: `haul --help` tells how paths are written");
+    crate::output::stderr("hint: `haul --help` tells how paths are written");
     Exit::Usage
 }
 

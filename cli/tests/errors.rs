@@ -190,6 +190,30 @@ fn what_cannot_be_copied_is_told_in_one_line() {
     check(&ANYBODY, &Somebody::new(), false);
 }
 
+/// A reader of stderr that has gone, and a disk behind it that is full.
+#[test]
+fn a_stderr_that_takes_nothing_stops_no_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("ok"), "ok").unwrap();
+    for backend in BACKENDS {
+        for stderr in [None, Some("/dev/full")] {
+            let target = dir.path().join("target");
+            fs::create_dir(&target).unwrap();
+            let (reader, writer) = std::io::pipe().unwrap();
+            drop(reader);
+            let mut command = haul(backend, ["copy", "-v", "missing", "ok"]);
+            command.arg(&target).current_dir(dir.path());
+            match stderr {
+                None => command.stderr(writer),
+                Some(path) => command.stderr(fs::File::options().write(true).open(path).unwrap()),
+            };
+            assert_eq!(command.status().unwrap().code(), Some(23), "{backend}, {stderr:?}");
+            assert_eq!(fs::read(target.join("ok")).unwrap(), b"ok");
+            fs::remove_dir_all(&target).unwrap();
+        }
+    }
+}
+
 #[test]
 fn permissions_that_are_missing_are_told_in_one_line() {
     let somebody = Somebody::new();

@@ -213,6 +213,70 @@ fn a_file_that_changes_meanwhile_is_an_error_and_replaces_nothing_here() {
 }
 
 #[test]
+fn of_two_files_for_one_name_the_last_one_stays() {
+    let dir = trees::scratch();
+    let sources = ["x/f", "y/f"].map(|name| dir.path().join(name));
+    for (seed, source) in sources.iter().enumerate() {
+        fs::create_dir(source.parent().unwrap()).unwrap();
+        random_file(source, SIZE, seed as u64);
+    }
+    for (backend, way) in ways() {
+        let far = Far::new(backend, "0.6.3", "");
+        let target = dir.path().join("target");
+        fs::create_dir(&target).unwrap();
+        let all = sources.each_ref().map(PathBuf::as_path);
+        assert_exit(&finish(copy(backend, &far, way, &["--connections", "4"], &all, &target)), 0);
+        assert_eq!(hash_of(&target.join("f")), hash_of(&sources[1]), "{backend}, {way:?}");
+        fs::remove_dir_all(&target).unwrap();
+    }
+}
+
+#[test]
+fn many_connections_share_the_memory_of_two() {
+    let dir = trees::scratch();
+    let (source, target) = (dir.path().join("source"), dir.path().join("target"));
+    random_file(&source, 4 * SIZE, 1);
+    for (backend, way) in ways() {
+        let far = Far::plain(backend);
+        let mut client = Running::start(&mut copy(backend, &far, way, &["--connections", "16"], &[&source], &target));
+        let mut most = 0;
+        while !client.is_over() {
+            let status = fs::read_to_string(format!("/proc/{}/status", client.pid())).unwrap_or_default();
+            let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+            let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+            most = most.max(kib.unwrap_or(0));
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        client.finish().assert_exit(0);
+        eprintln!("{backend}, {way:?}: {} MiB", most >> 10);
+        assert!(most < 200 << 10, "{backend}, {way:?}: {} MiB", most >> 10);
+        fs::remove_file(&target).unwrap();
+    }
+}
+
+/// Towards a base server, which publishes what is complete.
+#[test]
+fn a_file_that_changes_while_it_goes_up_leaves_the_old_one() {
+    let dir = trees::scratch();
+    let (source, target) = (dir.path().join("source"), dir.path().join("target"));
+    random_file(&source, SIZE, 1);
+    for backend in BACKENDS {
+        fs::write(&target, "old").unwrap();
+        let far = Far::new(backend, "0.7.2", "");
+        let mut client = Running::start(&mut copy(backend, &far, Way::Up, &[], &[&source], &target));
+        let file = fs::File::options().write(true).open(&source).unwrap();
+        while !client.is_over() {
+            std::os::unix::fs::FileExt::write_at(&file, b"changed", 5).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        client.finish().assert_exit(23);
+        assert_nobody_at_home(&far.pipes.home(), LIMIT);
+        assert_eq!(fs::read(&target).unwrap(), b"old", "{backend}");
+        assert_eq!(names(dir.path()), ["source", "target"]);
+    }
+}
+
+#[test]
 fn what_is_there_is_not_lost_for_a_source_that_cannot_be_read() {
     let nobody = processes::Somebody::new();
     let (source, target) = (nobody.work().join("source"), nobody.work().join("target"));

@@ -10,9 +10,10 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use support::processes::{self, Ended, LIMIT, Running, complete, names, signal, wait_for};
+use support::processes::{self, Ended, LIMIT, Running, complete, names, signal, signal_group, wait_for};
 use support::routes::{contents_of, json_lines, of_type};
 use support::{Entry, Remote, SFTP, Sshd, at, hash_of, haul, litter, random_file, snapshot, trees};
 
@@ -272,6 +273,26 @@ fn a_copy_that_is_stopped_leaves_nothing_behind() {
         assert!(ended.lines().last().unwrap().starts_with("haul: interrupted at "), "{ended:?}");
         assert_eq!(names(to.path()), ["f"]);
         assert_eq!(fs::read_to_string(to.path().join("f")).unwrap(), "old");
+    }
+}
+
+/// A terminal's Ctrl-C reaches ssh as well, and what was begun over there is removed all the same.
+#[test]
+fn a_copy_stopped_by_a_terminal_leaves_nothing_behind() {
+    let Some(sshd) = Sshd::bare("poll", SFTP) else { return };
+    let source = sshd.dir().join("source");
+    trees::sparse_gibibyte(&source);
+    for up in WAYS {
+        let to = tempfile::tempdir_in(sshd.dir()).unwrap();
+        let mut command = command(&sshd, up, &["--json"], &[&source], &to.path().join("f"));
+        let running = Running::start(command.process_group(0));
+        assert!(wait_for(LIMIT, || !names(to.path()).is_empty()), "nothing arrives");
+        signal_group(running.pid(), Signal::INT);
+        let ended = running.finish();
+        ended.assert_exit(20);
+        assert!(ended.stderr.starts_with("haul: interrupted at "), "{ended:?}");
+        assert!(ended.stdout.lines().last().unwrap().contains("\"verified\":false"), "{ended:?}");
+        assert!(names(to.path()).is_empty(), "{:?}", names(to.path()));
     }
 }
 

@@ -14,7 +14,10 @@
 //! Back-pressure is ownership: a [`Quota`] bounds what one session holds, the pool bounds what a worker holds, and whoever finds
 //! neither waits for a completion to bring a block back.
 
-use crate::limits::{BLOCK_BYTES, FRAME_BYTES, PAGE_BYTES, POOL_FRAME_BLOCKS, SMALL_BYTES};
+use crate::limits::{
+    BLOCK_BYTES, FRAME_BYTES, LEAST_SMALL_BLOCKS, PAGE_BYTES, POOL_FRAME_BLOCKS, POOL_LARGE_BLOCKS, POOL_SMALL_BLOCKS,
+    READ_WINDOW_BLOCKS, READ_WINDOW_FRAMES, SMALL_BYTES,
+};
 use smallvec::SmallVec;
 use std::fmt;
 use std::ops::Range;
@@ -139,9 +142,24 @@ pub struct Pool {
 impl Pool {
     /// A pool that never has more than these numbers of blocks out, and [`POOL_FRAME_BLOCKS`] of class `Frame`.
     pub fn new(small: usize, large: usize) -> Pool {
+        Pool::with_frames(small, large, POOL_FRAME_BLOCKS)
+    }
+
+    fn with_frames(small: usize, large: usize, frame: usize) -> Pool {
         let shelf =
             |limit| Arc::new(Shelf { free: Mutex::new(Vec::with_capacity(limit)), out: AtomicUsize::new(0), limit });
-        Pool { small: shelf(small), large: shelf(large), frame: shelf(POOL_FRAME_BLOCKS) }
+        Pool { small: shelf(small), large: shelf(large), frame: shelf(frame) }
+    }
+
+    /// The pool of one of so many connections of a process. Two have the blocks that one has, each; more of them share
+    /// those of two, down to what a connection cannot do without.
+    pub fn one_of(connections: usize) -> Pool {
+        let share = |blocks: usize, least: usize| (2 * blocks / connections.max(1)).clamp(least, blocks);
+        Pool::with_frames(
+            share(POOL_SMALL_BLOCKS, LEAST_SMALL_BLOCKS),
+            share(POOL_LARGE_BLOCKS, READ_WINDOW_BLOCKS),
+            share(POOL_FRAME_BLOCKS, READ_WINDOW_FRAMES),
+        )
     }
 
     /// A block, or `None` while the pool or the quota is used up.

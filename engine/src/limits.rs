@@ -20,6 +20,8 @@ pub const POOL_LARGE_BLOCKS: usize = 32;
 pub const POOL_SMALL_BLOCKS: usize = 128;
 /// Frame blocks one worker's pool holds at most; most runs never use one.
 pub const POOL_FRAME_BLOCKS: usize = 8;
+/// Small blocks that each of many connections has.
+pub const LEAST_SMALL_BLOCKS: usize = 16;
 
 /// Bytes of the block of which Resume reports the hash.
 pub const RESUME_BLOCK_BYTES: u64 = 4 * 1024 * 1024;

@@ -21,7 +21,7 @@ use crate::session::plan::Options;
 use crate::session::report::Direction;
 use crate::wire::frame::{Attributes, Hash};
 use crate::wire::path::Target;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A part of a file that is moved by itself.
@@ -134,6 +134,8 @@ struct State {
     /// What broken connections had not finished.
     returned: VecDeque<Job>,
     finished: Vec<Finished>,
+    /// What is being written to, whole files only: a second file for the same name waits until the first is done.
+    targets: HashSet<Target>,
     /// By token.
     ranged: BTreeMap<u64, Ranged>,
     /// Connections that found nothing to do.
@@ -158,6 +160,11 @@ impl Queue {
 
     pub(crate) fn ranging(&self) -> Ranging {
         self.0.ranging
+    }
+
+    /// Connections the run is meant to have.
+    pub fn connections(&self) -> usize {
+        usize::from(self.0.options.connections)
     }
 
     pub(crate) fn direction(&self) -> Direction {
@@ -186,7 +193,8 @@ impl Queue {
     pub(crate) fn leave(&self, unfinished: Vec<Job>) {
         let mut state = self.state();
         state.links -= 1;
-        let State { returned, ranged, .. } = &mut *state;
+        let State { returned, ranged, targets, .. } = &mut *state;
+        unfinished.iter().filter(|job| job.range.is_none()).for_each(|job| _ = targets.remove(&job.target));
         // Ranges of a file that was given up are nobody's.
         let wanted = |job: &Job| job.range.is_none_or(|range| ranged.contains_key(&range.token));
         returned.extend(unfinished.into_iter().filter(wanted));
@@ -209,15 +217,19 @@ impl Queue {
     pub(crate) fn pull(&self, lead: bool, fits: impl Fn(&Job) -> bool) -> Option<Job> {
         let mut state = self.state();
         let alone = state.links <= 1;
-        let fits = |job: &mut Job| (alone && job.range.is_none()) || fits(job);
-        let returned = if lead { state.returned.pop_front_if(fits) } else { None };
-        returned.or_else(|| state.jobs.pop_front_if(fits))
+        let State { jobs, returned, targets, .. } = &mut *state;
+        let fits = |job: &mut Job| is_free(job, targets) && ((alone && job.range.is_none()) || fits(job));
+        let job = if lead { returned.pop_front_if(fits) } else { None }.or_else(|| jobs.pop_front_if(fits))?;
+        if job.range.is_none() {
+            targets.insert(job.target.clone());
+        }
+        Some(job)
     }
 
     /// Says that this connection waits for jobs. True when there are some already, or none will come.
     pub(crate) fn wait(&self, waker: &Waker) -> bool {
         let mut state = self.state();
-        if state.over || !state.jobs.is_empty() {
+        if state.over || state.jobs.front().is_some_and(|job| is_free(job, &state.targets)) {
             return true;
         }
         if !state.idle.iter().any(|idle| Arc::ptr_eq(&idle.0, &waker.0)) {
@@ -228,6 +240,7 @@ impl Queue {
 
     pub(crate) fn finish(&self, finished: Finished) {
         let mut state = self.state();
+        state.targets.remove(&finished.job.target);
         state.finished.push(finished);
         wake(state, true);
     }
@@ -307,6 +320,11 @@ impl State {
         self.returned.retain(other);
         before - self.jobs.len() - self.returned.len()
     }
+}
+
+/// True when nobody writes to where this job would.
+fn is_free(job: &Job, targets: &HashSet<Target>) -> bool {
+    job.range.is_some() || !targets.contains(&job.target)
 }
 
 /// Wakes who waits, after the lock is gone.

@@ -43,13 +43,14 @@ pub(crate) fn run(dial: &Dial, job: &Job, output: &mut Output, why: &str) -> Exi
     let text =
         format!("no haul answers on {host} ({why}): its SFTP server carries the files, not verified by haul{owners}");
     output.report(Report::Notice(text));
+    output.unproved();
     let progress = Progress::default();
     let ended = match child.map(Sftp::greet) {
         Err(failure) => {
             output.fatal(&failure, Exit::Start);
             return output.finish();
         }
-        Ok(Err(Trouble::Stopped)) => Err(Trouble::Stopped),
+        Ok(Err(_)) if run::stopped_after_all(true) => Err(Trouble::Stopped),
         Ok(Err(_)) => return run::absent(output, why, ", and no SFTP server answers either"),
         Ok(Ok(mut sftp)) => {
             progress.connected.store(1, Ordering::Relaxed);
@@ -61,7 +62,7 @@ pub(crate) fn run(dial: &Dial, job: &Job, output: &mut Output, why: &str) -> Exi
         }
     };
     match ended {
-        Err(Trouble::Stopped) => {
+        Err(trouble) if matches!(trouble, Trouble::Stopped) || run::stopped_after_all(true) => {
             output.interrupted(&progress);
             return Exit::Interrupted;
         }

@@ -225,6 +225,13 @@ pub enum Cause {
     Connection(String),
 }
 
+/// The number in the words of a base peer, which end as the standard library of Rust has it: `(os error 28)`.
+fn number_in(message: &[u8]) -> Option<ErrorCode> {
+    let text = std::str::from_utf8(message.strip_suffix(b")")?).ok()?;
+    let number: u16 = text.rsplit_once("(os error ")?.1.parse().ok()?;
+    number.checked_add(ErrorCode::ERRNO_BASE).filter(|_| number < 200).map(ErrorCode)
+}
+
 impl Failure {
     /// A failure of this system.
     pub fn here(path: &[u8], what: &'static str, errno: Errno) -> Failure {
@@ -245,6 +252,7 @@ impl Failure {
     pub fn code(&self) -> ErrorCode {
         match &self.cause {
             Cause::Here(errno) => errno.code(),
+            Cause::There { code: ErrorCode::NONE, message } => number_in(message).unwrap_or(ErrorCode::NONE),
             Cause::There { code, .. } => *code,
             Cause::Rule(_) => ErrorCode::OTHER,
             Cause::Connection(_) => ErrorCode::PROTOCOL,
@@ -263,6 +271,25 @@ impl Failure {
             Cause::Rule(rule) => format!("{}: {rule}", self.what),
             Cause::Connection(why) if why.is_empty() => self.what.to_string(),
             Cause::Connection(why) => format!("{}: {why}", self.what),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_numbers_in_the_words_of_base_peers_count_as_reasons() {
+        let code = |message: &[u8]| {
+            let cause = Cause::There { code: ErrorCode::NONE, message: message.to_vec() };
+            Failure { path: Vec::new(), what: "cannot put", cause }.code()
+        };
+        assert_eq!(code(b"write: No space left on device (os error 28)"), Errno::NO_SPACE.code());
+        for words in
+            [&b"os error 28"[..], b"(os error x)", b"(os error 65535)", b"(os error 28) or not", b"\xff(os error 28)"]
+        {
+            assert_eq!(code(words), ErrorCode::NONE, "{}", words.escape_ascii());
         }
     }
 }

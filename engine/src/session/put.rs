@@ -334,8 +334,9 @@ impl Ask for Upload {
     fn prepare(&mut self, io: &mut Io<'_, '_>) {
         let (place, path) = (self.offered.local.clone(), self.offered.local_path.clone());
         io.progress.skipped(self.offset());
-        let purpose =
-            Purpose { offset: self.offset(), held: self.offers_blocks(io) || self.continues(io), ..Purpose::SEND };
+        let held = self.offers_blocks(io) || self.continues(io);
+        let whole_or_nothing = !io.terms.ext(Ext::COMMIT);
+        let purpose = Purpose { offset: self.offset(), held, whole_or_nothing, ..Purpose::SEND };
         self.source = Some(Source::start(place, path, purpose, io));
     }
 

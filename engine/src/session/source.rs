@@ -6,6 +6,7 @@
 //!                  +-> Open: [hash blocks, wait to be told what to send] ->  |
 //!                      window of reads -> codec -> sent in order, or runs of |
 //!                      the file sent by the kernel -> Checking (fstat) ------+
+//!                                                     -> Checking -> Checked: the last block, where that waits for it
 //! ```
 //! `Opening` has no predecessor; every state may end in `Done` with a failure. The size is what the file had when it was
 //! opened: a file that shrinks fails at the short read, one that grows or is written to fails in `Checking`, because what
@@ -44,13 +45,16 @@ pub(crate) struct Purpose {
     pub(crate) sent: bool,
     /// Somebody wants the hash.
     pub(crate) hashed: bool,
+    /// The last of it goes out only when it is known that the file has not changed.
+    pub(crate) whole_or_nothing: bool,
     /// Once open it waits for [`Source::send_from`] or [`Source::send_blocks`].
     pub(crate) held: bool,
 }
 
 impl Purpose {
     /// All of the file goes out and is hashed.
-    pub(crate) const SEND: Purpose = Purpose { offset: 0, limit: None, sent: true, hashed: true, held: false };
+    pub(crate) const SEND: Purpose =
+        Purpose { offset: 0, limit: None, sent: true, hashed: true, whole_or_nothing: false, held: false };
     /// All of the file is hashed.
     pub(crate) const HASH: Purpose = Purpose { sent: false, ..Purpose::SEND };
 }
@@ -66,6 +70,8 @@ enum State {
     Loaded,
     Open(FileId),
     Checking(FileId),
+    /// It has not changed; what was held back until that was known goes out.
+    Checked(FileId),
     Done,
 }
 
@@ -244,11 +250,17 @@ impl Source {
         let State::Checking(file) = self.state else { return };
         let before = self.attributes.map(|a| (a.size, a.mtime));
         match outcome {
-            Ok(Output::Attributes { attributes: a, .. }) if Some((a.size, a.mtime)) == before => {}
+            Ok(Output::Attributes { attributes: a, .. }) if Some((a.size, a.mtime)) == before => {
+                if !self.window.is_empty() {
+                    self.state = State::Checked(file);
+                    return;
+                }
+            }
             Ok(_) => _ = self.failure.get_or_insert(Failure::rule(&self.path, "cannot read", CHANGED)),
             Err(errno) => _ = self.failure.get_or_insert(Failure::here(&self.path, "cannot read", errno)),
         }
         self.state = State::Done;
+        self.window.clear();
         io.submit(CLOSE, OpKind::Close { file });
     }
 
@@ -257,7 +269,9 @@ impl Source {
         self.failure.get_or_insert(failure);
         match std::mem::replace(&mut self.state, State::Done) {
             State::Opening => self.state = State::Opening,
-            State::Open(file) | State::Checking(file) => io.submit(CLOSE, OpKind::Close { file }),
+            State::Open(file) | State::Checking(file) | State::Checked(file) => {
+                io.submit(CLOSE, OpKind::Close { file });
+            }
             State::Loaded | State::Done => {}
         }
         self.window.clear();
@@ -281,6 +295,9 @@ impl Source {
             return;
         }
         while self.has_room(io) && self.window.front().is_some_and(Slot::is_ready) {
+            if self.holds_back(io) {
+                break;
+            }
             let Some(slot) = self.window.pop_front() else { break };
             if let Some(chunk) = self.hand_on(slot, io) {
                 take(chunk, io);
@@ -293,9 +310,27 @@ impl Source {
                 io.submit(CHECK, OpKind::Fs(Box::new(FsOp::StatOpen { file })));
                 self.state = State::Checking(file);
             }
+            State::Checked(file) if drained => {
+                io.submit(CLOSE, OpKind::Close { file });
+                self.state = State::Done;
+            }
             State::Loaded if drained => self.state = State::Done,
             _ => {}
         }
+    }
+
+    /// A base server publishes what is complete: the last of an upload goes out only when it is known that the file has not
+    /// changed meanwhile. Between haul peers Abandon tells.
+    fn holds_back(&mut self, io: &mut Io<'_, '_>) -> bool {
+        let last = self.window.len() == 1 && self.next_read >= self.end && self.blocks.is_none();
+        if !self.purpose.whole_or_nothing || !last {
+            return false;
+        }
+        if let State::Open(file) = self.state {
+            io.submit(CHECK, OpKind::Fs(Box::new(FsOp::StatOpen { file })));
+            self.state = State::Checking(file);
+        }
+        matches!(self.state, State::Checking(_))
     }
 
     /// Hashes what is next in the file; `None` when it is not what was announced.
@@ -480,6 +515,7 @@ impl Source {
             State::Open(_) if self.runs > 0 => "source sent by the kernel",
             State::Open(_) => "source open",
             State::Checking(_) => "source checking",
+            State::Checked(_) => "source checked",
             State::Done => "source done",
         }
     }
