@@ -219,7 +219,8 @@ fn attempt(
     let shell = child.and_then(|mut child| end_shell(&mut child, if late { Duration::ZERO } else { SHELL_END }));
     let connected = progress.connected.load(std::sync::atomic::Ordering::Relaxed) > 0;
     match last {
-        Some(_) if stopped_after_all(connected) => {
+        // Before anybody has answered, only a shell that a signal has ended can be a sign of that.
+        Some(_) if stopped_after_all(connected || shell.is_none()) => {
             output.interrupted(&progress);
             return Attempt::Ended(Ended::Exit(Exit::Interrupted));
         }
@@ -236,8 +237,8 @@ fn attempt(
 }
 
 /// A terminal's Ctrl-C reaches ssh too, and the end of ssh may be seen before the signal is.
-pub(crate) fn stopped_after_all(connected: bool) -> bool {
-    let until = Instant::now() + if connected { SIGNAL_LAG } else { Duration::ZERO };
+pub(crate) fn stopped_after_all(may_be: bool) -> bool {
+    let until = Instant::now() + if may_be { SIGNAL_LAG } else { Duration::ZERO };
     while !signals::stopped() && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(2));
     }
