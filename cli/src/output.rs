@@ -313,8 +313,9 @@ impl Output {
             _ if self.peer_keeps => {
                 format!("{complete} complete {files} kept; the one under way may be incomplete over there")
             }
-            true => format!("{} kept; run the same command to continue", size(there)),
-            false => {
+            // Another program's server keeps nothing incomplete.
+            true if !self.unproved => format!("{} kept; run the same command to continue", size(there)),
+            _ => {
                 format!("{complete} complete {files} kept, nothing else; run the same command to do it again")
             }
         };

@@ -284,13 +284,14 @@ fn a_copy_stopped_by_a_terminal_leaves_nothing_behind() {
     trees::sparse_gibibyte(&source);
     for up in WAYS {
         let to = tempfile::tempdir_in(sshd.dir()).unwrap();
-        let mut command = command(&sshd, up, &["--json"], &[&source], &to.path().join("f"));
+        let mut command = command(&sshd, up, &["--json", "-C"], &[&source], &to.path().join("f"));
         let running = Running::start(command.process_group(0));
         assert!(wait_for(LIMIT, || !names(to.path()).is_empty()), "nothing arrives");
         signal_group(running.pid(), Signal::INT);
         let ended = running.finish();
         ended.assert_exit(20);
         assert!(ended.stderr.starts_with("haul: interrupted at "), "{ended:?}");
+        assert!(ended.stderr.contains("0 complete files kept, nothing else"), "{ended:?}");
         assert!(ended.stdout.lines().last().unwrap().contains("\"verified\":false"), "{ended:?}");
         assert!(names(to.path()).is_empty(), "{:?}", names(to.path()));
     }
