@@ -1,0 +1,70 @@
+//! The real binary from the outside, one file for each thing that is promised. One program, so that it is linked once and
+//! tests that wait do not keep others from running.
+
+mod copy_pipes;
+mod copy_sshd;
+mod digest;
+mod inspect;
+mod local;
+mod names;
+mod support;
+mod tidy;
+
+#[cfg(target_os = "linux")]
+mod both_send;
+#[cfg(target_os = "linux")]
+mod called_bcmr;
+#[cfg(target_os = "linux")]
+mod connections;
+#[cfg(target_os = "linux")]
+mod disk_full;
+#[cfg(target_os = "linux")]
+mod errors;
+#[cfg(target_os = "linux")]
+mod hostile_client;
+#[cfg(target_os = "linux")]
+mod hostile_compressed;
+#[cfg(target_os = "linux")]
+mod hostile_connections;
+#[cfg(target_os = "linux")]
+mod hostile_dedup;
+#[cfg(target_os = "linux")]
+mod hostile_files;
+#[cfg(target_os = "linux")]
+mod hostile_greetings;
+#[cfg(target_os = "linux")]
+mod hostile_proofs;
+#[cfg(target_os = "linux")]
+mod hostile_ranges;
+#[cfg(target_os = "linux")]
+mod hostile_resume;
+#[cfg(target_os = "linux")]
+mod hostile_server;
+#[cfg(target_os = "linux")]
+mod hostile_tree;
+#[cfg(target_os = "linux")]
+mod hostile_unhashed;
+#[cfg(target_os = "linux")]
+mod impatient_client;
+#[cfg(target_os = "linux")]
+mod interop;
+#[cfg(target_os = "linux")]
+mod interop_blocks;
+#[cfg(target_os = "linux")]
+mod interop_direct;
+#[cfg(target_os = "linux")]
+mod interop_frames;
+#[cfg(target_os = "linux")]
+mod kill;
+#[cfg(target_os = "linux")]
+mod options;
+#[cfg(target_os = "linux")]
+mod ranges;
+#[cfg(target_os = "linux")]
+mod real_hosts;
+#[cfg(target_os = "linux")]
+mod resume;
+#[cfg(target_os = "linux")]
+mod sftp;
+#[cfg(target_os = "linux")]
+mod stop;
