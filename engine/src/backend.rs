@@ -22,9 +22,9 @@
 //!     another.
 
 use crate::block::{Block, Head, Slice, Slices};
+pub use crate::compute::Compute;
 pub use crate::errno::Errno;
 use crate::tree_hash::BlockHash;
-use crate::wire::compress::{self, Codec};
 use crate::wire::frame::{Attributes, Hash, Kind, Preserve};
 use crate::wire::path::Target;
 use smallvec::SmallVec;
@@ -231,55 +231,6 @@ pub enum OpKind {
     Fs(Box<FsOp>),
     /// Processor time off the loop.
     Compute(Box<Compute>),
-}
-
-/// Work on the content of blocks.
-#[derive(Debug)]
-pub enum Compute {
-    /// Compresses `from` into `into` -> [`Output::Packed`].
-    Pack {
-        /// How.
-        codec: Codec,
-        /// Content.
-        from: Slice,
-        /// Filled from its beginning.
-        into: Block,
-        /// Looks at samples first.
-        probe: bool,
-    },
-    /// Decompresses exactly `original` bytes -> [`Output::Done`], or [`Errno::BAD_BLOCK`].
-    Unpack {
-        /// How it was compressed.
-        codec: Codec,
-        /// What came.
-        from: Block,
-        /// Bytes of it.
-        len: usize,
-        /// Filled from its beginning.
-        into: Block,
-        /// Bytes it must make.
-        original: usize,
-    },
-}
-
-impl Compute {
-    /// Does the work on this thread.
-    pub fn run(&mut self) -> Result<Output, Errno> {
-        match self {
-            Compute::Pack { codec, from, into, probe } => {
-                let started = std::time::Instant::now();
-                let len = compress::compress(*codec, from.bytes(), into.bytes_mut(), *probe);
-                // 584 years fit.
-                Ok(Output::Packed { len, nanos: started.elapsed().as_nanos() as u64 })
-            }
-            Compute::Unpack { codec, from, len, into, original } => {
-                let from = from.bytes().get(..*len).ok_or(Errno::INVALID)?;
-                let into = into.bytes_mut().get_mut(..*original).ok_or(Errno::INVALID)?;
-                compress::decompress(*codec, from, into).map_err(|_| Errno::BAD_BLOCK)?;
-                Ok(Output::Done)
-            }
-        }
-    }
 }
 
 /// How a file is opened.

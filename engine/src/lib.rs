@@ -12,6 +12,7 @@
 pub mod backend;
 pub mod block;
 pub mod cas;
+mod compute;
 #[cfg(feature = "test-rig")]
 pub mod contract;
 mod errno;

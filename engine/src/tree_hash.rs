@@ -17,9 +17,11 @@
 
 #![forbid(unsafe_code)]
 
+use crate::block::Slice;
 use crate::wire::frame::Hash;
 use blake3::Hasher;
 use blake3::hazmat::{self, HasherExt as _, Mode};
+use std::fmt;
 
 /// Bytes of one block: a subtree of every file. Also the block of dedup and of resume, which the protocol fixes.
 pub const HASH_BLOCK_BYTES: usize = 4 * 1024 * 1024;
@@ -227,6 +229,58 @@ impl TreeHash {
             };
         }
         right
+    }
+}
+
+/// Something to hash, in the order of the file.
+#[derive(Debug)]
+pub enum Input {
+    /// Content.
+    Bytes(Slice),
+    /// A complete block that was hashed elsewhere.
+    Block(BlockHash),
+}
+
+/// All that is made of the content of one transfer as it passes. It travels to where there is time to hash and back.
+pub struct ContentHash {
+    /// Of the file from its beginning.
+    pub whole: Option<TreeHash>,
+    /// Of a range somewhere in it.
+    pub range: Option<RangeHash>,
+    /// Of what is moved alone, where it begins behind something that was there.
+    pub tail: Option<Hasher>,
+}
+
+impl ContentHash {
+    /// Adds what comes next.
+    pub fn apply(&mut self, input: &Input) {
+        match input {
+            Input::Bytes(slice) => self.update(slice.bytes()),
+            Input::Block(block) => {
+                if let Some(whole) = &mut self.whole {
+                    whole.push(*block);
+                }
+            }
+        }
+    }
+
+    /// Adds bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        if let Some(whole) = &mut self.whole {
+            whole.update(bytes);
+        }
+        if let Some(range) = &mut self.range {
+            range.update(bytes);
+        }
+        if let Some(tail) = &mut self.tail {
+            tail.update(bytes);
+        }
+    }
+}
+
+impl fmt::Debug for ContentHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ContentHash").finish_non_exhaustive()
     }
 }
 

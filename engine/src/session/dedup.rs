@@ -14,7 +14,7 @@
 use super::{Io, Outcome};
 use crate::backend::{DirId, FileId, FsOp, OpKind, Output};
 use crate::limits::BLOCKS_PER_OPERATION;
-use crate::tree_hash::{BlockHash, HASH_BLOCK_BYTES, TreeHash};
+use crate::tree_hash::{BlockHash, HASH_BLOCK_BYTES};
 use crate::wire::frame::Hash;
 use std::collections::VecDeque;
 
@@ -103,12 +103,12 @@ impl Filling {
     }
 
     /// A frame of `len` bytes begins: the offset at which the block stands that it must be. What is known of the blocks
-    /// before it goes into `tree`.
-    pub(super) fn begin(&mut self, len: usize, tree: &mut TreeHash) -> Result<u64, String> {
+    /// before it goes to `push`.
+    pub(super) fn begin(&mut self, len: usize, push: impl FnMut(BlockHash)) -> Result<u64, String> {
         if self.known.len() != self.hashes.len() {
             return Err("content came before the answer to what is missing".to_string());
         }
-        self.pass_known(tree);
+        self.pass_known(push);
         let index = self.cursor as u64;
         if self.cursor == self.hashes.len() {
             return Err("more blocks came than were missing".to_string());
@@ -129,9 +129,9 @@ impl Filling {
     }
 
     /// Passes over known blocks; returns the offset that has been reached.
-    pub(super) fn pass_known(&mut self, tree: &mut TreeHash) -> u64 {
+    pub(super) fn pass_known(&mut self, mut push: impl FnMut(BlockHash)) -> u64 {
         while let Some(Some(known)) = self.known.get(self.cursor) {
-            tree.push(*known);
+            push(*known);
             self.cursor += 1;
         }
         (self.cursor as u64 * HASH_BLOCK_BYTES as u64).min(self.size)
@@ -183,12 +183,13 @@ mod tests {
         filling.known = vec![known(0), None, known(2), None];
         assert_eq!(filling.missing(), [0b1010]);
         assert_eq!(indices(&filling.missing(), 4), [1, 3]);
-        let mut tree = TreeHash::new();
-        assert!(filling.begin(5, &mut tree).is_err(), "block 1 is whole");
-        assert_eq!(filling.begin(HASH_BLOCK_BYTES, &mut tree), Ok(u64::from(BLOCK)));
-        assert_eq!(filling.pass_known(&mut TreeHash::new()), 3 * u64::from(BLOCK));
-        assert_eq!(filling.begin(5, &mut TreeHash::new()), Ok(3 * u64::from(BLOCK)));
-        assert!(filling.begin(5, &mut TreeHash::new()).is_err(), "nothing is missing any more");
+        let mut pushed = Vec::new();
+        assert!(filling.begin(5, |known| pushed.push(known)).is_err(), "block 1 is whole");
+        assert_eq!(filling.begin(HASH_BLOCK_BYTES, |known| pushed.push(known)), Ok(u64::from(BLOCK)));
+        assert_eq!(filling.pass_known(|known| pushed.push(known)), 3 * u64::from(BLOCK));
+        assert_eq!(filling.begin(5, |known| pushed.push(known)), Ok(3 * u64::from(BLOCK)));
+        assert!(filling.begin(5, |known| pushed.push(known)).is_err(), "nothing is missing any more");
+        assert_eq!(pushed.into_iter().map(Some).collect::<Vec<_>>(), [known(0), known(2)]);
         assert_eq!(filling.received, [(1, vec![[1; 32]]), (3, vec![[3; 32]])]);
     }
 

@@ -34,6 +34,7 @@ pub mod upload;
 mod chunked;
 pub mod codec;
 mod dedup;
+mod digest;
 mod get;
 mod hash;
 mod hashing;

@@ -11,13 +11,14 @@
 //! Predecessor of every state: the one to its left; successor of every state also `Done` with a failure.
 
 use super::dedup::{Filling, block_count};
+use super::digest::Digest;
 use super::hashing::Hashing;
 use super::inflow::{Inflow, Step};
 use super::{Failure, Io, Outcome};
-use crate::backend::{DirId, Errno, FileId, Finish, FsOp, OpKind, OpenMode, Output, Place, Store};
+use crate::backend::{Compute, DirId, Errno, FileId, Finish, FsOp, OpKind, OpenMode, Output, Place, Store};
 use crate::block::{Block, Class, Slice, Slices};
 use crate::limits::SMALL_BYTES;
-use crate::tree_hash::{BlockHash, HASH_BLOCK_BYTES, RangeHash, TreeHash};
+use crate::tree_hash::{BlockHash, ContentHash, HASH_BLOCK_BYTES, RangeHash, TreeHash};
 use crate::wire::MAX_HASHES;
 use crate::wire::compress::Codec;
 use crate::wire::frame::{Attributes, Caps, Hash, Preserve};
@@ -75,15 +76,13 @@ pub(crate) struct Receiver {
     inflow: Inflow,
     /// End of what has arrived, in bytes of the file.
     received: u64,
-    tree: TreeHash,
+    digest: Digest,
     writes: usize,
     filling: Option<Filling>,
     /// What was there to begin with.
     hashing: Option<Hashing>,
-    /// Of what is received behind what was there: its own hash, for senders that give no other.
-    tail: Option<blake3::Hasher>,
-    /// Of a [`Way::Joined`], unless nobody wants the hash: the blocks of the range.
-    range: Option<RangeHash>,
+    /// The sender's hash is of what is received behind what was there, not of the whole.
+    apart: bool,
     /// Nothing more will come; what the sender says the hash is.
     finished: Option<Option<Hash>>,
     /// What came was looked at as a whole.
@@ -98,19 +97,19 @@ impl Receiver {
         let block = if small { io.take(Class::Small) } else { None };
         let state = block.map_or_else(|| Receiver::open(&order, io), State::Small);
         let received = order.offset;
-        let joined = matches!(order.way, Way::Joined(_)) && !order.unhashed;
-        let range = joined.then(|| RangeHash::new(received / HASH_BLOCK_BYTES as u64));
+        let joined = matches!(order.way, Way::Joined(_));
+        let range = (joined && !order.unhashed).then(|| RangeHash::new(received / HASH_BLOCK_BYTES as u64));
+        let whole = (!joined && !order.unhashed).then(TreeHash::new);
         Receiver {
             order,
             state,
             inflow: Inflow::default(),
             received,
-            tree: TreeHash::new(),
+            digest: Digest::new(ContentHash { whole, range, tail: None }),
             writes: 0,
             filling: None,
             hashing: None,
-            tail: None,
-            range,
+            apart: false,
             finished: None,
             settled: false,
             failure: None,
@@ -191,9 +190,13 @@ impl Receiver {
             return self.fail(Failure::rule(&self.order.path, "cannot receive", rule), io);
         }
         // Bounded by their number, which is that of things in memory.
-        blocks[..count as usize].iter().for_each(|&block| self.tree.push(block));
+        blocks[..count as usize].iter().for_each(|&block| self.digest.push(block));
         self.received = offset;
-        self.tail = (apart && offset > 0).then(blake3::Hasher::new);
+        self.apart = apart && offset > 0;
+        // Nothing has come, so nothing is being hashed.
+        if let Some(hash) = self.digest.get_mut().filter(|_| self.apart) {
+            hash.tail = Some(blake3::Hasher::new());
+        }
         io.progress.skipped(offset);
     }
 
@@ -259,7 +262,7 @@ impl Receiver {
 
     fn on_begin(&mut self, len: usize, io: &mut Io<'_, '_>) {
         let Some(filling) = &mut self.filling else { return };
-        match filling.begin(len, &mut self.tree) {
+        match filling.begin(len, |known| self.digest.push(known)) {
             Ok(offset) => self.received = offset,
             Err(rule) => self.fail(Failure::rule(&self.order.path, "cannot receive", rule), io),
         }
@@ -273,13 +276,8 @@ impl Receiver {
             return self.fail(Failure::rule(&self.order.path, "cannot receive", rule), io);
         };
         self.received = end;
-        if let Some(range) = &mut self.range {
-            range.update(piece.bytes());
-        } else if !self.order.unhashed {
-            self.tree.update(piece.bytes());
-        }
-        if let Some(tail) = &mut self.tail {
-            tail.update(piece.bytes());
+        if !self.order.unhashed || self.apart {
+            self.digest.update(&piece, io);
         }
         io.progress.moved(piece.len());
         match &mut self.state {
@@ -304,39 +302,37 @@ impl Receiver {
         self.advance(io);
     }
 
-    /// Looks at what came as a whole, once.
+    /// Looks at what came as a whole, once it is hashed.
     fn settle(&mut self, expected: Option<Hash>, io: &mut Io<'_, '_>) {
         self.settled = true;
         if let Some(filling) = &mut self.filling {
-            self.received = self.received.max(filling.pass_known(&mut self.tree));
+            self.received = self.received.max(filling.pass_known(|known| self.digest.push(known)));
         }
         if self.failure.is_none() && self.received != self.order.size {
             let rule = format!("declared {} bytes, received {}", self.order.size, self.received);
             self.fail(Failure::rule(&self.order.path, "incomplete", rule), io);
         }
         let Some(expected) = expected.filter(|_| self.failure.is_none()) else { return };
-        let of_what_came = match &self.tail {
-            Some(tail) => *tail.finalize().as_bytes(),
-            None if self.order.unhashed => {
-                // A hash that was not agreed on, and counts nevertheless: what was written is read again for it.
-                self.order.finish.verify = Some(expected);
-                return;
-            }
-            None => self.hash(),
-        };
-        if expected != of_what_came {
+        if self.order.unhashed && !self.apart {
+            // A hash that was not agreed on, and counts nevertheless: what was written is read again for it.
+            self.order.finish.verify = Some(expected);
+            return;
+        }
+        let tail = self.digest.get().and_then(|hash| hash.tail.as_ref());
+        let of_what_came = tail.map(|tail| *tail.finalize().as_bytes()).or_else(|| self.hash());
+        if Some(expected) != of_what_came {
             self.fail(Failure::here(&self.order.path, "not published", Errno::HASH_MISMATCH), io);
         }
     }
 
     /// Chaining values of the blocks of the range that has arrived.
     pub(crate) fn take_range(&mut self) -> Vec<Hash> {
-        self.range.take().map(RangeHash::finish).unwrap_or_default()
+        self.digest.get_mut().and_then(|hash| hash.range.take()).map(RangeHash::finish).unwrap_or_default()
     }
 
-    /// BLAKE3 of what has arrived.
-    pub(crate) fn hash(&self) -> Hash {
-        self.tree.finalize()
+    /// BLAKE3 of what has arrived, unless nobody wants it or a helper is still at it.
+    fn hash(&self) -> Option<Hash> {
+        self.digest.get()?.whole.as_ref().map(TreeHash::finalize)
     }
 
     /// Gives the file up for this reason, unless it failed already.
@@ -358,6 +354,7 @@ impl Receiver {
     /// Lets go of what nobody needs any more: its reply may have to wait for long.
     fn forget(&mut self) {
         self.inflow.clear();
+        self.digest.clear();
         self.filling = None;
         self.hashing = None;
     }
@@ -384,10 +381,17 @@ impl Receiver {
                     self.failure.get_or_insert(Failure::here(&self.order.path, "cannot create", errno));
                 }
             }
-            (OpKind::Compute(compute), outcome) => {
-                self.inflow.on_unpacked(*compute, outcome);
-                self.pump(io);
-            }
+            (OpKind::Compute(compute), outcome) => match *compute {
+                digest @ Compute::Digest { .. } => {
+                    if let Err(errno) = self.digest.on_hashed(digest, outcome, io) {
+                        self.fail(Failure::here(&self.order.path, "cannot hash", errno), io);
+                    }
+                }
+                unpack => {
+                    self.inflow.on_unpacked(unpack, outcome);
+                    self.pump(io);
+                }
+            },
             (OpKind::Fs(op), outcome) => match (*op, &mut self.filling) {
                 (FsOp::HashBlocks { first, .. }, _) => self.on_hashed(first, outcome, io),
                 (FsOp::FillBlocks { hashes, .. }, Some(filling)) => filling.on_filled(hashes.len(), outcome),
@@ -431,7 +435,7 @@ impl Receiver {
     /// Names the file once it is complete and written.
     fn advance(&mut self, io: &mut Io<'_, '_>) {
         let Some(expected) = self.finished else { return };
-        if self.failure.is_none() && !self.inflow.is_empty() {
+        if self.failure.is_none() && !(self.inflow.is_empty() && self.digest.is_idle()) {
             return;
         }
         if !self.settled {
@@ -451,7 +455,7 @@ impl Receiver {
             return io.submit(CLOSE, OpKind::Close { file });
         }
         if self.order.finish.preserve.has(Preserve::VERIFY) {
-            self.order.finish.verify = Some(self.hash());
+            self.order.finish.verify = self.hash();
         }
         match std::mem::replace(&mut self.state, State::Naming) {
             State::Open(file) => {
@@ -472,7 +476,7 @@ impl Receiver {
     pub(crate) fn result(&self) -> Option<Result<(Option<Hash>, u64), Failure>> {
         match (&self.state, &self.failure) {
             (State::Done, Some(failure)) if self.writes == 0 => Some(Err(failure.clone())),
-            (State::Done, None) => Some(Ok(((!self.order.unhashed).then(|| self.hash()), self.order.size))),
+            (State::Done, None) => Some(Ok((self.hash(), self.order.size))),
             _ => None,
         }
     }

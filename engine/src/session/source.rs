@@ -13,13 +13,14 @@
 //! was sent may be half old and half new.
 
 use super::dedup::block_bytes;
+use super::digest::Digest;
 use super::hashing::Hashing;
 use super::{Failure, Io, Outcome};
 use crate::backend::{Compute, Errno, FileId, FsOp, OpKind, OpenMode, Output, Place};
 use crate::block::{Block, Class, Slice};
 use crate::limits::{BLOCK_BYTES, FILE_RUN_BYTES, PACK_WORTH_BYTES, READ_WINDOW_BLOCKS, READ_WINDOW_FRAMES};
 use crate::session::codec::Plan;
-use crate::tree_hash::{BlockHash, HASH_BLOCK_BYTES, RangeHash, TreeHash};
+use crate::tree_hash::{BlockHash, ContentHash, HASH_BLOCK_BYTES, RangeHash, TreeHash};
 use crate::wire::MAX_BLOCK;
 use crate::wire::compress::Codec;
 use crate::wire::frame::{Attributes, Ext, Hash};
@@ -108,9 +109,7 @@ pub(crate) struct Source {
     window: VecDeque<Slot>,
     /// Runs of the file that the kernel is sending.
     runs: usize,
-    tree: TreeHash,
-    /// In place of `tree`, of a range whose blocks are wanted.
-    range: Option<RangeHash>,
+    digest: Digest,
     hashing: Option<Hashing>,
     blocks: Option<Blocks>,
     failure: Option<Failure>,
@@ -134,8 +133,7 @@ impl Source {
             next_read: purpose.offset,
             window: VecDeque::new(),
             runs: 0,
-            tree: TreeHash::new(),
-            range: None,
+            digest: Digest::new(ContentHash { whole: Some(TreeHash::new()), range: None, tail: None }),
             hashing: None,
             blocks: None,
             failure: None,
@@ -175,7 +173,14 @@ impl Source {
                     Err(errno) => self.fail(Failure::here(&self.path, "cannot read", errno), io),
                 }
             }
-            (OpKind::Compute(compute), outcome) => self.on_packed(*compute, outcome, io),
+            (OpKind::Compute(compute), outcome) => match *compute {
+                digest @ Compute::Digest { .. } => {
+                    if let Err(errno) = self.digest.on_hashed(digest, outcome, io) {
+                        self.fail(Failure::here(&self.path, "cannot hash", errno), io);
+                    }
+                }
+                pack => self.on_packed(pack, outcome, io),
+            },
             (OpKind::Fs(op), outcome) => match *op {
                 FsOp::HashBlocks { first, .. } => {
                     let hashed = self.hashing.as_mut().map_or(Ok(()), |hashing| hashing.on_hashed(first, outcome));
@@ -211,7 +216,7 @@ impl Source {
 
     /// What is only hashed waits for no stream.
     fn has_room(&self, io: &Io<'_, '_>) -> bool {
-        !self.purpose.sent || io.link.has_room()
+        (!self.purpose.sent || io.link.has_room()) && self.digest.backlog() < READ_WINDOW_BLOCKS
     }
 
     fn may_pack(&self, io: &Io<'_, '_>) -> bool {
@@ -275,6 +280,7 @@ impl Source {
             State::Loaded | State::Done => {}
         }
         self.window.clear();
+        self.digest.clear();
     }
 
     /// Reads ahead and hands content on in order. Content is hashed and given to `take` only while `its_turn`, and
@@ -304,7 +310,8 @@ impl Source {
             }
             self.read_ahead(true, io);
         }
-        let drained = self.window.is_empty() && self.runs == 0 && self.next_read >= self.end && self.has_room(io);
+        let handed_on = self.window.is_empty() && self.runs == 0 && self.next_read >= self.end;
+        let drained = handed_on && self.digest.is_idle() && self.has_room(io);
         match self.state {
             State::Open(file) if drained && self.blocks.as_ref().is_none_or(|blocks| blocks.left.is_empty()) => {
                 io.submit(CHECK, OpKind::Fs(Box::new(FsOp::StatOpen { file })));
@@ -352,10 +359,7 @@ impl Source {
                     return None;
                 }
             }
-            None if self.purpose.hashed => match &mut self.range {
-                Some(range) => range.update(raw.bytes()),
-                None => self.tree.update(raw.bytes()),
-            },
+            None if self.purpose.hashed => self.digest.update(&raw, io),
             None => {}
         }
         if self.purpose.sent {
@@ -440,12 +444,13 @@ impl Source {
 
     /// What is hashed is a range that begins with a block: its blocks are, for a hash of the whole file.
     pub(crate) fn hash_range(&mut self) {
-        self.range = Some(RangeHash::new(self.purpose.offset / HASH_BLOCK_BYTES as u64));
+        let range = Some(RangeHash::new(self.purpose.offset / HASH_BLOCK_BYTES as u64));
+        self.digest = Digest::new(ContentHash { whole: None, range, tail: None });
     }
 
     /// Chaining values of the blocks of the range handed on.
     pub(crate) fn take_range(&mut self) -> Vec<Hash> {
-        self.range.take().map(RangeHash::finish).unwrap_or_default()
+        self.digest.get_mut().and_then(|hash| hash.range.take()).map(RangeHash::finish).unwrap_or_default()
     }
 
     /// Begins to hash the first `until` blocks, ahead of sending and several at a time; may be called again with fewer.
@@ -469,14 +474,14 @@ impl Source {
 
     /// What is before `offset`, a block's beginning, need not be sent: it is `known`.
     pub(crate) fn send_from(&mut self, offset: u64, known: &[BlockHash]) {
-        known.iter().for_each(|&block| self.tree.push(block));
+        known.iter().for_each(|&block| self.digest.push(block));
         self.next_read = offset;
         self.purpose.held = false;
     }
 
     /// Only the blocks with these indices are sent, each as one chunk; `hashes` are those of all blocks.
     pub(crate) fn send_blocks(&mut self, hashes: Vec<BlockHash>, indices: VecDeque<u64>) {
-        hashes.iter().for_each(|&block| self.tree.push(block));
+        hashes.iter().for_each(|&block| self.digest.push(block));
         self.blocks = Some(Blocks { hashes, left: indices });
         self.next_read = self.end;
         self.purpose.held = false;
@@ -498,10 +503,11 @@ impl Source {
 
     /// How it ended: the hash of what was handed on, or why that is not all. `None` while it goes on.
     pub(crate) fn result(&self) -> Option<Result<Hash, &Failure>> {
+        let whole = self.digest.get().and_then(|hash| hash.whole.as_ref());
         match (&self.state, &self.failure) {
             _ if self.runs > 0 => None,
             (State::Done, Some(failure)) => Some(Err(failure)),
-            (State::Done, None) => Some(Ok(self.tree.finalize())),
+            (State::Done, None) => Some(Ok(whole.map(TreeHash::finalize).unwrap_or_default())),
             _ => None,
         }
     }

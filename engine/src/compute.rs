@@ -1,0 +1,68 @@
+//! Processor time off the loop: what helper threads do with the content of blocks.
+
+#![forbid(unsafe_code)]
+
+use crate::backend::{Errno, Output};
+use crate::block::{Block, Slice};
+use crate::tree_hash::{ContentHash, Input};
+use crate::wire::compress::{self, Codec};
+
+/// Work on the content of blocks.
+#[derive(Debug)]
+pub enum Compute {
+    /// Compresses `from` into `into` -> [`Output::Packed`].
+    Pack {
+        /// How.
+        codec: Codec,
+        /// Content.
+        from: Slice,
+        /// Filled from its beginning.
+        into: Block,
+        /// Looks at samples first.
+        probe: bool,
+    },
+    /// Decompresses exactly `original` bytes -> [`Output::Done`], or [`Errno::BAD_BLOCK`].
+    Unpack {
+        /// How it was compressed.
+        codec: Codec,
+        /// What came.
+        from: Block,
+        /// Bytes of it.
+        len: usize,
+        /// Filled from its beginning.
+        into: Block,
+        /// Bytes it must make.
+        original: usize,
+    },
+    /// Hashes `inputs` into `hash` -> [`Output::Done`].
+    Digest {
+        /// What was made of everything before.
+        hash: Box<ContentHash>,
+        /// In the order of the file.
+        inputs: Vec<Input>,
+    },
+}
+
+impl Compute {
+    /// Does the work on this thread.
+    pub fn run(&mut self) -> Result<Output, Errno> {
+        match self {
+            Compute::Pack { codec, from, into, probe } => {
+                let started = std::time::Instant::now();
+                let len = compress::compress(*codec, from.bytes(), into.bytes_mut(), *probe);
+                // 584 years fit.
+                Ok(Output::Packed { len, nanos: started.elapsed().as_nanos() as u64 })
+            }
+            Compute::Unpack { codec, from, len, into, original } => {
+                let from = from.bytes().get(..*len).ok_or(Errno::INVALID)?;
+                let into = into.bytes_mut().get_mut(..*original).ok_or(Errno::INVALID)?;
+                compress::decompress(*codec, from, into).map_err(|_| Errno::BAD_BLOCK)?;
+                Ok(Output::Done)
+            }
+            Compute::Digest { hash, inputs } => {
+                inputs.iter().for_each(|input| hash.apply(input));
+                Ok(Output::Done)
+            }
+        }
+    }
+}
