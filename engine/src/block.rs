@@ -11,12 +11,15 @@
 //!  +----- drop -----+------------------------------- last drop ------------------------+
 //! ```
 //!
+//! In front of and behind its bytes a block has room: a frame's header and a record's tag are put there in place, by whoever
+//! owns the block alone ([`Block::set_window`], [`Slice::into_block`]).
+//!
 //! Back-pressure is ownership: a [`Quota`] bounds what one session holds, the pool bounds what a worker holds, and whoever finds
 //! neither waits for a completion to bring a block back.
 
 use crate::limits::{
     BLOCK_BYTES, FRAME_BYTES, LEAST_SMALL_BLOCKS, PAGE_BYTES, POOL_FRAME_BLOCKS, POOL_LARGE_BLOCKS, POOL_SMALL_BLOCKS,
-    READ_WINDOW_BLOCKS, READ_WINDOW_FRAMES, SMALL_BYTES,
+    READ_WINDOW_BLOCKS, READ_WINDOW_FRAMES, ROOM_BYTES, SMALL_BYTES,
 };
 use smallvec::SmallVec;
 use std::fmt;
@@ -66,7 +69,7 @@ struct Pages {
 impl Pages {
     fn new(class: Class) -> Pages {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        let pages = bytemuck::zeroed_slice_box(class.bytes() / PAGE_BYTES);
+        let pages = bytemuck::zeroed_slice_box((ROOM_BYTES + class.bytes() + ROOM_BYTES) / PAGE_BYTES);
         Pages { number: NEXT.fetch_add(1, Ordering::Relaxed), pages }
     }
 }
@@ -182,7 +185,8 @@ impl Pool {
         let free = shelf.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let pages = free.unwrap_or_else(|| Pages::new(class));
         shelf.out.fetch_add(1, Ordering::AcqRel);
-        Some(Block { storage: Box::new(Storage { pages, shelf: shelf.clone(), quota: None }) })
+        let window = ROOM_BYTES..ROOM_BYTES + class.bytes();
+        Some(Block { storage: Box::new(Storage { pages, shelf: shelf.clone(), quota: None }), window })
     }
 
     /// Blocks of a class that could be taken now.
@@ -203,12 +207,35 @@ impl Pool {
 /// A page-aligned buffer with one owner. Its address does not change while it lives.
 pub struct Block {
     storage: Box<Storage>,
+    /// What counts as its bytes, in its memory.
+    window: Range<usize>,
 }
 
 impl Block {
     /// Bytes it holds.
     pub fn capacity(&self) -> usize {
-        self.storage.pages.pages.len() * PAGE_BYTES
+        self.window.len()
+    }
+
+    /// All its memory, the room around its bytes included.
+    pub fn memory(&self) -> &[u8] {
+        self.storage.bytes()
+    }
+
+    /// The same, for writing.
+    pub fn memory_mut(&mut self) -> &mut [u8] {
+        self.storage.bytes_mut()
+    }
+
+    /// Where its bytes stand in its memory: at first from [`crate::limits::ROOM_BYTES`] on.
+    pub fn window(&self) -> Range<usize> {
+        self.window.clone()
+    }
+
+    /// From here on its bytes are these of its memory. Panics when that has not as many.
+    pub fn set_window(&mut self, window: Range<usize>) {
+        assert!(window.start <= window.end && window.end <= self.memory().len(), "window inside its memory");
+        self.window = window;
     }
 
     /// The number of its memory: the same each time this memory comes out of its pool, and never that of other memory.
@@ -218,12 +245,12 @@ impl Block {
 
     /// All of it, for reading.
     pub fn bytes(&self) -> &[u8] {
-        self.storage.bytes()
+        &self.storage.bytes()[self.window.clone()]
     }
 
     /// All of it, for writing.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        self.storage.bytes_mut()
+        &mut self.storage.bytes_mut()[self.window.clone()]
     }
 
     /// Gives up the right to write: from here on it can be cut into slices.
@@ -266,6 +293,15 @@ impl Slice {
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.block.bytes()[self.range.clone()]
+    }
+
+    /// Its block, with these bytes as its window, when nobody else has a part of it; else itself again.
+    pub fn into_block(self) -> Result<Block, Slice> {
+        let Slice { block, range } = self;
+        let mut block = Arc::try_unwrap(block).map_err(|block| Slice { block, range: range.clone() })?;
+        let start = block.window.start;
+        block.window = start + range.start..start + range.end;
+        Ok(block)
     }
 
     /// The [`Block::number`] of its block.
@@ -323,6 +359,25 @@ mod tests {
         drop(first);
         assert_eq!(one.held(), 0);
         assert!(pool.take(Class::Small, &one).is_some());
+    }
+
+    #[test]
+    fn the_only_slice_of_a_block_gives_it_back_with_room_around_its_bytes() {
+        let mut pool = Pool::new(1, 0);
+        let mut block = pool.take_reserved(Class::Small).unwrap();
+        block.bytes_mut()[10..13].copy_from_slice(b"abc");
+        let shared = block.share();
+        let (one, two) = (shared.slice(10..13), shared.slice(0..1));
+        drop(shared);
+        let one = one.into_block().unwrap_err();
+        drop(two);
+        let mut block = one.into_block().unwrap();
+        assert_eq!((block.bytes(), block.window()), (&b"abc"[..], ROOM_BYTES + 10..ROOM_BYTES + 13));
+        block.set_window(ROOM_BYTES - 5..ROOM_BYTES + 13);
+        block.bytes_mut()[..5].copy_from_slice(b"heade");
+        assert_eq!(block.memory()[ROOM_BYTES - 5..ROOM_BYTES], *b"heade");
+        drop(block);
+        assert_eq!(pool.take_reserved(Class::Small).unwrap().capacity(), SMALL_BYTES);
     }
 
     #[test]

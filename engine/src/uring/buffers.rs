@@ -35,7 +35,7 @@ impl Buffers {
         Buffers { on: true, ..Buffers::off() }
     }
 
-    /// The index of a block, registering all its `bytes` if it is new. A refusal ends registering for good.
+    /// The index of a block, registering its memory, `bytes`, if it is new. A refusal ends registering for good.
     pub(super) fn index(&mut self, block: u64, bytes: &[u8], table: &impl Table) -> Option<u16> {
         if let found @ Some(_) = self.known(block) {
             return found;

@@ -455,7 +455,7 @@ fn file_entry(work: &mut Work, buffers: &mut Buffers, ring: &IoUring) -> squeue:
     match work {
         Work::Read(reading) => {
             let fd = types::Fd(reading.open.fd().as_raw_fd());
-            let index = buffers.index(reading.into.number(), reading.into.bytes(), &RingTable(ring));
+            let index = buffers.index(reading.into.number(), reading.into.memory(), &RingTable(ring));
             let room = &mut reading.into.bytes_mut()[reading.done..reading.len];
             let (at, len) = (reading.offset + reading.done as u64, count(room.len()));
             match index {
