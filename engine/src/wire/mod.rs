@@ -9,6 +9,7 @@
 //! bytes out <- encode::frame / encode::data_header                   <- session
 //! block    -> compress::compress -> payload of DataCompressed -> compress::decompress -> block
 //! PathField -> path::Target::decode -> RequestPath [+ RelPath]       -> backend
+//! frame    -> seal::Sealer -> record -> seal::Opener -> frame     (direct TCP connections)
 //! ```
 //!
 //! ```
@@ -36,6 +37,7 @@ mod fields;
 pub mod frame;
 pub mod hello;
 pub mod path;
+pub mod seal;
 
 /// Largest value of a frame's length field in bytes: type byte and payload. Exactly this much is allowed.
 pub const MAX_FRAME: usize = 16 * 1024 * 1024;
