@@ -23,6 +23,8 @@ pub mod queue;
 pub mod session;
 #[cfg(feature = "test-rig")]
 pub mod sim;
+#[cfg(unix)]
+pub mod tcp;
 pub mod tree_hash;
 #[cfg(target_os = "linux")]
 pub mod uring;

@@ -1,6 +1,8 @@
 //! Every tunable number of the program, with its unit, checked against the others at compile time. The numbers that the
 //! protocol fixes are in [`crate::wire`].
 
+use std::time::Duration;
+
 /// Nanoseconds in one second.
 pub const SECOND: u64 = 1_000_000_000;
 
@@ -168,11 +170,11 @@ pub const WORTHWHILE_BYTES: usize = PIPE_BYTES / 4;
 pub const GATHER_OPS: usize = 256;
 /// How long a blocking send may hold an io-wq thread. It only concerns splice into a socket, the one operation the ring
 /// carries out by blocking; everything else waits by poll and never sees this limit.
-pub const WORKER_HOLD: std::time::Duration = std::time::Duration::from_millis(50);
+pub const WORKER_HOLD: Duration = Duration::from_millis(50);
 /// Completion queue entries per submission queue entry: many operations stay in the kernel over many turns.
 pub const COMPLETIONS_PER_SUBMISSION: u32 = 4;
 /// How long dropping a ring waits for the kernel to let go of memory.
-pub const DRAIN_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
+pub const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 /// Parts of one message, as far as the kernel takes them (`UIO_MAXIOV`, include/uapi/linux/uio.h).
 pub const MESSAGE_PARTS: usize = 1024;
 
@@ -184,6 +186,18 @@ pub const CAS_VICTIMS: usize = 4096;
 pub const CAS_SPARE_BYTES: u64 = 64 * 1024 * 1024;
 /// Seconds after which a temporary file in the block store is what a killed process left.
 pub const CAS_STALE_SECONDS: i64 = 60 * 60;
+
+/// How long a TCP connection is silent before its peer is asked whether it is still there. Routers and firewalls forget
+/// silent connections, some after a minute.
+pub const TCP_KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
+/// Time between two such questions.
+pub const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// Questions without an answer after which the connection is gone.
+pub const TCP_KEEPALIVE_PROBES: u32 = 4;
+/// Milliseconds after which a TCP connection is gone whose peer acknowledges nothing, keepalive included. The kernel also
+/// counts the time in which a peer that is alive has no room (Linux 6.18, measured): who must not read for that long is
+/// cut off.
+pub const TCP_USER_TIMEOUT_MILLIS: u32 = 30_000;
 
 /// Threads that carry out file-system calls for one backend.
 pub const OFFLOAD_THREADS: usize = 2;
@@ -229,6 +243,7 @@ const _: () = {
     assert!(PREAMBLE_SILENCE < HANDSHAKE_TIMEOUT && HANDSHAKE_TIMEOUT <= LOGIN_TIMEOUT);
     assert!(READ_WINDOW_FRAMES * 2 <= SESSION_FRAME_BLOCKS, "a block read and what a codec makes of it");
     assert!(SESSION_FRAME_BLOCKS <= POOL_FRAME_BLOCKS);
+    assert!(TCP_KEEPALIVE_IDLE.as_millis() < TCP_USER_TIMEOUT_MILLIS as u128, "one question is asked before");
     assert!(FILE_RUN_BYTES <= crate::wire::MAX_BLOCK as u64);
     assert!((CAS_VICTIMS as u64) > CAS_CAP_MIB / 4, "a store of whole blocks with the default cap is remembered whole");
     // Memory of one worker: 32 x 520 KiB + 128 x 72 KiB + 8 x 4.07 MiB = 57.9 MiB, whatever the files.

@@ -2,6 +2,7 @@
 
 use crate::half::{Registration, Surroundings};
 use haul_engine::backend::{Cancel, Completion, Errno, Op, OpKind, Output, StreamId, Token};
+use haul_engine::tcp;
 use mio::Interest;
 use std::collections::VecDeque;
 use std::io;
@@ -48,7 +49,7 @@ impl Listener {
                 }
                 Err(error) => return self.waiting.pop_front().map(|token| (token, Err(error.into()))),
                 Ok((socket, _)) => {
-                    without_delay(&socket);
+                    tcp::tune(&socket);
                     return self.waiting.pop_front().map(|token| (token, Ok(socket)));
                 }
             }
@@ -103,7 +104,6 @@ impl Connecting {
         slot: u32,
     ) -> Result<Connecting, Errno> {
         let socket = TcpStream::from(mio::net::TcpStream::connect(address)?);
-        without_delay(&socket);
         let both = Interest::READABLE | Interest::WRITABLE;
         let registration = Some(Registration::new(surroundings, socket.as_fd(), slot, both)?);
         Ok(Connecting { token, address, registration, socket: Some(socket), ready: false })
@@ -133,7 +133,10 @@ impl Connecting {
             return Progress::Waiting;
         }
         match self.registration.take() {
-            Some(registration) => Progress::Connected(socket.into(), registration),
+            Some(registration) => {
+                tcp::tune(&socket);
+                Progress::Connected(socket.into(), registration)
+            }
             None => Progress::Waiting,
         }
     }
@@ -141,10 +144,4 @@ impl Connecting {
     pub(crate) fn ended(&self, result: Result<Output, Errno>) -> Completion {
         Completion { op: Op { token: self.token, kind: OpKind::Connect { address: self.address } }, result }
     }
-}
-
-/// Frames are gathered before they are sent, so waiting for more of them only adds latency. Failing to say so is no
-/// reason to refuse a connection.
-fn without_delay(socket: &TcpStream) {
-    let _ = socket.set_nodelay(true);
 }

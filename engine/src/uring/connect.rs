@@ -6,6 +6,7 @@ use super::inflight::{Connecting, Flight, Work};
 use super::slots::{Kind, Stream};
 use super::sys::Call;
 use crate::backend::{Completion, Errno, Op, OpKind, Output, StreamId, Token};
+use crate::tcp;
 use rustix::net::addr::SocketAddrArg;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use std::net::SocketAddr;
@@ -78,6 +79,7 @@ impl Uring {
     }
 
     fn adopt(&mut self, socket: OwnedFd) -> Result<Output, Errno> {
+        tcp::tune(&socket);
         let stream = self.streams.add(Stream::new(socket, None, true)?);
         Ok(Output::Accepted { stream })
     }

@@ -5,6 +5,7 @@ use crate::backend::{FileId, OpenMode, Place, SessionId, Token};
 use crate::block::{Class, Pool, Slices};
 use crate::wire::path::{RequestPath, Target};
 use rustix::fs::{OFlags, fcntl_getfl};
+use rustix::net::sockopt;
 use std::io::{Read, Seek, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -188,7 +189,7 @@ fn a_file_closed_in_the_same_turn_is_still_sent() {
 }
 
 #[test]
-fn connections_are_made_and_taken_with_nodelay() {
+fn connections_are_made_and_taken_with_nodelay_and_keepalive() {
     let mut bench = Bench::new(Options::default());
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -198,7 +199,12 @@ fn connections_are_made_and_taken_with_nodelay() {
     let Ok(Output::Accepted { stream: far }) = bench.wait(accept).result else { panic!("no connection") };
     for stream in [near, far] {
         let fd = bench.ring.streams.slot(stream).unwrap().read_fd();
-        assert!(rustix::net::sockopt::tcp_nodelay(fd).unwrap());
+        assert!(sockopt::tcp_nodelay(fd).unwrap());
+        assert!(sockopt::socket_keepalive(fd).unwrap());
+        assert_eq!(sockopt::tcp_keepidle(fd).unwrap(), limits::TCP_KEEPALIVE_IDLE);
+        assert_eq!(sockopt::tcp_keepintvl(fd).unwrap(), limits::TCP_KEEPALIVE_INTERVAL);
+        assert_eq!(sockopt::tcp_keepcnt(fd).unwrap(), limits::TCP_KEEPALIVE_PROBES);
+        assert_eq!(sockopt::tcp_user_timeout(fd).unwrap(), limits::TCP_USER_TIMEOUT_MILLIS);
     }
     let sent = bench.send(near, b"hello");
     let wanted = bench.recv(far, 5);

@@ -1,0 +1,25 @@
+//! TCP sockets as both real backends want them: what is set on a connection.
+//!
+//! Owns no socket. The simulator has no part in this; it has nothing to set.
+
+#![forbid(unsafe_code)]
+
+use crate::limits;
+use rustix::net::sockopt;
+use std::os::fd::AsFd;
+
+/// Sets on a new connection what the system does not by itself: frames are gathered before they are sent, so they never
+/// wait for an acknowledgement, and a peer that is gone is noticed. A system that refuses keeps its own ways.
+pub fn tune(connection: impl AsFd) {
+    let connection = connection.as_fd();
+    let _ = sockopt::set_tcp_nodelay(connection, true);
+    let _ = sockopt::set_socket_keepalive(connection, true);
+    #[cfg(not(target_os = "openbsd"))]
+    {
+        let _ = sockopt::set_tcp_keepidle(connection, limits::TCP_KEEPALIVE_IDLE);
+        let _ = sockopt::set_tcp_keepintvl(connection, limits::TCP_KEEPALIVE_INTERVAL);
+        let _ = sockopt::set_tcp_keepcnt(connection, limits::TCP_KEEPALIVE_PROBES);
+    }
+    #[cfg(target_os = "linux")]
+    let _ = sockopt::set_tcp_user_timeout(connection, limits::TCP_USER_TIMEOUT_MILLIS);
+}
