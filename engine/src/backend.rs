@@ -133,6 +133,11 @@ pub enum OpKind {
         /// Listening stream.
         listener: StreamId,
     },
+    /// A TCP socket that takes connections -> [`Output::Listening`]. It is closed by CloseStream, or with the session.
+    Listen {
+        /// Where; port 0 takes a free one.
+        address: SocketAddr,
+    },
     /// A TCP connection -> [`Output::Accepted`].
     Connect {
         /// Where to.
@@ -421,6 +426,13 @@ pub enum Output {
         /// Its id.
         stream: StreamId,
     },
+    /// A new listening stream.
+    Listening {
+        /// Its id.
+        stream: StreamId,
+        /// Where it listens, with the port that was taken.
+        address: SocketAddr,
+    },
     /// An open file.
     Opened {
         /// Its id.
@@ -501,7 +513,8 @@ pub struct Completion {
 pub enum Cancel {
     /// All ops of one transfer.
     Transfer(SessionId, u32),
-    /// All ops of one session; files and directories opened under its token are closed, unpublished files discarded.
+    /// All ops of one session; files and directories opened under its token are closed, unpublished files discarded, and
+    /// what it listens on is closed as by CloseStream. Connections are not: they may have been handed to another session.
     Session(SessionId),
 }
 

@@ -18,7 +18,8 @@
 //! A test that does not end is reported with the operations that are still out.
 //!
 //! Which rule is where: `streams` 2 to 5, 9 and 10; `turns` 1, 6 and 8; `cancels` 7; `files` what the operations on files say of
-//! themselves in [`crate::backend::OpKind`]; `blocks` the two on the block store.
+//! themselves in [`crate::backend::OpKind`]; `blocks` the two on the block store, `connections` what Listen,
+//! Accept and Connect say.
 
 #![forbid(unsafe_code)]
 
@@ -30,6 +31,7 @@ use std::time::Duration;
 
 mod blocks;
 mod cancels;
+mod connections;
 mod driver;
 mod files;
 #[cfg(unix)]
@@ -39,6 +41,7 @@ mod turns;
 
 pub use blocks::*;
 pub use cancels::*;
+pub use connections::*;
 pub use files::*;
 #[cfg(unix)]
 pub use host::{HostPeer, HostRig, Machine};
@@ -161,6 +164,10 @@ macro_rules! contract_rules {
             closed_ids_are_refused,
             closing_a_stream_ends_what_waits_on_it,
             connections_are_made_accepted_and_refused,
+            an_address_listened_on_takes_connections,
+            an_address_that_cannot_be_had_is_refused,
+            a_closed_listener_frees_its_port,
+            a_sessions_end_frees_the_ports_it_listens_on,
             dropping_a_backend_drains_it,
             a_source_that_ends_early_is_padded_and_the_stream_lives,
             a_stale_source_is_padded_and_the_stream_lives,

@@ -187,6 +187,8 @@ pub const CAS_SPARE_BYTES: u64 = 64 * 1024 * 1024;
 /// Seconds after which a temporary file in the block store is what a killed process left.
 pub const CAS_STALE_SECONDS: i64 = 60 * 60;
 
+/// Connections that wait in the kernel to be accepted by one listening stream, at most.
+pub const LISTEN_BACKLOG: i32 = 64;
 /// How long a TCP connection is silent before its peer is asked whether it is still there. Routers and firewalls forget
 /// silent connections, some after a minute.
 pub const TCP_KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
@@ -243,6 +245,7 @@ const _: () = {
     assert!(PREAMBLE_SILENCE < HANDSHAKE_TIMEOUT && HANDSHAKE_TIMEOUT <= LOGIN_TIMEOUT);
     assert!(READ_WINDOW_FRAMES * 2 <= SESSION_FRAME_BLOCKS, "a block read and what a codec makes of it");
     assert!(SESSION_FRAME_BLOCKS <= POOL_FRAME_BLOCKS);
+    assert!(MAX_SESSIONS <= LISTEN_BACKLOG as usize);
     assert!(TCP_KEEPALIVE_IDLE.as_millis() < TCP_USER_TIMEOUT_MILLIS as u128, "one question is asked before");
     assert!(FILE_RUN_BYTES <= crate::wire::MAX_BLOCK as u64);
     assert!((CAS_VICTIMS as u64) > CAS_CAP_MIB / 4, "a store of whole blocks with the default cap is remembered whole");

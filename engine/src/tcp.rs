@@ -1,12 +1,24 @@
-//! TCP sockets as both real backends want them: what is set on a connection.
+//! TCP sockets as both real backends want them: how one comes to listen, and what is set on a connection.
 //!
 //! Owns no socket. The simulator has no part in this; it has nothing to set.
 
 #![forbid(unsafe_code)]
 
+use crate::backend::Errno;
 use crate::limits;
 use rustix::net::sockopt;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
+
+/// A socket that listens at `address`, and where that is once the system has chosen a port. A port of which only old
+/// connections are left can be had (SO_REUSEADDR), one at which somebody listens cannot.
+pub fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Errno> {
+    let listener = TcpListener::bind(address)?;
+    // The standard library listens with a backlog of its own; asked again, the kernel takes the new one (listen(2)).
+    rustix::net::listen(&listener, limits::LISTEN_BACKLOG)?;
+    let address = listener.local_addr()?;
+    Ok((listener, address))
+}
 
 /// Sets on a new connection what the system does not by itself: frames are gathered before they are sent, so they never
 /// wait for an acknowledgement, and a peer that is gone is noticed. A system that refuses keeps its own ways.

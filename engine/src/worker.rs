@@ -187,7 +187,8 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// A connection that was accepted for a session that is gone is closed; files are the backend's to close.
+    /// A connection that was accepted for a session that is gone is closed; files, and what it listened on, are the
+    /// backend's to close.
     fn discard(&mut self, completion: Completion) {
         if let Ok(Output::Accepted { stream }) = completion.result {
             let token = completion.op.token;

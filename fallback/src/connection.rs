@@ -1,7 +1,7 @@
 //! How streams come into being over TCP: a listener's accepts, and a connection that is being made.
 
 use crate::half::{Registration, Surroundings};
-use haul_engine::backend::{Cancel, Completion, Errno, Op, OpKind, Output, StreamId, Token};
+use haul_engine::backend::{Cancel, Completion, Errno, Op, OpKind, Output, SessionId, StreamId, Token};
 use haul_engine::tcp;
 use mio::Interest;
 use std::collections::VecDeque;
@@ -12,6 +12,8 @@ use std::rc::Rc;
 
 /// A listening socket and the Accepts that wait for it.
 pub(crate) struct Listener {
+    /// With this session it is closed.
+    owner: Option<SessionId>,
     // Before the socket: it is taken out of the poller before it is closed.
     _registration: Registration,
     listener: TcpListener,
@@ -20,10 +22,20 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    pub(crate) fn new(surroundings: &Rc<Surroundings>, listener: TcpListener, slot: u32) -> Result<Listener, Errno> {
+    pub(crate) fn new(
+        surroundings: &Rc<Surroundings>,
+        listener: TcpListener,
+        owner: Option<SessionId>,
+        slot: u32,
+    ) -> Result<Listener, Errno> {
         listener.set_nonblocking(true)?;
         let registration = Registration::new(surroundings, listener.as_fd(), slot, Interest::READABLE)?;
-        Ok(Listener { _registration: registration, listener, waiting: VecDeque::new(), ready: true })
+        Ok(Listener { owner, _registration: registration, listener, waiting: VecDeque::new(), ready: true })
+    }
+
+    /// True when this cancel ends the listener itself.
+    pub(crate) fn ends_with(&self, cancel: Cancel) -> bool {
+        self.owner.is_some_and(|owner| cancel == Cancel::Session(owner))
     }
 
     pub(crate) fn push(&mut self, token: Token) {

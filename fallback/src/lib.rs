@@ -197,7 +197,7 @@ impl Attach for Poll {
     }
 
     fn add_listener(&mut self, listener: TcpListener) -> Result<StreamId, Errno> {
-        self.streams.add_listener(listener)
+        self.streams.add_listener(listener, None)
     }
 
     fn add_root(&mut self, root: Root) -> DirId {

@@ -15,8 +15,9 @@ use crate::helper::Direction;
 use crate::receiver::Receiver;
 use crate::sender::{Sender, What};
 use crate::source::Source;
-use haul_engine::backend::{Cancel, Completion, Errno, Op, OpKind, Output, StreamId, Token};
+use haul_engine::backend::{Cancel, Completion, Errno, Op, OpKind, Output, SessionId, StreamId, Token};
 use haul_engine::offload::Offload;
+use haul_engine::tcp;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -75,9 +76,11 @@ impl Streams {
     }
 
     /// See [`haul_engine::backend::Attach::add_listener`].
-    pub(crate) fn add_listener(&mut self, listener: TcpListener) -> Result<StreamId, Errno> {
+    ///
+    /// With its owner, if it has one, it is closed.
+    pub(crate) fn add_listener(&mut self, listener: TcpListener, owner: Option<SessionId>) -> Result<StreamId, Errno> {
         let number = self.vacant();
-        let listener = Listener::new(&self.surroundings, listener, number)?;
+        let listener = Listener::new(&self.surroundings, listener, owner, number)?;
         Ok(self.occupy(number, |_| Kind::Listener(listener)))
     }
 
@@ -85,6 +88,7 @@ impl Streams {
     pub(crate) fn concerns(kind: &OpKind) -> bool {
         match kind {
             OpKind::Accept { .. }
+            | OpKind::Listen { .. }
             | OpKind::Connect { .. }
             | OpKind::Shutdown { .. }
             | OpKind::CloseStream { .. }
@@ -107,6 +111,10 @@ impl Streams {
     pub(crate) fn start(&mut self, op: Op, files: &Offload, completions: &mut Vec<Completion>) {
         let Op { token, kind } = op;
         let id = match &kind {
+            OpKind::Listen { address } => {
+                let result = self.listen(token, *address);
+                return completions.push(Completion { op: Op { token, kind }, result });
+            }
             OpKind::Connect { address } => return self.connect(token, *address, completions),
             OpKind::CloseStream { stream } => {
                 let result = self.close(*stream, completions).map(|()| Output::Done);
@@ -152,6 +160,10 @@ impl Streams {
             let id = StreamId::new(number as u32, slot.generation);
             match &mut slot.kind {
                 Kind::Free => {}
+                Kind::Listener(listener) if listener.ends_with(cancel) => {
+                    listener.end_all(id, completions);
+                    self.vacate(number as u32);
+                }
                 Kind::Listener(listener) => listener.cancel(id, cancel, completions),
                 Kind::Stream(stream) => {
                     stream.receiver.cancel(cancel, completions);
@@ -235,6 +247,12 @@ impl Streams {
                 false
             }
         }
+    }
+
+    fn listen(&mut self, token: Token, address: SocketAddr) -> Result<Output, Errno> {
+        let (listener, address) = tcp::listen(address)?;
+        let stream = self.add_listener(listener, Some(token.session))?;
+        Ok(Output::Listening { stream, address })
     }
 
     fn connect(&mut self, token: Token, address: SocketAddr, completions: &mut Vec<Completion>) {

@@ -242,6 +242,36 @@ fn a_reset_is_an_error_once_and_ever_after() {
     assert_eq!(bench.received(part).err(), reset);
 }
 
+/// The kernel's table shows on each socket which timer runs and when it ends; 02 is keepalive
+/// (Documentation/networking/proc_net_tcp.rst).
+#[cfg(target_os = "linux")]
+#[test]
+fn both_ends_of_a_connection_are_kept_alive() {
+    let mut bench = Bench::new();
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let (listener, address) = match bench.run(OpKind::Listen { address }) {
+        Ok(Output::Listening { stream, address }) => (stream, address),
+        other => panic!("{other:?}"),
+    };
+    let parts = [bench.submit(OpKind::Accept { listener }), bench.submit(OpKind::Connect { address })];
+    for part in parts {
+        accepted(bench.wait(part).result);
+    }
+    let port = format!(":{:04X}", address.port());
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let established = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let established = established.filter(|fields| fields[3] == "01");
+    let ours: Vec<_> = established.filter(|fields| fields[1].ends_with(&port) || fields[2].ends_with(&port)).collect();
+    assert_eq!(ours.len(), 2, "{ours:?}");
+    for fields in ours {
+        let (timer, when) = fields[5].split_once(':').unwrap();
+        assert_eq!(timer, "02", "{fields:?}");
+        // In hundredths of a second; by itself the system would ask after two hours.
+        let left = u64::from_str_radix(when, 16).unwrap();
+        assert!(left <= 100 * haul_engine::limits::TCP_KEEPALIVE_IDLE.as_secs(), "{fields:?}");
+    }
+}
+
 #[test]
 fn ops_that_do_not_suit_their_stream_are_invalid() {
     let mut bench = Bench::new();

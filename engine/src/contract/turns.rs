@@ -1,10 +1,10 @@
-//! Rules 1, 6 and 8: completions, waits, connections and Drop.
+//! Rules 1, 6 and 8: completions, waits and Drop.
 
 use super::cancels::OTHER;
 use super::driver::POOL_BLOCKS;
 use super::streams::flood;
 use super::{Driver, Flavor, Meter, Peer, Rig, SESSION, assert_same, pattern};
-use crate::backend::{Backend, Cancel, Errno, FileId, Finish, FsOp, OpKind, OpenMode, Output, Store, StreamId, Time};
+use crate::backend::{Backend, Cancel, FileId, Finish, FsOp, OpKind, OpenMode, Output, Store, StreamId, Time};
 use crate::block::Class;
 use crate::sim::random::Random;
 use crate::wire::frame::Preserve;
@@ -241,37 +241,6 @@ pub fn a_waker_ends_the_present_and_the_next_wait<R: Rig>() {
     }
     assert!(!driver.is_done(part));
     driver.cancel_one(part);
-    driver.finish();
-}
-
-/// Accept and Connect: bytes pass, a closed port refuses, a cancelled Accept leaves the listener alive.
-pub fn connections_are_made_accepted_and_refused<R: Rig>() {
-    let mut driver = Driver::<R>::new();
-    let Some((listener, address)) = driver.rig.listener() else { return };
-    let cancelled = driver.submit(OpKind::Accept { listener });
-    driver.turns(2);
-    driver.cancel_one(cancelled);
-    assert_eq!(driver.wait(cancelled).result.err(), Some(Errno::CANCELLED));
-    for _ in 0..2 {
-        let parts = [driver.submit(OpKind::Accept { listener }), driver.submit(OpKind::Connect { address })];
-        let [near, far] = parts.map(|part| match driver.wait(part).result {
-            Ok(Output::Accepted { stream }) => stream,
-            other => panic!("{other:?}"),
-        });
-        for (from, to) in [(near, far), (far, near)] {
-            let sent = driver.send(from, b"head", &pattern(1, 40_000));
-            let recv = driver.recv(to, 40_004);
-            assert_same(
-                &driver.received(recv).unwrap(),
-                &[b"head".to_vec(), pattern(1, 40_000)].concat(),
-                "connection",
-            );
-            assert!(driver.wait(sent).result.is_ok());
-        }
-    }
-    assert!(driver.run(OpKind::CloseStream { stream: listener }).is_ok());
-    assert_eq!(driver.run(OpKind::Accept { listener }).err(), Some(Errno::STALE_ID));
-    assert!(driver.run(OpKind::Connect { address }).is_err(), "nobody listens");
     driver.finish();
 }
 

@@ -1,7 +1,7 @@
 //! What goes wrong, when, and what went wrong.
 //!
 //! Owns the plan and its record; carrying a fault out is the business of whoever runs into it: `files` for operations
-//! on the disk, `network` for streams, `state` for crashes.
+//! on the disk, `network` for streams, `listen` for connections being made, `state` for crashes.
 
 use super::random::Random;
 use crate::backend::{Errno, FsOp, OpKind, OpenMode, Time, Token};
@@ -16,6 +16,7 @@ const RANDOM_BYTES: u64 = 1 << 20;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum OpName {
     Accept,
+    Listen,
     Connect,
     Shutdown,
     CloseStream,
@@ -55,6 +56,7 @@ impl OpName {
     pub fn of(kind: &OpKind) -> OpName {
         match kind {
             OpKind::Accept { .. } => OpName::Accept,
+            OpKind::Listen { .. } => OpName::Listen,
             OpKind::Connect { .. } => OpName::Connect,
             OpKind::Shutdown { .. } => OpName::Shutdown,
             OpKind::CloseStream { .. } => OpName::CloseStream,
@@ -104,6 +106,11 @@ pub enum Fault {
     Enospc,
     /// The operation fails with EACCES.
     Eacces,
+    /// The connection is refused although somebody listens: ECONNREFUSED.
+    Refused,
+    /// The network swallows the connection: ETIMEDOUT after [`CONNECT_TIMEOUT`](super::CONNECT_TIMEOUT), unless it is
+    /// cancelled before.
+    Unanswered,
     /// The connection is gone: at the operation, or after a number of bytes.
     Epipe,
     /// The file that is being read becomes shorter.
@@ -117,7 +124,7 @@ pub enum Fault {
 impl Fault {
     /// The faults that an operation of this name can run into.
     pub fn of(op: OpName) -> &'static [Fault] {
-        use Fault::{Eacces, Eio, Enospc, Epipe, ShortSource, Vanish};
+        use Fault::{Eacces, Eio, Enospc, Epipe, Refused, ShortSource, Unanswered, Vanish};
         match op {
             OpName::Recv => &[Epipe],
             OpName::Send => &[Epipe, Eio],
@@ -133,7 +140,9 @@ impl Fault {
             | OpName::MakeLink => &[Enospc, Eio, Eacces],
             OpName::Write | OpName::Publish | OpName::FillBlocks => &[Enospc, Eio],
             OpName::StatOpen | OpName::ReadDir | OpName::SetMeta | OpName::Clone | OpName::HashBlocks => &[Eio],
-            OpName::Accept | OpName::Connect | OpName::Shutdown | OpName::CloseStream | OpName::Compute => &[],
+            OpName::Listen => &[Eacces],
+            OpName::Connect => &[Refused, Unanswered],
+            OpName::Accept | OpName::Shutdown | OpName::CloseStream | OpName::Compute => &[],
             // Trouble with the store is no error.
             OpName::KeepBlocks => &[],
             OpName::Close | OpName::CloseDir => &[Eio],
@@ -146,6 +155,8 @@ impl Fault {
             Fault::Eio | Fault::Crash => Errno::IO,
             Fault::Enospc => Errno::NO_SPACE,
             Fault::Eacces => Errno::from(rustix::io::Errno::ACCESS),
+            Fault::Refused => Errno::from(rustix::io::Errno::CONNREFUSED),
+            Fault::Unanswered => Errno::from(rustix::io::Errno::TIMEDOUT),
             Fault::Epipe => Errno::BROKEN_PIPE,
             Fault::ShortSource => Errno::SHORT_SOURCE,
             Fault::Vanish => Errno::NOT_FOUND,

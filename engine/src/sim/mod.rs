@@ -82,17 +82,21 @@ pub use backend::{SimBackend, SimPeer};
 pub use faults::{Fault, FaultPlan, Hit, Mutation, OpName, Planned};
 
 use crate::backend::{DirId, Features, StreamId, Time};
+use crate::limits::SECOND;
 use crate::wire::frame::Attributes;
 use crate::wire::path::{RequestPath, Target};
 use disk::{Meta, Node};
 use state::{Channel, Host, State};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 /// Bytes a stream holds at most; the seed decides how many.
 pub const MAX_STREAM_BYTES: usize = 64 * 1024;
+
+/// Nanoseconds after which a Connect that nobody answers is given up, as Linux does after its six repetitions.
+pub const CONNECT_TIMEOUT: u64 = 127 * SECOND;
 
 /// Everything there is, and the time in it.
 pub struct World {
@@ -154,7 +158,14 @@ impl World {
         (state.hosts[a.host].streams.insert(Channel::End(one)), state.hosts[b.host].streams.insert(Channel::End(two)))
     }
 
-    /// A listening stream and the address at which other hosts' Connect finds it.
+    /// The addresses at which other hosts reach one, IPv4 first. A session on it that listens at either of them, or at
+    /// all addresses (`0.0.0.0`, `[::]`), is found there by Connect; one that listens at a loopback address only by those
+    /// on the same host.
+    pub fn addresses(&self, host: &str) -> [IpAddr; 2] {
+        listen::addresses(self.host_index(host))
+    }
+
+    /// A listening stream that no session owns, and the address at which other hosts' Connect finds it.
     pub fn listen(&self, on: &mut SimBackend) -> (StreamId, SocketAddr) {
         self.state.borrow_mut().listen(on.host)
     }

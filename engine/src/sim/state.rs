@@ -4,6 +4,7 @@
 //! its completion is delivered. Streams have one kind, a pump that moves bytes and is scheduled again while it can.
 //! Events of operations that are gone meanwhile find nothing and do nothing.
 
+use super::CONNECT_TIMEOUT;
 use super::faults::{Fault, FaultPlan, Hit, Mutation, OpName};
 use super::files::{Around, Disk};
 use super::listen::Listener;
@@ -41,7 +42,7 @@ struct Event {
     what: What,
 }
 
-/// An operation on the disk that has not taken effect.
+/// An operation on the disk that has not taken effect, or a Connect that nobody answers.
 struct Running {
     op: Op,
     fault: Option<Fault>,
@@ -260,7 +261,8 @@ impl State {
         let fault = self.plan.for_op(host, name, *nth);
         *nth += 1;
         match op.kind {
-            OpKind::Connect { address } => self.start_connect(host, id, op, address),
+            OpKind::Listen { address } => self.start_listen(host, id, op, address, fault),
+            OpKind::Connect { address } => self.start_connect(host, id, op, address, fault),
             OpKind::Accept { listener: stream }
             | OpKind::Shutdown { stream }
             | OpKind::CloseStream { stream }
@@ -279,9 +281,18 @@ impl State {
         }
     }
 
+    /// Keeps a Connect until it is cancelled, or the time for it is over.
+    pub(super) fn leave_unanswered(&mut self, host: usize, id: u64, op: Op) {
+        self.hosts[host].running.insert(id, Running { op, fault: None });
+        self.schedule(self.clock.after(CONNECT_TIMEOUT), What::Execute { host, op: id });
+    }
+
     /// An operation on the disk takes effect.
     fn execute(&mut self, host: usize, id: u64) {
         let Some(Running { mut op, fault }) = self.hosts[host].running.remove(&id) else { return };
+        if let OpKind::Connect { .. } = op.kind {
+            return self.finish_soon(host, id, op, Err(Fault::Unanswered.errno()));
+        }
         if let Some(fault) = fault {
             self.hit(host, Some(&op), fault);
         }
@@ -326,8 +337,9 @@ impl State {
                 OpName::Open | OpName::Create | OpName::InPlace | OpName::Continue | OpName::Load | OpName::OpenDir
             );
             let closes = matches!(name, OpName::Close | OpName::CloseDir);
+            let waits = name == OpName::Connect;
             // A cancel may come too late; but what a session that ends would open must not stay open.
-            if closes || (self.random.once_in(2) && !(opens && whole_session)) {
+            if closes || (!waits && self.random.once_in(2) && !(opens && whole_session)) {
                 continue;
             }
             let Some(Running { op, .. }) = self.hosts[host].running.remove(&id) else { continue };
@@ -345,6 +357,7 @@ impl State {
         }
         if let Cancel::Session(session) = cancel {
             self.hosts[host].disk.close_session(session);
+            self.close_listeners_of(host, session);
         }
     }
 

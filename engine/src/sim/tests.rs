@@ -2,14 +2,15 @@
 //! planned, and a world that sees when rules are broken.
 
 use super::random::Random;
-use super::{Fault, FaultPlan, Mutation, OpName, Planned, SimBackend, World};
+use super::{CONNECT_TIMEOUT, Fault, FaultPlan, Mutation, OpName, Planned, SimBackend, World};
 use crate::backend::{
-    Backend, Completion, Errno, FileId, Finish, OpKind, OpenMode, Output, Place, SessionId, StreamId, Submissions,
-    Time, Token,
+    Backend, Cancel, Completion, Errno, FileId, Finish, OpKind, OpenMode, Output, Place, SessionId, StreamId,
+    Submissions, Time, Token,
 };
 use crate::block::{Class, Pool};
 use crate::wire::frame::Preserve;
 use crate::wire::path::{RequestPath, Target};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 
 /// One host with what a worker has around its backend.
@@ -76,6 +77,25 @@ impl Side {
         let part = self.open(path, mode);
         match self.wait(world, part) {
             Ok(Output::Opened { file, .. }) => *file,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Listens at this address; where that was in the end.
+    fn listening(&mut self, world: &World, address: SocketAddr) -> Result<(StreamId, SocketAddr), Errno> {
+        let part = self.submit(OpKind::Listen { address });
+        match self.wait(world, part) {
+            Ok(Output::Listening { stream, address }) => Ok((*stream, *address)),
+            Err(errno) => Err(*errno),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn connected(&mut self, world: &World, address: SocketAddr) -> Result<StreamId, Errno> {
+        let part = self.submit(OpKind::Connect { address });
+        match self.wait(world, part) {
+            Ok(Output::Accepted { stream }) => Ok(*stream),
+            Err(errno) => Err(*errno),
             other => panic!("{other:?}"),
         }
     }
@@ -148,7 +168,7 @@ fn whatever_goes_wrong_every_operation_of_a_living_host_completes_once() {
         struck += world.faults_hit().len();
         for side in [&mut a, &mut b] {
             // Recvs whose peer has nothing more to say wait for ever.
-            let session = crate::backend::Cancel::Session(SessionId(0));
+            let session = Cancel::Session(SessionId(0));
             side.submissions.cancel(session);
             while side.turn() && side.backend.outstanding() > 0 {
                 assert!(world.advance(), "SEED={seed}: operations that never complete");
@@ -325,4 +345,90 @@ fn time_jumps_to_a_deadline_only_when_everybody_is_idle() {
     turn(&mut a);
     assert!(world.advance());
     assert!(!world.advance(), "nothing will ever happen again");
+}
+
+const REFUSED: Errno = Errno(rustix::io::Errno::CONNREFUSED.raw_os_error());
+
+#[test]
+fn a_host_is_reached_at_its_addresses_by_others_and_at_loopback_by_itself() {
+    let world = World::new(5, FaultPlan::none());
+    let mut sides = [Side::new(&world, "client"), Side::new(&world, "server")];
+    let [client, server] = &mut sides;
+    let [v4, v6] = world.addresses("server");
+    let any = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+    for (at, reached) in [(v4, v4), (v6, v6), (any[0], v4), (any[1], v6), (any[1], v4)] {
+        let (listener, bound) = server.listening(&world, SocketAddr::new(at, 0)).unwrap();
+        let accept = server.submit(OpKind::Accept { listener });
+        let near = client.connected(&world, SocketAddr::new(reached, bound.port())).unwrap();
+        let Ok(Output::Accepted { stream: far }) = *server.wait(&world, accept) else { panic!("not accepted") };
+        client.send(near, b"ping");
+        let part = server.recv(far, 5);
+        client.turn();
+        assert!(server.wait(&world, part).is_ok());
+    }
+    let (_, loopback) = server.listening(&world, SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0)).unwrap();
+    assert!(server.connected(&world, loopback).is_ok());
+    assert_eq!(client.connected(&world, loopback).err(), Some(REFUSED));
+    assert_eq!(client.connected(&world, SocketAddr::new(v4, loopback.port())).err(), Some(REFUSED));
+    world.check();
+}
+
+#[test]
+fn addresses_that_overlap_are_in_use_and_low_ports_forbidden() {
+    let world = World::new(5, FaultPlan::none());
+    let mut sides = [Side::new(&world, "one"), Side::new(&world, "two")];
+    let [one, two] = &mut sides;
+    let any = |port| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
+    let all = |port| SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
+    let [own, own_v6]: [IpAddr; 2] = world.addresses("one");
+    assert!(one.listening(&world, any(5000)).is_ok());
+    let in_use = Some(rustix::io::Errno::ADDRINUSE.into());
+    for taken in [any(5000), all(5000), SocketAddr::new(own, 5000)] {
+        assert_eq!(one.listening(&world, taken).err(), in_use, "{taken}");
+    }
+    assert!(one.listening(&world, SocketAddr::new(own_v6, 5000)).is_ok());
+    assert!(two.listening(&world, all(5000)).is_ok(), "another host");
+    assert_eq!(two.listening(&world, SocketAddr::new(own, 0)).err(), Some(rustix::io::Errno::ADDRNOTAVAIL.into()));
+    assert_eq!(two.listening(&world, any(80)).err(), Some(rustix::io::Errno::ACCESS.into()));
+}
+
+#[test]
+fn a_crash_ends_what_a_host_listens_on() {
+    let world = World::new(5, FaultPlan::none());
+    let mut sides = [Side::new(&world, "client"), Side::new(&world, "server")];
+    let [client, server] = &mut sides;
+    let address = SocketAddr::new(world.addresses("server")[0], 4000);
+    assert!(server.listening(&world, address).is_ok());
+    assert!(client.connected(&world, address).is_ok());
+    world.crash("server");
+    assert_eq!(client.connected(&world, address).err(), Some(REFUSED));
+    let mut again = Side::new(&world, "server");
+    assert!(again.listening(&world, address).is_ok());
+}
+
+#[test]
+fn a_planned_fault_keeps_a_host_from_listening_and_from_connecting() {
+    let planned = [
+        (OpName::Listen, 0, Fault::Eacces),
+        (OpName::Connect, 0, Fault::Refused),
+        (OpName::Connect, 1, Fault::Unanswered),
+        (OpName::Connect, 2, Fault::Unanswered),
+    ];
+    let planned = planned.map(|(op, nth, fault)| Planned::Op { host: 0, op, nth, fault });
+    let world = World::new(5, FaultPlan::of(planned.to_vec()));
+    let mut host = Side::new(&world, "host");
+    let loopback = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
+    assert_eq!(host.listening(&world, loopback).err(), Some(rustix::io::Errno::ACCESS.into()));
+    let (_, address) = host.listening(&world, loopback).unwrap();
+    assert_eq!(host.connected(&world, address).err(), Some(REFUSED));
+    let before = world.now();
+    assert_eq!(host.connected(&world, address).err(), Some(rustix::io::Errno::TIMEDOUT.into()));
+    assert!(world.now() >= before.after(CONNECT_TIMEOUT));
+    let (before, part) = (world.now(), host.submit(OpKind::Connect { address }));
+    host.turn();
+    host.submissions.cancel(Cancel::Transfer(SessionId(0), part));
+    assert_eq!(host.wait(&world, part).as_ref().err(), Some(&Errno::CANCELLED));
+    assert!(world.now() < before.after(CONNECT_TIMEOUT));
+    assert!(host.connected(&world, address).is_ok());
+    assert_eq!(world.faults_hit().len(), 4);
 }

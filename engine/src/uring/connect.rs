@@ -1,11 +1,11 @@
-//! Streams coming and going: Accept, Connect, CloseStream.
+//! Streams coming and going: Listen, Accept, Connect, CloseStream.
 
 use super::Uring;
 use super::files::is_again;
 use super::inflight::{Connecting, Flight, Work};
 use super::slots::{Kind, Stream};
 use super::sys::Call;
-use crate::backend::{Completion, Errno, Op, OpKind, Output, StreamId, Token};
+use crate::backend::{Completion, Errno, Op, OpKind, Output, SessionId, StreamId, Token};
 use crate::tcp;
 use rustix::net::addr::SocketAddrArg;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
@@ -13,6 +13,15 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 impl Uring {
+    /// Ends at once: binding a socket waits for nothing.
+    pub(super) fn start_listen(&mut self, token: Token, address: SocketAddr, out: &mut Vec<Completion>) {
+        let result = tcp::listen(address).and_then(|(listener, address)| {
+            let stream = self.streams.add(Stream::listener(listener.into(), Some(token.session))?);
+            Ok(Output::Listening { stream, address })
+        });
+        out.push(Completion { op: Op { token, kind: OpKind::Listen { address } }, result });
+    }
+
     pub(super) fn start_accept(&mut self, token: Token, listener: StreamId, out: &mut Vec<Completion>) {
         let op = Op { token, kind: OpKind::Accept { listener } };
         match self.streams.open(listener) {
@@ -37,7 +46,7 @@ impl Uring {
         out: &mut Vec<Completion>,
     ) {
         let OpKind::Accept { listener } = op.kind else { return };
-        let closing = self.streams.slot(listener).is_none_or(|stream| stream.closing.is_some());
+        let closing = self.streams.slot(listener).is_none_or(|stream| stream.closing);
         let result = match (accepted, result) {
             (Some(socket), _) => self.adopt(socket),
             (None, _) if cancelled || closing => Err(Errno::CANCELLED),
@@ -86,11 +95,26 @@ impl Uring {
 
     pub(super) fn start_close(&mut self, token: Token, id: StreamId, out: &mut Vec<Completion>) {
         let op = Op { token, kind: OpKind::CloseStream { stream: id } };
-        let stream = match self.streams.open(id) {
-            Ok(stream) => stream,
+        match self.streams.open(id) {
+            Ok(stream) => stream.closer = Some(op),
             Err(errno) => return out.push(Completion { op, result: Err(errno) }),
-        };
-        stream.closing = Some(op);
+        }
+        self.begin_close(id, out);
+    }
+
+    /// The session has ended, and nobody else knows what it listened on.
+    pub(super) fn close_listeners(&mut self, session: SessionId, out: &mut Vec<Completion>) {
+        let owned = self.streams.iter_mut().filter(|(_, stream)| stream.owner == Some(session));
+        let owned: Vec<StreamId> = owned.map(|(id, _)| id).collect();
+        for id in owned {
+            self.begin_close(id, out);
+        }
+    }
+
+    /// Nothing where the stream is being closed already.
+    fn begin_close(&mut self, id: StreamId, out: &mut Vec<Completion>) {
+        let Ok(stream) = self.streams.open(id) else { return };
+        stream.closing = true;
         stream.queue.fail(Errno::CANCELLED);
         stream.queue.end_all(Errno::CANCELLED, out);
         stream.read_failed.get_or_insert(Errno::CANCELLED);

@@ -154,6 +154,7 @@ impl Uring {
         let Op { token, kind } = op;
         match kind {
             OpKind::Accept { listener } => self.start_accept(token, listener, out),
+            OpKind::Listen { address } => self.start_listen(token, address, out),
             OpKind::Connect { address } => self.start_connect(token, address, out),
             OpKind::CloseStream { stream } => self.start_close(token, stream, out),
             OpKind::Recv { stream, into, at_least } => self.start_recv(token, stream, into, at_least, out),
@@ -187,6 +188,9 @@ impl Uring {
             if stream.queue.failed.is_some() {
                 self.dirty.push(id);
             }
+        }
+        if let Cancel::Session(session) = cancel {
+            self.close_listeners(session, out);
         }
         self.offload.cancel(cancel, out);
     }
@@ -225,10 +229,10 @@ impl Uring {
     }
 
     fn close_if_idle(&mut self, id: StreamId, out: &mut Vec<Completion>) {
-        if self.streams.slot(id).is_none_or(|stream| stream.busy > 0 || stream.closing.is_none()) {
+        if self.streams.slot(id).is_none_or(|stream| stream.busy > 0 || !stream.closing) {
             return;
         }
-        if let Some(Stream { closing: Some(op), .. }) = self.streams.remove(id) {
+        if let Some(Stream { closer: Some(op), .. }) = self.streams.remove(id) {
             out.push(Completion { op, result: Ok(Output::Done) });
         }
     }
@@ -306,7 +310,7 @@ impl Attach for Uring {
     }
 
     fn add_listener(&mut self, listener: std::net::TcpListener) -> Result<StreamId, Errno> {
-        Ok(self.streams.add(Stream::listener(listener.into())?))
+        Ok(self.streams.add(Stream::listener(listener.into(), None)?))
     }
 
     fn add_root(&mut self, root: Root) -> DirId {

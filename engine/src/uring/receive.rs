@@ -65,7 +65,7 @@ impl Uring {
     ) {
         let id = receiving.stream;
         let Some(stream) = self.streams.slot(id) else { return };
-        let unwanted = !cancels.is_empty() || stream.closing.is_some();
+        let unwanted = !cancels.is_empty() || stream.closing;
         let outcome = match result {
             // Ready, closed or in error: the read itself will tell.
             Ok(_) if step == Step::Arrival => None,

@@ -9,7 +9,7 @@
 
 use super::inflight::Receiving;
 use super::send_queue::{Outgoing, SendQueue};
-use crate::backend::{Errno, Op, StreamId};
+use crate::backend::{Errno, Op, SessionId, StreamId};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
 use rustix::net::sockopt::{Timeout, set_socket_timeout, set_tcp_nodelay};
 use std::collections::VecDeque;
@@ -60,8 +60,12 @@ pub(super) struct Stream {
     pub(super) read_failed: Option<Errno>,
     /// Flights that refer to this stream.
     pub(super) busy: u32,
-    /// The CloseStream that waits for them.
-    pub(super) closing: Option<Op>,
+    /// It takes no further ops and goes when they are back.
+    pub(super) closing: bool,
+    /// The CloseStream that waits for that; there is none when its session has ended.
+    pub(super) closer: Option<Op>,
+    /// With this session it is closed. Only a listener has an owner.
+    pub(super) owner: Option<SessionId>,
 }
 
 impl Stream {
@@ -86,7 +90,9 @@ impl Stream {
             receiving: false,
             read_failed: None,
             busy: 0,
-            closing: None,
+            closing: false,
+            closer: None,
+            owner: None,
         };
         if ours {
             make_blocking(stream.read.as_fd())?;
@@ -98,10 +104,11 @@ impl Stream {
         Ok(stream)
     }
 
-    /// A listening socket.
-    pub(super) fn listener(socket: OwnedFd) -> Result<Stream, Errno> {
+    /// A listening socket, and the session that listens.
+    pub(super) fn listener(socket: OwnedFd, owner: Option<SessionId>) -> Result<Stream, Errno> {
         let mut stream = Stream::new(socket, None, true)?;
         (stream.source, stream.sink) = (Kind::Listener, Kind::Listener);
+        stream.owner = owner;
         Ok(stream)
     }
 
@@ -196,7 +203,7 @@ impl Streams {
 
     /// The stream, as long as new ops may be given to it.
     pub(super) fn open(&mut self, id: StreamId) -> Result<&mut Stream, Errno> {
-        self.slot(id).filter(|stream| stream.closing.is_none()).ok_or(Errno::STALE_ID)
+        self.slot(id).filter(|stream| !stream.closing).ok_or(Errno::STALE_ID)
     }
 
     /// Takes a stream out; its id is stale from here on.
