@@ -59,6 +59,18 @@ pub(crate) enum Compress {
     None,
 }
 
+/// Which way content takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
+pub(crate) enum DirectWay {
+    /// Through ssh.
+    #[default]
+    Ssh,
+    /// Over TCP, or not at all.
+    Direct,
+    /// Over TCP where that comes about, else through ssh.
+    Auto,
+}
+
 /// A number of connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(crate) enum Connections {
@@ -110,6 +122,10 @@ pub(crate) struct RemoteArgs {
     /// Jump host for ssh.
     #[arg(short = 'J', value_name = "HOST")]
     pub(crate) jump: Option<OsString>,
+    /// Which way content takes: through ssh, over a TCP connection of its own, encrypted with AES-256-GCM under keys that
+    /// are agreed on through ssh, or that and, where there is none within a second, ssh.
+    #[arg(long, value_enum, value_name = "WAY", default_value = "ssh")]
+    pub(crate) direct: DirectWay,
     /// The remote haul, if it is not on the PATH there.
     #[arg(long, value_name = "PROGRAM", default_value = "haul")]
     pub(crate) remote_path: String,

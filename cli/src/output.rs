@@ -194,6 +194,12 @@ impl Output {
                     self.note(&format!("{peer} answers"));
                 }
             }
+            Report::Direct(address) => {
+                if self.args.verbose && !self.args.json {
+                    self.note(&format!("content goes directly to {address}, encrypted with AES-256-GCM"));
+                }
+                self.json("direct", json!({"address": address.to_string()}));
+            }
             Report::Listed { .. } | Report::Hashed { .. } | Report::Resumable { .. } => {}
             // What these two mean is decided where the connection was made.
             Report::Absent(_) | Report::Redial { .. } => {}

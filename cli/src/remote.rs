@@ -1,9 +1,9 @@
 //! The other machine: a host name that is safe to hand to ssh, and the ssh process that starts whoever can answer there.
 
-use crate::args::RemoteArgs;
+use crate::args::{DirectWay, RemoteArgs};
 use haul_engine::limits::{LOGIN_TIMEOUT, SECOND};
 use haul_engine::session::Failure;
-use haul_engine::session::client::{Opening, Patience};
+use haul_engine::session::client::{Opening, Patience, Wish};
 use haul_engine::session::plan::Operand;
 use std::ffi::OsString;
 use std::fmt;
@@ -72,6 +72,13 @@ fn nonce() -> String {
     random.iter().fold(String::from(NONCE), |line, byte| format!("{line}{byte:02x}"))
 }
 
+/// Bytes that nobody can guess, for keys: without them there is no going on.
+pub(crate) fn random() -> [u8; 32] {
+    let mut random = [0; 32];
+    getrandom::fill(&mut random).expect("the system gives random bytes");
+    random
+}
+
 /// The start line that a client waits for whose command sshd has kept for us (SSH_ORIGINAL_COMMAND), because the account
 /// runs this program in its place.
 pub(crate) fn start_line_for(original_command: &[u8]) -> Option<String> {
@@ -129,11 +136,15 @@ impl Dial {
         let script = format!("exec sh -c {} {nonce} {} {}", quote(START), quote(&self.args.remote_path), quote(root));
         let child = self.spawn(false, &script)?;
         let mixed = "it takes absolute paths or relative ones, not both in one run";
+        let direct = match self.args.direct {
+            DirectWay::Ssh => None,
+            way => Some(Wish { required: way == DirectWay::Direct, random: random() }),
+        };
         let opening = Opening {
             redialled,
             refuse_base: (self.begin == Begin::Both).then_some(mixed),
             patience: patience(),
-            ..Opening::full(Some(nonce.into_bytes()))
+            ..Opening::full(Some(nonce.into_bytes())).with_direct(direct)
         };
         Ok((child, opening))
     }

@@ -9,15 +9,16 @@ use crate::signals;
 use crate::store;
 use haul_engine::backend::Backend as _;
 use haul_engine::block::Pool;
-use haul_engine::limits::{DAEMON_LARGE_BLOCKS, POOL_LARGE_BLOCKS, POOL_SMALL_BLOCKS};
+use haul_engine::limits::{DAEMON_LARGE_BLOCKS, POOL_LARGE_BLOCKS, POOL_SMALL_BLOCKS, SECOND};
 use haul_engine::offload::Root;
 use haul_engine::session::Failure;
 use haul_engine::session::acceptor::Acceptor;
+use haul_engine::session::rendezvous::Direct;
 use haul_engine::session::server::Server;
 use haul_engine::worker::Worker;
 use std::cell::RefCell;
 use std::io::Write;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -66,7 +67,8 @@ fn serve(args: &ServeArgs, choice: Choice) -> Result<Exit, (String, Exit)> {
             let mut worker = Worker::new(backend, Pool::new(POOL_SMALL_BLOCKS, blocks));
             let ended = ended.clone();
             let on_end = Box::new(move |result| *ended.borrow_mut() = said(result));
-            worker.add(Box::new(Server::new(stream, root, on_end).with_store(store).with_patience(remote::patience())));
+            let server = Server::new(stream, root, on_end).with_store(store).with_direct(Some(direct()));
+            worker.add(Box::new(server.with_patience(remote::patience())));
             worker
         }
     };
@@ -109,6 +111,23 @@ fn root(dir: Option<&Path>) -> Result<Root, String> {
     let canonical = dir.canonicalize().map_err(failed)?;
     let handle: OwnedFd = std::fs::File::open(&canonical).map_err(failed)?.into();
     Ok(Root::confined(handle, canonical))
+}
+
+/// Where the client of this session may connect directly: the address at which its ssh reached this machine.
+fn direct() -> Direct {
+    let connection = std::env::var("SSH_CONNECTION").unwrap_or_default();
+    let fields: Vec<&str> = connection.split(' ').collect();
+    let ip = match fields[..] {
+        [_, _, ip, _] => ip.parse().ok(),
+        _ => None,
+    };
+    // As the environment of base servers has it, in seconds.
+    let seconds = std::env::var("BCMR_RENDEZVOUS_TIMEOUT_SECS").ok().and_then(|seconds| seconds.parse::<u64>().ok());
+    let mut direct = Direct::new(ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), remote::random);
+    if let Some(seconds) = seconds.filter(|&seconds| seconds > 0) {
+        direct.patience = seconds.saturating_mul(SECOND);
+    }
+    direct
 }
 
 /// Without a key only this machine may connect.

@@ -6,6 +6,8 @@ use crate::backend::{Errno, Output};
 use crate::block::{Block, Slice};
 use crate::tree_hash::{ContentHash, Input};
 use crate::wire::compress::{self, Codec};
+use crate::wire::seal::{Open, Seal};
+use std::ops::Range;
 
 /// Work on the content of blocks.
 #[derive(Debug)]
@@ -41,6 +43,22 @@ pub enum Compute {
         /// In the order of the file.
         inputs: Vec<Input>,
     },
+    /// Seals the record that is the block's bytes -> [`Output::Done`].
+    Seal {
+        /// With this nonce; used up.
+        seal: Option<Seal>,
+        /// Length, plaintext and tag.
+        block: Block,
+    },
+    /// Opens the record that is the block's bytes -> [`Output::Done`], or [`Errno::BAD_RECORD`].
+    Open {
+        /// With this nonce; used up.
+        open: Option<Open>,
+        /// Length, ciphertext and tag.
+        block: Block,
+        /// Where the plaintext then is.
+        plain: Range<usize>,
+    },
 }
 
 impl Compute {
@@ -61,6 +79,15 @@ impl Compute {
             }
             Compute::Digest { hash, inputs } => {
                 inputs.iter().for_each(|input| hash.apply(input));
+                Ok(Output::Done)
+            }
+            Compute::Seal { seal, block } => {
+                seal.take().ok_or(Errno::INVALID)?.seal(block.bytes_mut());
+                Ok(Output::Done)
+            }
+            Compute::Open { open, block, plain } => {
+                let open = open.take().ok_or(Errno::INVALID)?;
+                *plain = open.open(block.bytes_mut()).map_err(|_| Errno::BAD_RECORD)?;
                 Ok(Output::Done)
             }
         }

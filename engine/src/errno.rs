@@ -20,6 +20,8 @@ impl Errno {
     pub const CHANGED: Errno = Errno(100_005);
     /// Compressed content is damaged, or is not what was announced.
     pub const BAD_BLOCK: Errno = Errno(100_006);
+    /// A record was not sealed by the peer, or is not the next one.
+    pub const BAD_RECORD: Errno = Errno(100_007);
     /// The content is not what it should be.
     pub const HASH_MISMATCH: Errno = Errno(100_004);
     /// The operation was cancelled before it had any effect.
@@ -86,6 +88,7 @@ impl fmt::Display for Errno {
             Errno::UNSUPPORTED => f.write_str("Not supported here"),
             Errno::HASH_MISMATCH => f.write_str("Content does not match its hash"),
             Errno::BAD_BLOCK => f.write_str("Compressed content is damaged"),
+            Errno::BAD_RECORD => f.write_str("What arrived is not what the peer sealed"),
             Errno(n) => {
                 let text = std::io::Error::from_raw_os_error(n).to_string();
                 f.write_str(text.split(" (os error").next().unwrap_or(&text))

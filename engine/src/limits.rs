@@ -76,6 +76,20 @@ pub const BLOCKS_PER_OPERATION: usize = 16;
 pub const HASHING_OPERATIONS: usize = OFFLOAD_THREADS;
 /// Bytes from which a piece of content is hashed by a helper thread: 64 KiB take 15 us, about as long as handing over.
 pub const DIGEST_BYTES: usize = 64 * 1024;
+/// Bytes from which a record is sealed and opened by a helper thread, and received into a block of its own.
+pub const SEAL_BYTES: usize = 64 * 1024;
+/// Blocks of records that are open, or being opened, and not yet parsed: at this number nothing more is received.
+pub const ARRIVED_BLOCKS: usize = 3;
+/// Blocks that stay for those who need them to go on with what has come.
+pub const SPARED_BLOCKS: usize = 4;
+/// Direct connections one session may be waiting for or serve, as its client opened them.
+pub const MAX_MEETINGS: usize = 16;
+/// Connections that wait to prove themselves to one listener.
+pub const MAX_GUESTS: usize = 64;
+/// Nanoseconds each of them has.
+pub const GUEST_TIMEOUT: u64 = 4 * SECOND;
+/// Nanoseconds in which the client of a session must come to the listener that was opened for it.
+pub const MEETING_TIMEOUT: u64 = 30 * SECOND;
 /// Files at least this large are continued where an interrupted transfer stopped; smaller ones are begun again.
 pub const RESUME_BYTES: u64 = 1024 * 1024;
 /// Connections of one run at most.
@@ -197,9 +211,9 @@ pub const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// Questions without an answer after which the connection is gone.
 pub const TCP_KEEPALIVE_PROBES: u32 = 4;
 /// Milliseconds after which a TCP connection is gone whose peer acknowledges nothing, keepalive included. The kernel also
-/// counts the time in which a peer that is alive has no room (Linux 6.18, measured): who must not read for that long is
-/// cut off.
-pub const TCP_USER_TIMEOUT_MILLIS: u32 = 30_000;
+/// counts the time in which a peer that is alive has no room (Linux 6.18, measured), so this is longer than the time
+/// after which such a peer is cut off.
+pub const TCP_USER_TIMEOUT_MILLIS: u32 = 75_000;
 
 /// Threads that carry out file-system calls for one backend.
 pub const OFFLOAD_THREADS: usize = 2;

@@ -11,8 +11,9 @@
 use haul_engine::backend::Broken;
 use haul_engine::block::{Class, Pool};
 use haul_engine::queue::{Queue, Ranging};
-use haul_engine::session::client::Opening;
+use haul_engine::session::client::{Opening, Wish};
 use haul_engine::session::plan::{Operand, Options};
+use haul_engine::session::rendezvous::Direct;
 use haul_engine::session::report::{Direction, Progress, Report, Reporter};
 use haul_engine::session::server::Server;
 use haul_engine::session::{download, helper, upload};
@@ -53,6 +54,8 @@ struct Scenario {
     blocks: [(usize, usize); 2],
     options: Options,
     sources: Vec<&'static str>,
+    /// Content goes over direct connections: only so, or where they come about.
+    direct: Option<bool>,
     /// One file is large enough to be continued block by block, to be offered to the block store, or to go in ranges.
     large: bool,
 }
@@ -86,7 +89,11 @@ impl Scenario {
         let large = random.once_in(LARGE_ONCE_IN);
         let version = if extended { 1 } else { 1 + u8::try_from(random.below(2)).unwrap() };
         let up = random.once_in(2);
-        let drawn = Scenario { up, version, extended, caps, links, blocks, options, sources, large };
+        let direct = random.once_in(3).then(|| random.once_in(2));
+        // The session that a connection was agreed on in waits for words with a block of its own, and the beginning of a
+        // record that cannot be parsed yet has one.
+        let blocks = blocks.map(|(large, small)| (large + if direct.is_some() { 2 * links } else { 0 }, small));
+        let drawn = Scenario { up, version, extended, caps, links, blocks, options, sources, large, direct };
         match random.below(3) {
             _ if !large => drawn,
             // Each of the three ways more often than in a small world.
@@ -101,7 +108,8 @@ impl Scenario {
         (self.extended, self.caps) = (false, Caps::NONE);
         self.version = if self.up { 1 } else { self.version };
         self.links = self.links.max(2);
-        self.blocks = self.blocks.map(|(large, small)| (large.max(2 * self.links), small));
+        let each = if self.direct.is_some() { 4 } else { 2 };
+        self.blocks = self.blocks.map(|(large, small)| (large.max(each * self.links), small));
         self.options = Options { resume: false, connections: 2, ..self.options };
         self
     }
@@ -114,7 +122,8 @@ impl Scenario {
 
     fn opening(&self) -> Opening {
         let opening = if self.extended { Opening::full(None) } else { Opening::base(self.version) };
-        opening.with_caps(self.caps)
+        let wish = |required| Wish { required, random: [self.links as u8; 32] };
+        opening.with_caps(self.caps).with_direct(self.direct.map(wish))
     }
 
     fn source_host(&self) -> &'static str {
@@ -129,6 +138,12 @@ impl Scenario {
     fn target_host(&self) -> &'static str {
         if self.up { "server" } else { "client" }
     }
+}
+
+/// Bytes that no other run has: a seed that is run again must not seal with the keys it had.
+fn never_twice() -> Hash {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    *blake3::hash(&NUMBER.fetch_add(1, Ordering::Relaxed).to_le_bytes()).as_bytes()
 }
 
 /// What the names of files begin with that an interrupted transfer left, in the simulation.
@@ -263,7 +278,9 @@ impl Pair {
         }
         let mut server = worker(server_host, scenario.blocks[1]);
         for (_, served) in links {
-            server.add(Box::new(Server::new(served, roots[1], Box::new(|_| {})).with_store(Some(store))));
+            let server_session = Server::new(served, roots[1], Box::new(|_| {})).with_store(Some(store));
+            let direct = Direct::new(world.addresses("server")[0], never_twice);
+            server.add(Box::new(server_session.with_direct(Some(direct))));
         }
         Pair { client: Some(client), server: Some(server), reports, blocks: scenario.blocks }
     }

@@ -150,6 +150,16 @@ fn extension() -> impl Strategy<Value = Frame> {
         code().prop_map(|code| Frame::Abandon { code }),
         (path(), any::<u64>()).prop_map(|(path, size)| Frame::Continue { path, size }),
         any::<u64>().prop_map(|offset| Frame::Skip { offset }),
+        (any::<[u8; 32]>(), any::<u16>(), any::<u8>(), any::<u32>(), any::<[u8; 32]>()).prop_map(
+            |(random, index, caps, ext, mac)| {
+                Frame::KeyedHello { random, index, caps: Caps(caps), ext: Ext(ext), mac }
+            }
+        ),
+        (any::<u8>(), any::<u32>(), any::<[u8; 32]>()).prop_map(|(caps, ext, mac)| Frame::KeyedWelcome {
+            caps: Caps(caps),
+            ext: Ext(ext),
+            mac
+        }),
         vec(hash(), 0..5).prop_map(|blocks| Frame::Kept { blocks }),
         (path(), attributes(), preserve()).prop_map(|(path, attributes, preserve)| Frame::SetMeta {
             path,

@@ -175,6 +175,14 @@ fn extension_frames_match_the_vectors_that_the_wire_page_prints() {
             "0e 00 00 00 47 01 00 00 00 61 05 00 00 00 00 00 00 00".to_owned(),
         ),
         (Frame::Skip { offset: 4 << 20 }, "09 00 00 00 48 00 00 40 00 00 00 00 00".to_owned()),
+        (
+            Frame::KeyedHello { random: [1; 32], index: 2, caps: Caps(0x43), ext: Ext(0x3f), mac: [4; 32] },
+            format!("48 00 00 00 49 {} 02 00 43 3f 00 00 00 {}", "01 ".repeat(32), "04 ".repeat(32)),
+        ),
+        (
+            Frame::KeyedWelcome { caps: Caps(0x43), ext: Ext(0x3f), mac: [4; 32] },
+            format!("26 00 00 00 c4 43 3f 00 00 00 {}", "04 ".repeat(32)),
+        ),
         (Frame::Kept { blocks: vec![[7; 32]] }, format!("25 00 00 00 c3 01 00 00 00 {}", hex(&[7; 32]))),
         (
             Frame::SetMeta { path: field("d"), attributes: attributes(Kind::Directory), preserve },

@@ -8,19 +8,21 @@
 
 use super::codec::Policy;
 use super::link::{Incoming, Link};
+use super::meeting::{Meeting, Step};
 use super::opening::Opener;
 use super::report::{Report, Reporter, SharedProgress};
 use super::{Cause, Context, Failure, Flow, Io, Outcome, Quotas, Session, Terms};
-use crate::backend::{Completion, OpKind, StreamId, Time, Token};
+use crate::backend::{Completion, OpKind, Output, StreamId, Time, Token};
 use crate::limits::{CLIENT_LOAD_AHEAD, CLIENT_WINDOW_REQUESTS, LEAVE_TIMEOUT, OFFLOAD_THREADS};
 use crate::wire::compress::Codec;
 use crate::wire::decode::Role;
 use crate::wire::frame::{Attributes, Caps, Dialect, Ext, Frame, Hash, ListEntry, TreeEntry};
+use crate::wire::hello::Greeting;
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
 
-pub use super::opening::{Opening, Patience};
+pub use super::opening::{Opening, Patience, Wish};
 
 /// `Token::transfer` of a driver's own operations.
 const DRIVER: u32 = 1;
@@ -228,6 +230,8 @@ impl Asks {
 enum Phase {
     /// Until both ends know what they speak.
     Opening(Box<Opener>),
+    /// On the way to a direct connection.
+    Meeting(Box<Meeting>),
     Working,
     /// Everything is done; the server is given until then to end the stream.
     Leaving {
@@ -238,6 +242,10 @@ enum Phase {
 /// A client session on one stream.
 pub struct Client {
     link: Link,
+    /// The session that a direct connection was agreed on in; nothing more is said there.
+    control: Option<Link>,
+    /// How the direct connection is to begin, until that is known.
+    wish: Option<(Wish, Greeting, u64)>,
     phase: Phase,
     terms: Terms,
     quotas: Quotas,
@@ -260,8 +268,11 @@ impl Client {
     ) -> Client {
         let mut link = Link::new(stream, Role::Client);
         link.set_stall(opening.patience.stall);
+        let wish = opening.direct.map(|wish| (wish, opening.greeting, opening.patience.handshake));
         Client {
             link,
+            control: None,
+            wish,
             phase: Phase::Opening(Box::new(Opener::new(opening))),
             terms: Terms { dialect: Dialect::BASE, caps: Caps::NONE },
             quotas: Quotas::new(),
@@ -325,11 +336,85 @@ impl Client {
         if let Some(peer) = opener.peer() {
             (self.reporter)(Report::Peer(peer));
         }
+        match self.wish.take() {
+            Some((wish, greeting, patience)) if terms.caps.has(Caps::DIRECT_TCP) => {
+                self.phase = Phase::Meeting(Box::new(Meeting::new(wish, greeting, terms, patience)));
+                self.terms = terms;
+            }
+            Some((Wish { required: true, .. }, ..)) => {
+                return Err(Failure::connection("no direct connection", "the server does not offer any").into());
+            }
+            Some(_) => {
+                (self.reporter)(Report::Notice("no direct connection: the server does not offer any".to_string()));
+                self.begin(terms);
+            }
+            None => self.begin(terms),
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, terms: Terms) {
         self.terms = terms;
         self.codec = Policy::new(Codec::agreed(terms.caps), terms.is_adaptive(), OFFLOAD_THREADS);
         self.phase = Phase::Working;
         self.progress.connected.store(1, Ordering::Relaxed);
+    }
+
+    /// Goes on towards a direct connection.
+    fn meet(&mut self, cx: &mut Context<'_>) -> Result<(), Report> {
+        let Phase::Meeting(meeting) = &mut self.phase else { return Ok(()) };
+        match meeting.turn(&mut self.link, &self.quotas.large, cx)? {
+            Step::Waiting => {}
+            Step::Refused(failure) => {
+                (self.reporter)(Report::Notice(format!("{}; going on over ssh", failure.reason())));
+                let terms = self.terms;
+                self.begin(terms);
+            }
+            Step::Met(mut link, terms, address) => {
+                link.set_stall(self.link.stall());
+                (self.reporter)(Report::Direct(address));
+                self.control = Some(std::mem::replace(&mut self.link, *link));
+                self.begin(terms);
+            }
+        }
         Ok(())
+    }
+
+    fn close(&mut self, cx: &mut Context<'_>) {
+        self.link.close(cx);
+        let meeting = match &mut self.phase {
+            Phase::Meeting(meeting) => meeting.link(),
+            _ => None,
+        };
+        meeting.into_iter().chain(&mut self.control).for_each(|link| link.close(cx));
+    }
+
+    /// Whose operation that was.
+    fn link_of(&mut self, kind: &OpKind) -> Option<&mut Link> {
+        let stream = match kind {
+            OpKind::Recv { stream, .. }
+            | OpKind::Send { stream, .. }
+            | OpKind::Shutdown { stream }
+            | OpKind::CloseStream { stream } => *stream,
+            _ => return Some(&mut self.link),
+        };
+        if self.link.stream == stream {
+            return Some(&mut self.link);
+        }
+        let new = match &mut self.phase {
+            Phase::Meeting(meeting) => meeting.link(),
+            _ => None,
+        };
+        new.into_iter().chain(&mut self.control).find(|link| link.stream == stream)
+    }
+
+    /// Whatever is still said on the control session is heard and of no interest; that it ends, neither.
+    fn drain_control(&mut self, cx: &mut Context<'_>) {
+        if let Some(control) = &mut self.control {
+            while let Ok(Some(_)) = control.next() {}
+            control.flush(cx);
+            control.pump_recv(&self.quotas.large, cx);
+        }
     }
 
     /// True when the request whose reply is coming can take more of it.
@@ -450,6 +535,8 @@ impl Client {
             return Err(Failure::connection("connection", "the server has not answered for ten minutes").into());
         }
         self.open(cx)?;
+        self.meet(cx)?;
+        self.drain_control(cx);
         if let Phase::Working = self.phase {
             self.work(cx)?;
         }
@@ -461,7 +548,7 @@ impl Client {
             // Nothing is expected any more: the end of the stream, a failure of it, or a babbling peer are all the end.
             let babble = !matches!(self.link.next(), Ok(None));
             if babble || self.link.at_end() || deadline <= cx.now {
-                self.link.close(cx);
+                self.close(cx);
                 return Ok(Flow::Finished);
             }
         } else if self.link.at_end() {
@@ -519,7 +606,18 @@ impl Session for Client {
     fn on_completion(&mut self, completion: Completion, cx: &mut Context<'_>) {
         let token = completion.op.token;
         match token.transfer {
-            0 => self.link.on_completion(completion, cx),
+            0 => {
+                if let (Phase::Meeting(meeting), OpKind::Connect { .. }) = (&mut self.phase, &completion.op.kind) {
+                    meeting.on_completion(&completion.op.kind, completion.result, cx);
+                } else if let OpKind::Connect { .. } = completion.op.kind {
+                    // It came about after it had been given up.
+                    if let Ok(Output::Accepted { stream }) = completion.result {
+                        cx.submit(0, 0, OpKind::CloseStream { stream });
+                    }
+                } else if let Some(link) = self.link_of(&completion.op.kind) {
+                    link.on_completion(completion, cx);
+                }
+            }
             DRIVER => {
                 let Completion { op, result } = completion;
                 self.with_driver(cx, |driver, desk| driver.on_completion(op.kind, result, desk));
@@ -536,7 +634,7 @@ impl Session for Client {
             Ok(flow) => flow,
             Err(last) => {
                 (self.reporter)(last);
-                self.link.close(cx);
+                self.close(cx);
                 Flow::Finished
             }
         }
@@ -545,6 +643,7 @@ impl Session for Client {
     fn next_deadline(&self) -> Option<Time> {
         let phase = match &self.phase {
             Phase::Opening(opener) => opener.next_deadline(),
+            Phase::Meeting(meeting) => meeting.next_deadline(),
             Phase::Leaving { deadline } => Some(*deadline),
             Phase::Working => None,
         };
@@ -557,6 +656,7 @@ impl Session for Client {
         match (&self.phase, self.asks.all.get(first.unwrap_or(&token.transfer))) {
             (_, Some(asked)) => asked.ask.state(),
             (Phase::Opening(opener), None) => opener.state(),
+            (Phase::Meeting(meeting), None) => meeting.state(),
             (Phase::Working, None) if token.transfer == DRIVER => self.driver.state(),
             (Phase::Working, None) => "client working",
             (Phase::Leaving { .. }, None) => "client leaving",

@@ -20,11 +20,13 @@ pub(super) struct Digest {
     at_hand: Option<Box<ContentHash>>,
     /// What came meanwhile.
     waiting: Vec<Input>,
+    /// Pieces a helper is at.
+    out: usize,
 }
 
 impl Digest {
     pub(super) fn new(hash: ContentHash) -> Digest {
-        Digest { at_hand: Some(Box::new(hash)), waiting: Vec::new() }
+        Digest { at_hand: Some(Box::new(hash)), waiting: Vec::new(), out: 0 }
     }
 
     /// Hashes `piece` behind everything before it.
@@ -55,6 +57,7 @@ impl Digest {
         }
         if let Some(hash) = self.at_hand.take() {
             let inputs = std::mem::replace(&mut self.waiting, next);
+            self.out = inputs.len();
             io.submit(DIGEST, OpKind::Compute(Box::new(Compute::Digest { hash, inputs })));
         }
     }
@@ -64,6 +67,7 @@ impl Digest {
         let Compute::Digest { hash, mut inputs } = compute else { return Ok(()) };
         outcome?;
         inputs.clear();
+        self.out = 0;
         self.at_hand = Some(hash);
         self.hand_over(inputs, io);
         Ok(())
@@ -87,8 +91,8 @@ impl Digest {
         self.waiting.clear();
     }
 
-    /// Pieces of content that wait.
-    pub(super) fn backlog(&self) -> usize {
-        self.waiting.len()
+    /// Pieces that are not hashed yet.
+    pub(super) fn pending(&self) -> usize {
+        self.out + self.waiting.len()
     }
 }

@@ -10,19 +10,25 @@
 //! ```
 
 use super::Context;
+use super::sealed::{Records, Sealed};
 use crate::backend::{Completion, Errno, OpKind, Output, StreamId, Time};
-use crate::block::{Block, Class, Head, Shared, Slice, Slices};
+use crate::block::{Block, Class, Head, Quota, Shared, Slice, Slices};
 use crate::limits::{SEND_QUEUE_BYTES, STALL_TIMEOUT};
 use crate::wire::compress::Codec;
 use crate::wire::decode::{DecodeError, Decoder, Event, Role};
 use crate::wire::encode::{self, EncodeError};
 use crate::wire::frame::{Dialect, Frame};
+use crate::wire::seal::Seals;
+use smallvec::{SmallVec, smallvec};
 use std::collections::VecDeque;
+use std::ops::Range;
 
 /// `Token::part` of the receive operation; `Token::transfer` is 0 for everything a link does.
 const RECV: u32 = 1;
-const SEND: u32 = 2;
+pub(super) const SEND: u32 = 2;
 const END: u32 = 3;
+pub(super) const SEAL: u32 = 4;
+pub(super) const OPEN: u32 = 5;
 
 /// One step of what arrived.
 #[derive(Debug)]
@@ -44,10 +50,49 @@ pub(crate) enum Incoming {
     DataEnd,
 }
 
-struct Inbox {
-    block: Shared,
-    filled: usize,
-    at: usize,
+/// Received bytes with frames in them.
+pub(super) struct Inbox {
+    bytes: Received,
+    /// Where, the first ones first.
+    parts: SmallVec<[Range<usize>; 1]>,
+    /// The part that is being parsed.
+    current: usize,
+}
+
+enum Received {
+    Block(Shared),
+    /// A record that no block holds.
+    Gathered(Vec<u8>),
+}
+
+impl Inbox {
+    pub(super) fn new(block: Shared, parts: SmallVec<[Range<usize>; 1]>) -> Inbox {
+        Inbox { bytes: Received::Block(block), parts, current: 0 }
+    }
+
+    pub(super) fn gathered(bytes: Vec<u8>, part: Range<usize>) -> Inbox {
+        Inbox { bytes: Received::Gathered(bytes), parts: smallvec![part], current: 0 }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match &self.bytes {
+            Received::Block(block) => block.bytes(),
+            Received::Gathered(bytes) => bytes,
+        }
+    }
+
+    /// What is left of the present part.
+    fn rest(&self) -> Option<&[u8]> {
+        self.parts.get(self.current).map(|part| &self.bytes()[part.clone()])
+    }
+
+    /// Takes `used` bytes off the present part; where they stood.
+    fn take(&mut self, used: usize) -> usize {
+        let part = &mut self.parts[self.current];
+        let at = part.start;
+        part.start += used;
+        at
+    }
 }
 
 /// A stream with frames on it.
@@ -70,6 +115,10 @@ pub(crate) struct Link {
     ended: bool,
     failed: Option<Errno>,
     shut: bool,
+    /// The end of what is sent waits for records that are being sealed.
+    shut_later: bool,
+    /// Frames travel in records.
+    sealed: Option<Box<Sealed>>,
     /// Bytes in front of each run of a file that is on its way.
     run_heads: VecDeque<usize>,
     /// Nanoseconds without progress after which the peer is cut off.
@@ -95,9 +144,16 @@ impl Link {
             ended: false,
             failed: None,
             shut: false,
+            shut_later: false,
+            sealed: None,
             run_heads: VecDeque::new(),
             stall: STALL_TIMEOUT,
         }
+    }
+
+    /// Nanoseconds a peer may take nothing.
+    pub(crate) fn stall(&self) -> u64 {
+        self.stall
     }
 
     /// Bounds how long a peer may take nothing.
@@ -110,9 +166,41 @@ impl Link {
         self.decoder.set_dialect(dialect);
     }
 
+    /// From the next byte on, either way, frames travel in records. What was queued before leaves as it is.
+    pub(crate) fn seal(&mut self, seals: Seals, records: Records, cx: &mut Context<'_>) {
+        self.flush(cx);
+        let mut carried = Vec::new();
+        while let Some(inbox) = &mut self.inbox {
+            match inbox.rest() {
+                Some(rest) => carried.extend_from_slice(rest),
+                None => self.inbox = None,
+            }
+            if let Some(inbox) = &mut self.inbox {
+                inbox.current += 1;
+            }
+        }
+        self.sealed = Some(Box::new(Sealed::new(seals, records, carried)));
+    }
+
+    /// True when content must pass through user space on its way out.
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.sealed.is_some()
+    }
+
     /// Keeps a receive in flight while there is nothing left to parse.
-    pub(crate) fn pump_recv(&mut self, quota: &crate::block::Quota, cx: &mut Context<'_>) {
-        if self.receiving || self.ended || self.failed.is_some() || self.inbox.is_some() {
+    pub(crate) fn pump_recv(&mut self, quota: &Quota, cx: &mut Context<'_>) {
+        if self.receiving || self.ended || self.failed.is_some() {
+            return;
+        }
+        if let Some(sealed) = &mut self.sealed {
+            // A block that was received before is parsed while the next one comes.
+            if let Some((into, at_least)) = sealed.next_receive(self.inbox.is_some(), &mut self.spare, quota, cx) {
+                cx.submit(0, RECV, OpKind::Recv { stream: self.stream, into, at_least });
+                self.receiving = true;
+            }
+            return;
+        }
+        if self.inbox.is_some() {
             return;
         }
         let spare = self.spare.take().or_else(|| cx.pool.take(Class::Large, quota));
@@ -126,11 +214,16 @@ impl Link {
     }
 
     /// Takes note of a completion of the link's own operations.
-    pub(crate) fn on_completion(&mut self, completion: Completion, cx: &Context<'_>) {
+    pub(crate) fn on_completion(&mut self, completion: Completion, cx: &mut Context<'_>) {
         match completion.op.kind {
             OpKind::Recv { into, at_least, .. } => {
                 self.heard_at = cx.now;
-                self.on_received(into, at_least, completion.result);
+                self.on_received(into, at_least, completion.result, cx);
+            }
+            OpKind::Compute(_) => {
+                if let Some(sealed) = &mut self.sealed {
+                    sealed.on_computed(completion);
+                }
             }
             OpKind::Send { head, body, .. } => {
                 self.sent(head.len() + body.iter().map(Slice::len).sum::<usize>(), cx.now);
@@ -140,7 +233,7 @@ impl Link {
         }
     }
 
-    fn on_received(&mut self, into: Block, at_least: usize, result: Result<Output, Errno>) {
+    fn on_received(&mut self, into: Block, at_least: usize, result: Result<Output, Errno>, cx: &mut Context<'_>) {
         self.receiving = false;
         let filled = match result {
             Ok(Output::Bytes(filled)) => filled,
@@ -151,8 +244,11 @@ impl Link {
             }
         };
         self.ended |= filled < at_least;
-        if filled > 0 {
-            self.inbox = Some(Inbox { block: into.share(), filled, at: 0 });
+        if let Some(sealed) = &mut self.sealed {
+            sealed.on_received(into, filled, &mut self.spare, cx);
+            self.ended |= sealed.is_over();
+        } else if filled > 0 {
+            self.inbox = Some(Inbox::new(into.share(), smallvec![0..filled]));
         } else {
             self.spare = Some(into);
         }
@@ -166,12 +262,22 @@ impl Link {
 
     /// The next thing that arrived, if anything has.
     pub(crate) fn next(&mut self) -> Result<Option<Incoming>, DecodeError> {
-        while let Some(inbox) = &mut self.inbox {
-            let input = &inbox.block.bytes()[inbox.at..inbox.filled];
+        loop {
+            if self.inbox.is_none() {
+                self.inbox = self.sealed.as_mut().and_then(|sealed| sealed.next_inbox());
+            }
+            let Some(inbox) = &mut self.inbox else { return self.verdict() };
+            let Some(input) = inbox.rest() else {
+                self.inbox = None;
+                continue;
+            };
             let (used, event) = self.decoder.next(input)?;
-            let base = inbox.at;
-            inbox.at += used;
-            let incoming = event.map(|event| match event {
+            let base = inbox.take(used);
+            let Some(event) = event else {
+                inbox.current += 1;
+                continue;
+            };
+            return Ok(Some(match event {
                 Event::Frame(frame) => Incoming::Frame(frame),
                 Event::Data { len } => Incoming::Data { len: len as usize },
                 Event::Compressed { algo, original, len } => match Codec::from_algo(algo) {
@@ -179,29 +285,35 @@ impl Link {
                     // The decoder knows no other codec.
                     None => Incoming::DataEnd,
                 },
-                Event::Piece { start, len } => Incoming::Piece(inbox.block.slice(base + start..base + start + len)),
+                Event::Piece { start, len } => match &inbox.bytes {
+                    Received::Block(block) => Incoming::Piece(block.slice(base + start..base + start + len)),
+                    // The largest frame of content fits a block, so this is no such frame.
+                    Received::Gathered(_) => return Err(DecodeError::BadRecord),
+                },
                 Event::End => Incoming::DataEnd,
-            });
-            if incoming.is_some() {
-                return Ok(incoming);
-            }
-            if inbox.at == inbox.filled {
-                self.inbox = None;
-            }
+            }));
         }
-        Ok(None)
+    }
+
+    /// All that came was handed on: whether that is all there was.
+    fn verdict(&self) -> Result<Option<Incoming>, DecodeError> {
+        let ended = self.ended && self.failed.is_none();
+        match self.sealed.as_ref().and_then(|sealed| sealed.verdict(ended)) {
+            Some(error) => Err(error),
+            None => Ok(None),
+        }
     }
 
     /// Bytes that arrived before the protocol began: what a login shell printed. Consumes `keep_from` of them.
     pub(crate) fn preamble(&mut self) -> Option<&[u8]> {
-        self.inbox.as_ref().map(|inbox| &inbox.block.bytes()[inbox.at..inbox.filled])
+        self.inbox.as_ref().and_then(Inbox::rest)
     }
 
     /// Drops the first `used` bytes of the preamble.
     pub(crate) fn consume_preamble(&mut self, used: usize) {
         if let Some(inbox) = &mut self.inbox {
-            inbox.at += used;
-            if inbox.at == inbox.filled {
+            inbox.take(used);
+            if inbox.rest().is_none_or(<[u8]>::is_empty) {
                 self.inbox = None;
             }
         }
@@ -219,16 +331,32 @@ impl Link {
 
     /// Sends the outbox and a data frame with these bytes.
     pub(crate) fn data(&mut self, body: Slice, cx: &mut Context<'_>) {
-        self.outbox.extend_from_slice(&encode::data_header(u32::try_from(body.len()).expect("blocks fit a frame")));
-        self.send(Slices::from_iter([body]), cx);
+        let header = encode::data_header(u32::try_from(body.len()).expect("blocks fit a frame"));
+        self.content(&header, body, cx);
     }
 
     /// Sends the outbox and a compressed data frame.
     pub(crate) fn packed(&mut self, codec: Codec, original: usize, body: Slice, cx: &mut Context<'_>) {
         let size = |bytes: usize| u32::try_from(bytes).expect("blocks fit a frame");
         let header = encode::compressed_header(codec.algo(), size(original), size(body.len()));
-        self.outbox.extend_from_slice(&header);
-        self.send(Slices::from_iter([body]), cx);
+        self.content(&header, body, cx);
+    }
+
+    /// Sends the outbox and a frame whose header and payload these are.
+    fn content(&mut self, header: &[u8], body: Slice, cx: &mut Context<'_>) {
+        self.outbox.extend_from_slice(header);
+        match self.sealed {
+            Some(_) => self.send_sealed(header.len(), Some(body), cx),
+            None => self.send(Slices::from_iter([body]), cx),
+        }
+    }
+
+    fn send_sealed(&mut self, header: usize, body: Option<Slice>, cx: &mut Context<'_>) {
+        let Some(sealed) = &mut self.sealed else { return };
+        let bytes = sealed.seal(&self.outbox, header, body, cx);
+        self.outbox.clear();
+        sealed.pump_send(self.stream, cx);
+        self.queued(bytes, cx.now);
     }
 
     /// The outbox and the header of a data frame whose payload the kernel sends from a file.
@@ -270,7 +398,14 @@ impl Link {
 
     /// Sends what is in the outbox.
     pub(crate) fn flush(&mut self, cx: &mut Context<'_>) {
-        if !self.outbox.is_empty() {
+        if let Some(sealed) = &mut self.sealed {
+            if !self.outbox.is_empty() {
+                return self.send_sealed(0, None, cx);
+            }
+            if sealed.pump_send(self.stream, cx) && std::mem::take(&mut self.shut_later) {
+                cx.submit(0, END, OpKind::Shutdown { stream: self.stream });
+            }
+        } else if !self.outbox.is_empty() {
             self.send(Slices::new(), cx);
         }
     }
@@ -297,7 +432,8 @@ impl Link {
 
     /// True when it will want a block for its next receive.
     pub(crate) fn needs_block(&self) -> bool {
-        !self.receiving && self.inbox.is_none() && self.spare.is_none() && !self.ended && self.failed.is_none()
+        let holds_one = self.inbox.is_some() || self.sealed.as_ref().is_some_and(|sealed| sealed.holds_block());
+        !self.receiving && !holds_one && self.spare.is_none() && !self.ended && self.failed.is_none()
     }
 
     /// True when everything queued has left.
@@ -307,7 +443,8 @@ impl Link {
 
     /// The peer will send nothing more and everything it sent was handed on.
     pub(crate) fn at_end(&self) -> bool {
-        (self.ended || self.failed.is_some()) && self.inbox.is_none()
+        let parsed = self.inbox.is_none() && self.sealed.as_ref().is_none_or(|sealed| sealed.is_empty());
+        (self.ended || self.failed.is_some()) && parsed
     }
 
     /// True when the stream ended inside a frame.
@@ -322,7 +459,15 @@ impl Link {
 
     /// Says to the peer that nothing more will come.
     pub(crate) fn shutdown(&mut self, cx: &mut Context<'_>) {
-        if !std::mem::replace(&mut self.shut, true) {
+        if std::mem::replace(&mut self.shut, true) {
+            return;
+        }
+        if let Some(sealed) = &mut self.sealed {
+            let bytes = sealed.seal_end();
+            self.queued(bytes, cx.now);
+            self.shut_later = true;
+            self.flush(cx);
+        } else {
             cx.submit(0, END, OpKind::Shutdown { stream: self.stream });
         }
     }

@@ -15,6 +15,7 @@
 //! the other version at once. Nothing has been asked for by then.
 
 use super::link::{Incoming, Link};
+pub use super::meeting::Wish;
 use super::preamble::{Found, Preamble};
 use super::report::Report;
 use super::{Failure, Terms};
@@ -67,6 +68,8 @@ pub struct Opening {
     pub redialled: Option<u8>,
     /// Why the job cannot be done by a peer of the base protocol, if so.
     pub refuse_base: Option<&'static str>,
+    /// Whether content shall go over a connection of its own.
+    pub direct: Option<Wish>,
     /// How long to wait.
     pub patience: Patience,
 }
@@ -84,6 +87,17 @@ impl Opening {
         self
     }
 
+    /// The same, over a direct connection where there is one.
+    #[must_use]
+    pub fn with_direct(mut self, wish: Option<Wish>) -> Opening {
+        self.direct = wish;
+        if wish.is_some() {
+            self.greeting.caps = self.greeting.caps.or(Caps::DIRECT_TCP);
+            self.greeting.ext = self.greeting.ext.map(|ext| ext.or(Ext::KEYED));
+        }
+        self
+    }
+
     /// The base protocol alone, in this version.
     pub fn base(version: u8) -> Opening {
         Opening::with(version, None)
@@ -91,7 +105,14 @@ impl Opening {
 
     fn with(version: u8, ext: Option<Ext>) -> Opening {
         let greeting = Greeting { version, caps: Caps::PUT_OFFSET, ext };
-        Opening { start_line: None, greeting, redialled: None, refuse_base: None, patience: Patience::default() }
+        Opening {
+            start_line: None,
+            greeting,
+            redialled: None,
+            refuse_base: None,
+            direct: None,
+            patience: Patience::default(),
+        }
     }
 }
 

@@ -116,6 +116,8 @@ pub enum Report {
     Stats(String),
     /// Who answers at the other end, in its own words: `haul 0.1.0`.
     Peer(String),
+    /// Content goes over a direct connection to this address, sealed with AES-256-GCM.
+    Direct(std::net::SocketAddr),
     /// There is nobody at the other end who speaks the protocol, for this reason; nothing was asked for, and nothing follows.
     Absent(String),
     /// The other end may answer to a Hello of this version on a new connection; nothing was asked for, and nothing follows.

@@ -13,22 +13,27 @@
 use super::codec::Policy;
 use super::link::{Incoming, Link};
 use super::opening::Patience;
+use super::rendezvous::{self, Direct, SharedMeeting};
 use super::report::Progress;
+use super::request::{begin, has_body, request_path};
+use super::sealed::Records;
+use super::tree;
 use super::{Cause, Context, Failure, Flow, Io, Outcome, Quotas, Session, Terms};
-use super::{chunked, get, hash, list, mkdir, put, resume, stat, tree};
-use crate::backend::{Completion, DirId, OpKind, Place, StreamId, Time, Token};
+use crate::backend::{Completion, DirId, OpKind, StreamId, Time, Token};
 use crate::block::{Quota, Slice};
-use crate::limits::{MAX_ACTIVE_REQUESTS, MAX_REQUEST_PATH_BYTES, OFFLOAD_THREADS};
+use crate::limits::{MAX_ACTIVE_REQUESTS, MAX_MEETINGS, MAX_REQUEST_PATH_BYTES, OFFLOAD_THREADS};
 use crate::wire::compress::Codec;
 use crate::wire::decode::Role;
 use crate::wire::frame::{Attributes, Caps, Dialect, ErrorCode, Ext, Frame, Hash, PathField, Preserve};
 use crate::wire::hello::{self, Greeting, ServerOffer};
 use crate::wire::path::Target;
+use crate::wire::seal::{Seals, Secret};
 use std::collections::VecDeque;
 
 /// What this server offers, on every kind of session.
 const CAPS: u8 = Caps::LZ4.0 | Caps::ZSTD.0 | Caps::DEDUP.0 | Caps::FAST.0 | Caps::SYNC.0 | Caps::PUT_OFFSET.0;
-const OFFER: ServerOffer = ServerOffer { caps: Caps(CAPS), ext: Ext::ALL };
+/// The same over a direct connection, which is always sealed.
+pub(super) const DIRECT_CAPS: Caps = Caps(CAPS | Caps::AEAD.0);
 
 /// What follows a Put.
 pub(super) enum Body {
@@ -124,13 +129,34 @@ pub struct Server {
     walks: tree::Walks,
     next_transfer: u32,
     on_end: Option<OnEnd>,
+    /// Where clients of this session may connect directly.
+    direct: Option<Direct>,
+    meetings: Vec<SharedMeeting>,
+    /// A client of the base protocol that has proved itself: from its Welcome on everything is sealed.
+    secret: Option<Secret>,
 }
 
 impl Server {
     /// A session that serves what is below `root` on `stream`.
     pub fn new(stream: StreamId, root: DirId, on_end: OnEnd) -> Server {
+        Server::over(Link::new(stream, Role::Server), root, on_end)
+    }
+
+    /// For a client that proved itself and now greets as usual.
+    pub(super) fn behind_proof(link: Link, root: DirId, on_end: OnEnd, secret: Secret) -> Server {
+        Server { secret: Some(secret), ..Server::over(link, root, on_end) }
+    }
+
+    /// For a client that proved itself and has agreed on these, over a link that is sealed.
+    pub(super) fn keyed(link: Link, root: DirId, on_end: OnEnd, (caps, ext): (Caps, Ext)) -> Server {
+        let mut server = Server::over(link, root, on_end);
+        server.agree(Terms { dialect: Dialect { version: 1, ext }, caps });
+        server
+    }
+
+    fn over(link: Link, root: DirId, on_end: OnEnd) -> Server {
         Server {
-            link: Link::new(stream, Role::Server),
+            link,
             root,
             store: None,
             codec: Policy::new(None, false, OFFLOAD_THREADS),
@@ -146,7 +172,17 @@ impl Server {
             walks: tree::Walks::default(),
             next_transfer: 1,
             on_end: Some(on_end),
+            direct: None,
+            meetings: Vec::new(),
+            secret: None,
         }
+    }
+
+    /// Lets its client come again by a direct connection.
+    #[must_use]
+    pub fn with_direct(mut self, direct: Option<Direct>) -> Server {
+        self.direct = direct;
+        self
     }
 
     /// Looks for blocks that were seen before in this store, and puts new ones there.
@@ -209,11 +245,12 @@ impl Server {
 
     fn on_frame(&mut self, frame: Frame, cx: &mut Context<'_>) {
         if let Phase::AwaitHello { .. } = self.phase {
-            self.may_greet_again = true;
-            return self.on_hello(&frame);
+            // What is sealed is agreed on once.
+            self.may_greet_again = self.secret.is_none();
+            return self.on_hello(&frame, cx);
         }
         if std::mem::take(&mut self.may_greet_again) && matches!(frame, Frame::Hello { .. }) {
-            return self.on_hello(&frame);
+            return self.on_hello(&frame, cx);
         }
         match frame {
             Frame::Meta { attributes, preserve } => self.on_body(Body::Meta(attributes, preserve), cx),
@@ -234,15 +271,35 @@ impl Server {
         }
     }
 
-    fn on_hello(&mut self, frame: &Frame) {
+    fn offer(&self) -> ServerOffer {
+        match (&self.secret, &self.direct) {
+            (Some(_), _) => ServerOffer { caps: DIRECT_CAPS, ext: Ext::NONE },
+            (None, Some(_)) => ServerOffer { caps: Caps(CAPS).or(Caps::DIRECT_TCP), ext: Ext::ALL.or(Ext::KEYED) },
+            (None, None) => ServerOffer { caps: Caps(CAPS), ext: Ext::ALL },
+        }
+    }
+
+    fn agree(&mut self, terms: Terms) {
+        self.terms = terms;
+        self.codec = Policy::new(Codec::agreed(terms.caps), terms.is_adaptive(), OFFLOAD_THREADS);
+        self.link.set_dialect(terms.dialect);
+        self.phase = Phase::Serving;
+    }
+
+    fn on_hello(&mut self, frame: &Frame, cx: &mut Context<'_>) {
         let &Frame::Hello { version, caps, ext } = frame else { return self.no_hello() };
-        match hello::answer(Greeting { version, caps, ext }, OFFER) {
+        match hello::answer(Greeting { version, caps, ext }, self.offer()) {
+            Ok((agreed, _)) if self.secret.is_some() && !agreed.caps.has(Caps::AEAD) => {
+                let message = b"CAP_AEAD is required on a direct connection".to_vec();
+                self.send(&Frame::Error { message, code: ErrorCode::PROTOCOL });
+                self.phase = Phase::Draining;
+            }
             Ok((agreed, welcome)) => {
                 self.send(&welcome);
-                self.terms = Terms { dialect: agreed.dialect, caps: agreed.caps };
-                self.codec = Policy::new(Codec::agreed(agreed.caps), self.terms.is_adaptive(), OFFLOAD_THREADS);
-                self.link.set_dialect(agreed.dialect);
-                self.phase = Phase::Serving;
+                self.agree(Terms { dialect: agreed.dialect, caps: agreed.caps });
+                if let Some(secret) = &self.secret {
+                    self.link.seal(Seals::base(secret, Role::Server), Records::Base, cx);
+                }
             }
             Err(mismatch) => {
                 self.send(&mismatch.frame());
@@ -358,8 +415,22 @@ impl Server {
             codec: &mut self.codec,
             transfer,
         };
-        let verb = begin(request, (root, store), &mut self.walks, &mut io)
-            .unwrap_or_else(|failure| Box::new(Refused { failure }));
+        let verb: Box<dyn Verb> = match (&request, &self.direct) {
+            (Frame::OpenDirectChannel, Some(direct)) if io.terms.caps.has(Caps::DIRECT_TCP) => {
+                self.meetings.retain(|meeting| !meeting.borrow().is_done());
+                if self.meetings.len() < MAX_MEETINGS {
+                    let served = rendezvous::Served { root, store, patience: self.patience };
+                    let (verb, meeting) = rendezvous::Serve::start(direct, served, &mut io);
+                    self.meetings.push(meeting);
+                    Box::new(verb)
+                } else {
+                    let failure = Failure::rule(b"", "no direct connection", "this session has opened too many");
+                    Box::new(Refused { failure })
+                }
+            }
+            _ => begin(request, (root, store), &mut self.walks, &mut io)
+                .unwrap_or_else(|failure| Box::new(Refused { failure })),
+        };
         self.push(class, target, verb);
         true
     }
@@ -414,6 +485,7 @@ impl Server {
     }
 
     fn finish(&mut self, result: Result<(), Failure>, cx: &mut Context<'_>) -> Flow {
+        self.meetings.iter().for_each(|meeting| meeting.borrow_mut().abandon());
         self.link.close(cx);
         if let Some(on_end) = self.on_end.take() {
             on_end(result);
@@ -464,7 +536,7 @@ impl Server {
                 return self.at_end(cx);
             }
         }
-        let drained = matches!(self.phase, Phase::Draining) && self.active.is_empty() && self.link.is_drained();
+        let drained = matches!(self.phase, Phase::Draining) && self.is_drained();
         Ok(if drained { self.finish(Ok(()), cx) } else { Flow::Continue })
     }
 
@@ -474,8 +546,14 @@ impl Server {
             return Err(Failure::connection("connection", "the client's stream ended in the middle of a transfer"));
         }
         self.phase = Phase::Draining;
-        let drained = self.active.is_empty() && self.link.is_drained();
-        Ok(if drained { self.finish(Ok(()), cx) } else { Flow::Continue })
+        // Direct connections outlive the session that they were agreed on in.
+        self.meetings.iter().for_each(|meeting| meeting.borrow_mut().end());
+        Ok(if self.is_drained() { self.finish(Ok(()), cx) } else { Flow::Continue })
+    }
+
+    fn is_drained(&self) -> bool {
+        let met = self.meetings.iter().all(|meeting| meeting.borrow().is_done());
+        met && self.active.is_empty() && self.link.is_drained()
     }
 }
 
@@ -538,90 +616,6 @@ impl Verb for Refused {
 
     fn state(&self) -> &'static str {
         "refused"
-    }
-}
-
-fn has_body(request: &Frame) -> bool {
-    matches!(request, Frame::Put { .. } | Frame::Continue { .. } | Frame::PutChunked { .. })
-}
-
-fn request_path(request: &Frame) -> Option<&PathField> {
-    match request {
-        Frame::List { path }
-        | Frame::Stat { path }
-        | Frame::Hash { path, .. }
-        | Frame::Get { path, .. }
-        | Frame::Put { path, .. }
-        | Frame::Mkdir { path }
-        | Frame::Resume { path }
-        | Frame::Continue { path, .. }
-        | Frame::PutChunked { path, .. }
-        | Frame::GetChunked { path, .. }
-        | Frame::Truncate { path, .. }
-        | Frame::Tree { path, .. }
-        | Frame::Lookup { path, .. }
-        | Frame::SetMeta { path, .. }
-        | Frame::Symlink { path, .. } => Some(path),
-        _ => None,
-    }
-}
-
-/// Starts the verb of a request.
-fn begin(
-    request: Frame,
-    (root, store): (DirId, Option<DirId>),
-    walks: &mut tree::Walks,
-    io: &mut Io<'_, '_>,
-) -> Result<Box<dyn Verb>, Failure> {
-    let place = match request_path(&request) {
-        Some(path) => {
-            let target = Target::decode(path, io.terms.dialect.ext)
-                .map_err(|error| Failure::rule(&path.0, "cannot use this path", error.to_string()))?;
-            Some(Place { dir: root, target })
-        }
-        None => None,
-    };
-    Ok(match (request, place) {
-        (Frame::Stat { .. }, Some(place)) => Box::new(stat::Serve::stat(place, io)),
-        (Frame::Lookup { follow, .. }, Some(place)) => Box::new(stat::Serve::lookup(place, follow, io)),
-        (Frame::List { .. }, Some(place)) => Box::new(list::Serve::start(place)),
-        (Frame::Hash { offset, limit, .. }, Some(place)) => Box::new(hash::Serve::start(place, offset, limit, io)),
-        (Frame::Get { offset, .. }, Some(place)) => Box::new(get::Serve::start(place, offset, io)),
-        (Frame::Put { size, offset, overwrite, .. }, Some(place)) => {
-            let overwrite = overwrite || io.terms.dialect.version == 1;
-            put::Serve::start(put::Request { place, size, offset, overwrite, store, continued: false }, io)?
-        }
-        (Frame::Continue { size, .. }, Some(place)) => {
-            let (offset, overwrite, continued) = (0, true, true);
-            put::Serve::start(put::Request { place, size, offset, overwrite, store, continued }, io)?
-        }
-        (Frame::PutChunked { offset, length, .. }, Some(place)) => chunked::Put::start(place, offset, length, io)?,
-        (Frame::GetChunked { offset, length, .. }, Some(place)) => {
-            Box::new(chunked::Get::start(place, offset, length, io))
-        }
-        (Frame::Truncate { size, .. }, Some(place)) => Box::new(chunked::Truncate::start(place, size, io)),
-        (Frame::Mkdir { .. }, Some(place)) => Box::new(mkdir::Serve::mkdir(place, io)),
-        (Frame::SetMeta { attributes, preserve, .. }, Some(place)) => {
-            Box::new(mkdir::Serve::set_meta(place, attributes, preserve))
-        }
-        (Frame::Symlink { target, attributes, preserve, .. }, Some(place)) => {
-            Box::new(mkdir::Serve::symlink(place, target, attributes, preserve, io))
-        }
-        (Frame::Resume { .. }, Some(place)) => Box::new(resume::Serve::start(place, io)),
-        (Frame::Tree { walk, recursive, .. }, Some(place)) => Box::new(walks.open(walk, place, recursive)?),
-        (Frame::TreeNext { walk }, _) => Box::new(walks.next(walk)?),
-        (other, _) => return Err(Failure::rule(b"", "unexpected message", name_of(&other))),
-    })
-}
-
-fn name_of(frame: &Frame) -> &'static str {
-    match frame {
-        Frame::Hello { .. } => "Hello",
-        Frame::HaveBlocks { .. } => "HaveBlocks",
-        Frame::OpenDirectChannel => "OpenDirectChannel is not offered",
-        Frame::AuthHello { .. } => "AuthHello",
-        Frame::Skip { .. } => "Skip",
-        _ => "a frame that only servers send",
     }
 }
 

@@ -110,6 +110,8 @@ pub(crate) struct Source {
     /// Runs of the file that the kernel is sending.
     runs: usize,
     digest: Digest,
+    /// Content that goes out once it is hashed, on a stream that seals it where it stands.
+    hashed: VecDeque<Chunk>,
     hashing: Option<Hashing>,
     blocks: Option<Blocks>,
     failure: Option<Failure>,
@@ -134,6 +136,7 @@ impl Source {
             window: VecDeque::new(),
             runs: 0,
             digest: Digest::new(ContentHash { whole: Some(TreeHash::new()), range: None, tail: None }),
+            hashed: VecDeque::new(),
             hashing: None,
             blocks: None,
             failure: None,
@@ -216,7 +219,7 @@ impl Source {
 
     /// What is only hashed waits for no stream.
     fn has_room(&self, io: &Io<'_, '_>) -> bool {
-        (!self.purpose.sent || io.link.has_room()) && self.digest.backlog() < READ_WINDOW_BLOCKS
+        (!self.purpose.sent || io.link.has_room()) && self.digest.pending() < READ_WINDOW_BLOCKS
     }
 
     fn may_pack(&self, io: &Io<'_, '_>) -> bool {
@@ -280,6 +283,7 @@ impl Source {
             State::Loaded | State::Done => {}
         }
         self.window.clear();
+        self.hashed.clear();
         self.digest.clear();
     }
 
@@ -290,7 +294,8 @@ impl Source {
         if self.purpose.held {
             return;
         }
-        if !self.purpose.hashed && self.purpose.sent && io.codec.agreed().is_none() && self.window.is_empty() {
+        let untouched = io.codec.agreed().is_none() && !io.link.is_sealed();
+        if !self.purpose.hashed && self.purpose.sent && untouched && self.window.is_empty() {
             if its_turn {
                 self.send_runs(io);
             }
@@ -305,12 +310,21 @@ impl Source {
                 break;
             }
             let Some(slot) = self.window.pop_front() else { break };
-            if let Some(chunk) = self.hand_on(slot, io) {
-                take(chunk, io);
+            match self.hand_on(slot, io) {
+                Some(chunk) if io.link.is_sealed() => self.hashed.push_back(chunk),
+                Some(chunk) => take(chunk, io),
+                None => {}
             }
             self.read_ahead(true, io);
         }
-        let handed_on = self.window.is_empty() && self.runs == 0 && self.next_read >= self.end;
+        // Nobody else may have a part of it when it is sealed.
+        while self.hashed.len() > self.digest.pending()
+            && let Some(chunk) = self.hashed.pop_front()
+        {
+            take(chunk, io);
+        }
+        let handed_on =
+            self.window.is_empty() && self.hashed.is_empty() && self.runs == 0 && self.next_read >= self.end;
         let drained = handed_on && self.digest.is_idle() && self.has_room(io);
         match self.state {
             State::Open(file) if drained && self.blocks.as_ref().is_none_or(|blocks| blocks.left.is_empty()) => {

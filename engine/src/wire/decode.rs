@@ -101,6 +101,18 @@ pub enum DecodeError {
     /// A nanosecond field of 1,000,000,000 or more.
     #[error("the peer sent a malformed time")]
     BadTime,
+    /// A record with a length no record has, or bytes behind the record that ends the stream.
+    #[error("the peer sent a malformed record")]
+    BadRecord,
+    /// A record that the peer has not sealed, or not as the next one.
+    #[error("what arrived is not what the peer sealed: it was changed on the way")]
+    Forged,
+    /// The stream ended without the peer having said so.
+    #[error("the connection was cut off")]
+    CutOff,
+    /// More records than one key may seal.
+    #[error("the connection has sealed all it may")]
+    Exhausted,
 }
 
 /// Splits a byte stream into frames and payload ranges.

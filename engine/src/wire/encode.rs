@@ -34,10 +34,13 @@ pub fn frame(frame: &Frame, dialect: Dialect, out: &mut Vec<u8>) -> Result<(), E
     result
 }
 
+/// Bytes of [`data_header`].
+pub const DATA_HEADER_BYTES: usize = 9;
+
 /// The bytes before the payload of a `Data` frame of `len` bytes; at most [`MAX_BLOCK`] towards base peers.
-pub fn data_header(len: u32) -> [u8; 9] {
+pub fn data_header(len: u32) -> [u8; DATA_HEADER_BYTES] {
     debug_assert!(len as usize <= MAX_FRAME - 5, "a Data payload of {len} bytes does not fit a frame");
-    let mut header = [0; 9];
+    let mut header = [0; DATA_HEADER_BYTES];
     header[..4].copy_from_slice(&(len + 5).to_le_bytes());
     header[4] = type_byte::DATA;
     header[5..].copy_from_slice(&len.to_le_bytes());
@@ -227,6 +230,18 @@ impl Body<'_> {
                 self.u64(*size);
             }
             Frame::Skip { offset } => self.u64(*offset),
+            Frame::KeyedHello { random, index, caps, ext, mac } => {
+                self.out.extend_from_slice(random);
+                self.u16(*index);
+                self.out.push(caps.0);
+                self.u32(ext.0);
+                self.out.extend_from_slice(mac);
+            }
+            Frame::KeyedWelcome { caps, ext, mac } => {
+                self.out.push(caps.0);
+                self.u32(ext.0);
+                self.out.extend_from_slice(mac);
+            }
             Frame::Kept { blocks } => {
                 self.count(blocks.len())?;
                 self.out.extend_from_slice(blocks.as_flattened());
@@ -357,6 +372,8 @@ fn type_of(frame: &Frame) -> u8 {
         Frame::AttributesResponse { .. } => type_byte::ATTRIBUTES_RESPONSE,
         Frame::Continue { .. } => type_byte::CONTINUE,
         Frame::Skip { .. } => type_byte::SKIP,
+        Frame::KeyedHello { .. } => type_byte::KEYED_HELLO,
+        Frame::KeyedWelcome { .. } => type_byte::KEYED_WELCOME,
         Frame::Kept { .. } => type_byte::KEPT,
     }
 }

@@ -150,6 +150,16 @@ impl<'a> Fields<'a> {
             }
             type_byte::CONTINUE => Frame::Continue { path: self.path()?, size: self.u64()? },
             type_byte::SKIP => Frame::Skip { offset: self.u64()? },
+            type_byte::KEYED_HELLO => Frame::KeyedHello {
+                random: self.array()?,
+                index: self.u16()?,
+                caps: Caps(self.u8()?),
+                ext: Ext(self.u32()?),
+                mac: self.array()?,
+            },
+            type_byte::KEYED_WELCOME => {
+                Frame::KeyedWelcome { caps: Caps(self.u8()?), ext: Ext(self.u32()?), mac: self.array()? }
+            }
             type_byte::KEPT => Frame::Kept { blocks: self.hashes()? },
             other => return Err(DecodeError::UnknownType(other)),
         })

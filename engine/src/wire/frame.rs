@@ -77,7 +77,9 @@ impl Ext {
     pub const RESUME: Ext = Ext(0x10);
     /// The receiver reads a file again before it gets its name, where [`Preserve::VERIFY`] asks for it.
     pub const VERIFY: Ext = Ext(0x20);
-    /// Everything this program can do.
+    /// A direct connection has keys of its own, and its end is proved.
+    pub const KEYED: Ext = Ext(0x40);
+    /// Everything this program can do, whatever it runs over.
     pub const ALL: Ext = Ext(0x3f);
 
     /// True when every bit of `other` is set here.
@@ -470,6 +472,19 @@ pub enum Frame {
         /// Offset of the first byte that will come.
         offset: u64,
     },
+    /// 0x49 (KEYED): the answer to AuthChallenge on a direct connection; the client's whole greeting there.
+    KeyedHello {
+        /// Fresh random bytes.
+        random: Hash,
+        /// Which of the client's connections this is, from 0.
+        index: u16,
+        /// Capabilities asked for.
+        caps: Caps,
+        /// Extensions asked for.
+        ext: Ext,
+        /// Proves that the client knows the secret, and covers everything before.
+        mac: Hash,
+    },
     /// 0xc0 (TREE)
     TreePage {
         /// True when the walk has ended; its number is free again.
@@ -495,5 +510,14 @@ pub enum Frame {
     Kept {
         /// BLAKE3 chaining values, at their places in the file, of its leading blocks of 4 MiB.
         blocks: Vec<Hash>,
+    },
+    /// 0xc4 (KEYED): the server's greeting on a direct connection; from here on everything is sealed, both ways.
+    KeyedWelcome {
+        /// Capabilities in force.
+        caps: Caps,
+        /// Extensions in force.
+        ext: Ext,
+        /// Proves that the server knows the secret, and covers everything before.
+        mac: Hash,
     },
 }

@@ -1,0 +1,288 @@
+//! The client's side of a direct connection: from OpenDirectChannel to greetings on a TCP socket.
+//!
+//! ```text
+//! Asking -DirectChannelReady-> Connecting -connected-> Challenged -AuthChallenge-> Greeting -Welcome-> met
+//!    |                              |                       \_____________________________/
+//!    +--Error---> not to be had <---+                          \--anything else--> failed
+//! ```
+//! Up to the connection nothing is lost: the client may go on over the control session. Behind it a server that cannot
+//! prove itself is an attack or a fault, and never a reason to go on with less.
+
+use super::Failure;
+use super::Terms;
+use super::link::{Incoming, Link};
+use super::rendezvous::keyed;
+use super::sealed::Records;
+use crate::backend::{OpKind, Output, StreamId, Time};
+use crate::block::Quota;
+use crate::limits::SECOND;
+use crate::session::Context;
+use crate::session::Outcome;
+use crate::wire::decode::Role;
+use crate::wire::display::Printable;
+use crate::wire::frame::{Caps, Dialect, Ext, Frame, Hash};
+use crate::wire::hello::{self, Greeting};
+use crate::wire::seal::{self, Seals, Secret};
+use std::net::SocketAddr;
+
+/// Nanoseconds in which a connection must come about.
+const CONNECT_TIMEOUT: u64 = 5 * SECOND;
+/// The same where there is another way.
+const TRY_TIMEOUT: u64 = SECOND;
+
+/// Whether a client wants a direct connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Wish {
+    /// Without one nothing is done.
+    pub required: bool,
+    /// Fresh random bytes.
+    pub random: Hash,
+}
+
+/// What became of it.
+pub(super) enum Step {
+    /// It goes on.
+    Waiting,
+    /// There is none to be had, for this reason; the control session is as it was.
+    Refused(Failure),
+    /// Content goes over this link from here on.
+    Met(Box<Link>, Terms, SocketAddr),
+}
+
+enum State {
+    Asking,
+    Asked,
+    Connecting { deadline: Time },
+    Challenged(Link),
+    Greeting { link: Link, sent: Greeting, transcript: Vec<u8> },
+}
+
+/// A client on its way to a direct connection.
+pub(super) struct Meeting {
+    wish: Wish,
+    greeting: Greeting,
+    keyed: bool,
+    patience: u64,
+    state: State,
+    deadline: Option<Time>,
+    ready: Option<(SocketAddr, Secret)>,
+    refused: Option<Failure>,
+    connected: Option<StreamId>,
+}
+
+const WHAT: &str = "no direct connection";
+
+impl Meeting {
+    /// Where the control session agreed on `terms`. `greeting` is what is asked for over the new connection; `patience` in
+    /// nanoseconds is for each answer.
+    pub(super) fn new(wish: Wish, greeting: Greeting, terms: Terms, patience: u64) -> Meeting {
+        let keyed = terms.ext(Ext::KEYED);
+        let version = terms.dialect.version;
+        let greeting = Greeting {
+            version,
+            caps: Caps(greeting.caps.0 & !Caps::DIRECT_TCP.0).or(Caps::AEAD),
+            ext: greeting.ext.filter(|_| keyed),
+        };
+        let state = State::Asking;
+        let (deadline, ready, refused, connected) = (None, None, None, None);
+        Meeting { wish, greeting, keyed, patience, state, deadline, ready, refused, connected }
+    }
+
+    /// Takes note of a completion of its own operations.
+    pub(super) fn on_completion(&mut self, kind: &OpKind, outcome: Outcome, cx: &mut Context<'_>) {
+        match (kind, outcome) {
+            (OpKind::Connect { .. }, Ok(Output::Accepted { stream })) => match self.state {
+                State::Connecting { .. } if self.refused.is_none() => self.connected = Some(stream),
+                // It came too late.
+                _ => cx.submit(0, 0, OpKind::CloseStream { stream }),
+            },
+            (OpKind::Connect { address }, Err(errno)) => {
+                self.refused = Some(refusal(format!("{address}: {errno}")));
+            }
+            _ => {}
+        }
+    }
+
+    /// The link whose operation completed, if it is the new one.
+    pub(super) fn link(&mut self) -> Option<&mut Link> {
+        match &mut self.state {
+            State::Challenged(link) | State::Greeting { link, .. } => Some(link),
+            _ => None,
+        }
+    }
+
+    /// Goes on as far as possible.
+    pub(super) fn turn(&mut self, control: &mut Link, quota: &Quota, cx: &mut Context<'_>) -> Result<Step, Failure> {
+        if let State::Asking = self.state {
+            control.frame(&Frame::OpenDirectChannel).map_err(|error| Failure::connection(WHAT, error))?;
+            self.deadline = Some(cx.now.after(self.patience));
+            self.state = State::Asked;
+        }
+        if let State::Asked = self.state {
+            self.ask(control, cx)?;
+        }
+        if let State::Connecting { deadline } = self.state {
+            if deadline <= cx.now && self.connected.is_none() {
+                let address = self.ready.as_ref().map(|(address, _)| address.to_string()).unwrap_or_default();
+                self.refused.get_or_insert(refusal(format!("{address} does not answer: is its port filtered?")));
+            }
+            if let Some(failure) = self.refused.take() {
+                return self.give_up(failure);
+            }
+            if let Some(stream) = self.connected.take() {
+                self.begin(stream, control, cx);
+            }
+        }
+        if let Some(failure) = self.refused.take() {
+            return self.give_up(failure);
+        }
+        self.greet(quota, cx)
+    }
+
+    fn give_up(&self, failure: Failure) -> Result<Step, Failure> {
+        if self.wish.required { Err(failure) } else { Ok(Step::Refused(failure)) }
+    }
+
+    fn ask(&mut self, control: &mut Link, cx: &mut Context<'_>) -> Result<(), Failure> {
+        let next = control.next().map_err(|error| Failure::connection("protocol error", error))?;
+        match next {
+            None if self.deadline.is_some_and(|deadline| deadline <= cx.now) => {
+                return Err(Failure::connection(WHAT, "the server did not answer in time"));
+            }
+            None => {}
+            Some(Incoming::Frame(Frame::DirectChannelReady { address, key })) => {
+                let parsed = std::str::from_utf8(&address).ok().and_then(|text| text.parse::<SocketAddr>().ok());
+                let Some(address) = parsed else {
+                    self.refused = Some(refusal(format!("`{}` is no address", Printable(&address))));
+                    return Ok(());
+                };
+                self.ready = Some((address, Secret::from_bytes(key)));
+                let patience = if self.wish.required { CONNECT_TIMEOUT } else { TRY_TIMEOUT };
+                self.state = State::Connecting { deadline: cx.now.after(patience) };
+                cx.submit(0, 0, OpKind::Connect { address });
+            }
+            Some(Incoming::Frame(Frame::Error { message, .. })) => {
+                self.refused = Some(refusal(Printable(&message).to_string()));
+            }
+            Some(_) => {
+                let why = "the server sent another reply than asked for";
+                return Err(Failure::connection("protocol error", why));
+            }
+        }
+        Ok(())
+    }
+
+    /// The socket is there: from here on there is no way back.
+    fn begin(&mut self, stream: StreamId, control: &mut Link, cx: &mut Context<'_>) {
+        let mut link = Link::new(stream, Role::Client);
+        if self.keyed {
+            link.set_dialect(Dialect { version: 1, ext: Ext::KEYED });
+        } else {
+            // How a base server knows that nothing more will be asked for there.
+            control.shutdown(cx);
+        }
+        self.deadline = Some(cx.now.after(self.patience));
+        self.state = State::Challenged(link);
+    }
+
+    fn greet(&mut self, quota: &Quota, cx: &mut Context<'_>) -> Result<Step, Failure> {
+        while let Some(link) = self.link() {
+            let next = link.next().map_err(|error| Failure::connection(WHAT, error))?;
+            let Some(incoming) = next else {
+                link.flush(cx);
+                link.pump_recv(quota, cx);
+                if link.at_end() {
+                    let why = "the server closed it without an answer: somebody else may have taken the port";
+                    return Err(Failure::connection(WHAT, why));
+                }
+                if self.deadline.is_some_and(|deadline| deadline <= cx.now) {
+                    return Err(Failure::connection(WHAT, "the server did not answer in time"));
+                }
+                break;
+            };
+            if let Some(met) = self.on_incoming(incoming, cx)? {
+                return Ok(met);
+            }
+        }
+        Ok(Step::Waiting)
+    }
+
+    fn on_incoming(&mut self, incoming: Incoming, cx: &mut Context<'_>) -> Result<Option<Step>, Failure> {
+        let Some((address, secret)) = &self.ready else { return Ok(None) };
+        let refused = |why: &str| Err(Failure::connection(WHAT, why));
+        match (std::mem::replace(&mut self.state, State::Asked), incoming) {
+            (State::Challenged(mut link), Incoming::Frame(Frame::AuthChallenge { nonce })) => {
+                let sent = self.greeting;
+                let mut transcript = Vec::new();
+                let mut frames = Vec::new();
+                if self.keyed {
+                    let (random, index) = (self.wish.random, 0);
+                    let (caps, ext) = (sent.caps, sent.ext.unwrap_or(Ext::NONE));
+                    transcript = keyed::hello(&nonce, &random, index, (caps, ext));
+                    let mac = keyed::client_proof(secret, &transcript);
+                    frames.push(Frame::KeyedHello { random, index, caps, ext, mac });
+                } else {
+                    frames.push(Frame::AuthHello { mac: seal::auth_mac(secret, &nonce) });
+                    frames.push(sent.hello());
+                }
+                for frame in frames {
+                    link.frame(&frame).map_err(|error| Failure::connection(WHAT, error))?;
+                }
+                self.state = State::Greeting { link, sent, transcript };
+                Ok(None)
+            }
+            (State::Greeting { mut link, sent, .. }, Incoming::Frame(Frame::Welcome { version, caps, ext }))
+                if !self.keyed =>
+            {
+                let agreed = hello::accept(sent, Greeting { version, caps, ext });
+                if !agreed.caps.has(Caps::AEAD) {
+                    return refused("the server does not encrypt");
+                }
+                link.set_dialect(agreed.dialect);
+                link.seal(Seals::base(secret, Role::Client), Records::Base, cx);
+                let terms = Terms { dialect: agreed.dialect, caps: agreed.caps };
+                Ok(Some(Step::Met(Box::new(link), terms, *address)))
+            }
+            (
+                State::Greeting { mut link, sent, mut transcript },
+                Incoming::Frame(Frame::KeyedWelcome { caps, ext, mac }),
+            ) if self.keyed => {
+                keyed::welcome(&mut transcript, (caps, ext));
+                if !seal::is_same(&mac, &keyed::server_proof(secret, &transcript)) {
+                    return refused("the server cannot prove that it is the one that ssh reached");
+                }
+                let (caps, ext) = (sent.caps.and(caps), sent.ext.unwrap_or(Ext::NONE).and(ext));
+                if !caps.has(Caps::AEAD) {
+                    return refused("the server does not encrypt");
+                }
+                let dialect = Dialect { version: 1, ext };
+                link.set_dialect(dialect);
+                link.seal(Seals::keyed(secret, &transcript, Role::Client), Records::Keyed, cx);
+                Ok(Some(Step::Met(Box::new(link), Terms { dialect, caps }, *address)))
+            }
+            (_, Incoming::Frame(Frame::Error { message, .. })) => Err(Failure::connection(WHAT, Printable(&message))),
+            _ => refused("the server sent another frame than it should"),
+        }
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Time> {
+        match self.state {
+            State::Connecting { deadline } => Some(deadline),
+            _ => self.deadline,
+        }
+    }
+
+    /// For the simulator's coverage table.
+    pub(super) fn state(&self) -> &'static str {
+        match self.state {
+            State::Asking | State::Asked => "client asking for a direct connection",
+            State::Connecting { .. } => "client connecting",
+            State::Challenged(_) => "client challenged",
+            State::Greeting { .. } => "client greeting directly",
+        }
+    }
+}
+
+fn refusal(why: String) -> Failure {
+    Failure::connection(WHAT, why)
+}

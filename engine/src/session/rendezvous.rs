@@ -1,0 +1,367 @@
+//! The server's side of a direct connection: from OpenDirectChannel to a session on a TCP socket of its own.
+//!
+//! ```text
+//! control session: OpenDirectChannel -> Serve waits for -+
+//!                                                        v
+//! Rendezvous: Listening -bound-> Open -Accept..-> a Guest each        -first base client, end of control, time-> closed
+//!                                                   |
+//! Guest: Challenged -proof-> a Server over records  +-wrong, late or silent-> closed without a word
+//! ```
+//! The secret goes to the client through the control session, which ssh protects. Whoever proves to know it is the client;
+//! with [`Ext::KEYED`] it may come again, as often as it has connections, and every connection has keys of its own. Guests
+//! are bounded in number and time, so nobody else can keep the client out.
+
+use super::link::{Incoming, Link};
+use super::opening::Patience;
+use super::sealed::Records;
+use super::server::{self, Server, Verb};
+use super::{Context, Failure, Flow, Io, Outcome, Session};
+use crate::backend::{Completion, DirId, OpKind, Output, StreamId, Time, Token};
+use crate::limits::{GUEST_TIMEOUT, MAX_CONNECTIONS, MAX_GUESTS, MEETING_TIMEOUT};
+use crate::wire::decode::Role;
+use crate::wire::frame::{Caps, Dialect, Ext, Frame, Hash};
+use crate::wire::seal::{self, Seals, Secret};
+use std::cell::RefCell;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+
+/// Where a server may be met, and what that takes.
+#[derive(Clone)]
+pub struct Direct {
+    /// The address of this machine that its client knows.
+    pub ip: IpAddr,
+    /// Random bytes nobody can guess.
+    pub entropy: Rc<RefCell<dyn FnMut() -> Hash>>,
+    /// Nanoseconds in which the first connection must come.
+    pub patience: u64,
+}
+
+impl Direct {
+    /// At this address, with this source of random bytes.
+    pub fn new(ip: IpAddr, entropy: impl FnMut() -> Hash + 'static) -> Direct {
+        Direct { ip, entropy: Rc::new(RefCell::new(entropy)), patience: MEETING_TIMEOUT }
+    }
+
+    fn random(&self) -> Hash {
+        (self.entropy.borrow_mut())()
+    }
+}
+
+/// What is served to whoever is met.
+#[derive(Clone)]
+pub(super) struct Served {
+    pub(super) root: DirId,
+    pub(super) store: Option<DirId>,
+    pub(super) patience: Patience,
+}
+
+/// One meeting, as the control session, the rendezvous and its guests see it.
+pub(super) struct Meeting {
+    secret: Secret,
+    keyed: bool,
+    /// Bound, or why not.
+    address: Option<Result<SocketAddr, Failure>>,
+    /// Connections that wait to be proved.
+    guests: usize,
+    /// Connections that were proved, ever and now.
+    met: u16,
+    serving: usize,
+    /// Nobody new is let in.
+    over: bool,
+}
+
+pub(super) type SharedMeeting = Rc<RefCell<Meeting>>;
+
+impl Meeting {
+    /// True once nothing of it is left.
+    pub(super) fn is_done(&self) -> bool {
+        self.over && self.guests == 0 && self.serving == 0
+    }
+
+    /// Whoever it was opened for is gone.
+    pub(super) fn abandon(&mut self) {
+        self.over = true;
+    }
+
+    /// The client says nothing more where it was opened.
+    pub(super) fn end(&mut self) {
+        // Base clients close their control session at once, and come then.
+        self.over |= self.keyed;
+    }
+}
+
+/// Answers OpenDirectChannel.
+pub(super) struct Serve {
+    meeting: SharedMeeting,
+}
+
+impl Serve {
+    pub(super) fn start(direct: &Direct, served: Served, io: &mut Io<'_, '_>) -> (Serve, SharedMeeting) {
+        let meeting = Rc::new(RefCell::new(Meeting {
+            secret: Secret::from_bytes(direct.random()),
+            keyed: io.terms.ext(Ext::KEYED),
+            address: None,
+            guests: 0,
+            met: 0,
+            serving: 0,
+            over: false,
+        }));
+        io.cx.spawned.push(Box::new(Rendezvous {
+            meeting: meeting.clone(),
+            direct: direct.clone(),
+            served,
+            state: State::New,
+            accepting: false,
+            accepted: Vec::new(),
+            deadline: Time(0),
+        }));
+        (Serve { meeting: meeting.clone() }, meeting)
+    }
+}
+
+impl Verb for Serve {
+    fn on_completion(&mut self, _: OpKind, _: Outcome, _: &mut Io<'_, '_>) {}
+
+    fn advance(&mut self, head: bool, io: &mut Io<'_, '_>) -> bool {
+        let meeting = self.meeting.borrow();
+        match &meeting.address {
+            Some(Ok(address)) if head => {
+                let key = *meeting.secret.expose();
+                server::reply(&Frame::DirectChannelReady { address: address.to_string().into_bytes(), key }, io);
+            }
+            Some(Err(failure)) if head => server::reply_failure(failure, io),
+            _ => return false,
+        }
+        true
+    }
+
+    fn state(&self) -> &'static str {
+        "meeting"
+    }
+}
+
+enum State {
+    New,
+    Listening,
+    Open(StreamId),
+}
+
+/// Listens for the client of one control session.
+struct Rendezvous {
+    meeting: SharedMeeting,
+    direct: Direct,
+    served: Served,
+    state: State,
+    accepting: bool,
+    accepted: Vec<StreamId>,
+    deadline: Time,
+}
+
+impl Session for Rendezvous {
+    fn on_completion(&mut self, completion: Completion, _: &mut Context<'_>) {
+        let mut meeting = self.meeting.borrow_mut();
+        match (completion.op.kind, completion.result) {
+            (OpKind::Listen { .. }, Ok(Output::Listening { stream, address })) => {
+                self.state = State::Open(stream);
+                meeting.address = Some(Ok(address));
+            }
+            (OpKind::Listen { .. }, Err(errno)) => {
+                meeting.over = true;
+                meeting.address = Some(Err(Failure::here(b"", "cannot listen for a direct connection", errno)));
+            }
+            (OpKind::Accept { .. }, result) => {
+                self.accepting = false;
+                // A connection that was gone before it could be accepted is no reason to stop.
+                if let Ok(Output::Accepted { stream }) = result {
+                    self.accepted.push(stream);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn on_turn(&mut self, cx: &mut Context<'_>) -> Flow {
+        if let State::New = self.state {
+            self.deadline = cx.now.after(self.direct.patience);
+            self.state = State::Listening;
+            cx.submit(0, 0, OpKind::Listen { address: SocketAddr::new(self.direct.ip, 0) });
+        }
+        for stream in self.accepted.drain(..) {
+            if self.meeting.borrow().over {
+                cx.submit(0, 0, OpKind::CloseStream { stream });
+                continue;
+            }
+            self.meeting.borrow_mut().guests += 1;
+            let guest = Guest::new(stream, self.meeting.clone(), &self.direct, self.served.clone());
+            cx.spawned.push(Box::new(guest));
+        }
+        let mut meeting = self.meeting.borrow_mut();
+        meeting.over |= meeting.met == 0 && self.deadline <= cx.now;
+        match self.state {
+            State::Open(stream) if meeting.over => {
+                cx.submit(0, 0, OpKind::CloseStream { stream });
+                return Flow::Finished;
+            }
+            State::Open(listener) if !self.accepting && meeting.guests < MAX_GUESTS => {
+                self.accepting = true;
+                cx.submit(0, 0, OpKind::Accept { listener });
+            }
+            _ if meeting.over => return Flow::Finished,
+            _ => {}
+        }
+        Flow::Continue
+    }
+
+    fn next_deadline(&self) -> Option<Time> {
+        (self.meeting.borrow().met == 0).then_some(self.deadline)
+    }
+
+    fn state_of(&self, _: Token) -> &'static str {
+        "rendezvous"
+    }
+}
+
+/// A connection that must prove to be the client's; the client's, once it has.
+struct Guest {
+    link: Option<Link>,
+    meeting: SharedMeeting,
+    nonce: Hash,
+    served: Served,
+    deadline: Option<Time>,
+    server: Option<Server>,
+}
+
+/// Quotas are the server's; a guest receives into the one block that every session has.
+const NOTHING: usize = 0;
+
+impl Guest {
+    fn new(stream: StreamId, meeting: SharedMeeting, direct: &Direct, served: Served) -> Guest {
+        let mut link = Link::new(stream, Role::Server);
+        if meeting.borrow().keyed {
+            link.set_dialect(Dialect { version: 1, ext: Ext::KEYED });
+        }
+        let link = Some(link);
+        Guest { link, meeting, nonce: direct.random(), served, deadline: None, server: None }
+    }
+
+    /// Goes on until it is known who that is. `None`: nobody who is to be served.
+    fn prove(&mut self, cx: &mut Context<'_>) -> Option<Flow> {
+        let link = self.link.as_mut()?;
+        let deadline = match self.deadline {
+            Some(deadline) => deadline,
+            None => {
+                link.frame(&Frame::AuthChallenge { nonce: self.nonce }).ok()?;
+                *self.deadline.insert(cx.now.after(GUEST_TIMEOUT))
+            }
+        };
+        if let Some(incoming) = link.next().ok()? {
+            let Incoming::Frame(frame) = incoming else { return None };
+            return self.admit(&frame, cx).map(|()| Flow::Continue);
+        }
+        link.flush(cx);
+        link.pump_recv(&crate::block::Quota::new(NOTHING), cx);
+        let over = self.meeting.borrow().over || link.at_end() || deadline <= cx.now;
+        (!over).then_some(Flow::Continue)
+    }
+
+    fn admit(&mut self, frame: &Frame, cx: &mut Context<'_>) -> Option<()> {
+        let meeting = self.meeting.clone();
+        let mut meeting = meeting.borrow_mut();
+        let mut link = self.link.take_if(|_| !meeting.over && meeting.met < MAX_CONNECTIONS)?;
+        let shared = self.meeting.clone();
+        let on_end = Box::new(move |_| shared.borrow_mut().serving -= 1);
+        let (root, secret) = (self.served.root, &meeting.secret);
+        let server = match *frame {
+            Frame::AuthHello { mac } if !meeting.keyed => {
+                if !seal::is_same(&mac, &seal::auth_mac(secret, &self.nonce)) {
+                    self.link = Some(link);
+                    return None;
+                }
+                Server::behind_proof(link, root, on_end, secret.clone())
+            }
+            Frame::KeyedHello { random, index, caps, ext, mac } if meeting.keyed => {
+                let mut transcript = keyed::hello(&self.nonce, &random, index, (caps, ext));
+                if !seal::is_same(&mac, &keyed::client_proof(secret, &transcript)) || !caps.has(Caps::AEAD) {
+                    self.link = Some(link);
+                    return None;
+                }
+                let (caps, ext) = (caps.and(server::DIRECT_CAPS), ext.and(Ext::ALL));
+                keyed::welcome(&mut transcript, (caps, ext));
+                let mac = keyed::server_proof(secret, &transcript);
+                link.frame(&Frame::KeyedWelcome { caps, ext, mac }).ok()?;
+                link.seal(Seals::keyed(secret, &transcript, Role::Server), Records::Keyed, cx);
+                Server::keyed(link, root, on_end, (caps, ext))
+            }
+            _ => {
+                self.link = Some(link);
+                return None;
+            }
+        };
+        meeting.met += 1;
+        meeting.serving += 1;
+        meeting.guests -= 1;
+        // A base client comes once.
+        meeting.over |= !meeting.keyed;
+        self.server = Some(server.with_store(self.served.store).with_patience(self.served.patience));
+        Some(())
+    }
+}
+
+impl Session for Guest {
+    fn on_completion(&mut self, completion: Completion, cx: &mut Context<'_>) {
+        match (&mut self.server, &mut self.link) {
+            (Some(server), _) => server.on_completion(completion, cx),
+            (None, Some(link)) => link.on_completion(completion, cx),
+            (None, None) => {}
+        }
+    }
+
+    fn on_turn(&mut self, cx: &mut Context<'_>) -> Flow {
+        if self.server.is_none() && self.prove(cx).is_none() {
+            self.meeting.borrow_mut().guests -= 1;
+            // Whoever that was learns nothing from being refused.
+            if let Some(link) = &mut self.link {
+                link.close(cx);
+            }
+            return Flow::Finished;
+        }
+        self.server.as_mut().map_or(Flow::Continue, |server| server.on_turn(cx))
+    }
+
+    fn next_deadline(&self) -> Option<Time> {
+        self.server.as_ref().map_or(self.deadline, Session::next_deadline)
+    }
+
+    fn state_of(&self, token: Token) -> &'static str {
+        self.server.as_ref().map_or("guest", |server| server.state_of(token))
+    }
+}
+
+/// What both ends of a KEYED connection prove to each other, and make its keys of.
+pub(super) mod keyed {
+    use crate::wire::frame::{Caps, Ext, Hash};
+    use crate::wire::seal::{Secret, keyed_mac};
+
+    /// Everything up to and with the client's greeting.
+    pub(in crate::session) fn hello(nonce: &Hash, random: &Hash, index: u16, asked: (Caps, Ext)) -> Vec<u8> {
+        let mut transcript = [&nonce[..], random, &index.to_le_bytes()].concat();
+        welcome(&mut transcript, asked);
+        transcript
+    }
+
+    /// Adds a greeting's numbers.
+    pub(in crate::session) fn welcome(transcript: &mut Vec<u8>, (caps, ext): (Caps, Ext)) {
+        transcript.push(caps.0);
+        transcript.extend_from_slice(&ext.0.to_le_bytes());
+    }
+
+    /// The client's proof that it knows the secret.
+    pub(in crate::session) fn client_proof(secret: &Secret, transcript: &[u8]) -> Hash {
+        keyed_mac(secret, "haul 2026-11-26 direct connection client proof v1", transcript)
+    }
+
+    /// The server's.
+    pub(in crate::session) fn server_proof(secret: &Secret, transcript: &[u8]) -> Hash {
+        keyed_mac(secret, "haul 2026-11-26 direct connection server proof v1", transcript)
+    }
+}

@@ -1,0 +1,94 @@
+//! Which verb serves which request.
+
+use super::server::Verb;
+use super::{Failure, Io};
+use super::{chunked, get, hash, list, mkdir, put, resume, stat, tree};
+use crate::backend::{DirId, Place};
+use crate::wire::frame::{Frame, PathField};
+use crate::wire::path::Target;
+
+/// True of a request that a body follows.
+pub(super) fn has_body(request: &Frame) -> bool {
+    matches!(request, Frame::Put { .. } | Frame::Continue { .. } | Frame::PutChunked { .. })
+}
+
+/// The path a request is about.
+pub(super) fn request_path(request: &Frame) -> Option<&PathField> {
+    match request {
+        Frame::List { path }
+        | Frame::Stat { path }
+        | Frame::Hash { path, .. }
+        | Frame::Get { path, .. }
+        | Frame::Put { path, .. }
+        | Frame::Mkdir { path }
+        | Frame::Resume { path }
+        | Frame::Continue { path, .. }
+        | Frame::PutChunked { path, .. }
+        | Frame::GetChunked { path, .. }
+        | Frame::Truncate { path, .. }
+        | Frame::Tree { path, .. }
+        | Frame::Lookup { path, .. }
+        | Frame::SetMeta { path, .. }
+        | Frame::Symlink { path, .. } => Some(path),
+        _ => None,
+    }
+}
+
+/// Starts the verb of a request.
+pub(super) fn begin(
+    request: Frame,
+    (root, store): (DirId, Option<DirId>),
+    walks: &mut tree::Walks,
+    io: &mut Io<'_, '_>,
+) -> Result<Box<dyn Verb>, Failure> {
+    let place = match request_path(&request) {
+        Some(path) => {
+            let target = Target::decode(path, io.terms.dialect.ext)
+                .map_err(|error| Failure::rule(&path.0, "cannot use this path", error.to_string()))?;
+            Some(Place { dir: root, target })
+        }
+        None => None,
+    };
+    Ok(match (request, place) {
+        (Frame::Stat { .. }, Some(place)) => Box::new(stat::Serve::stat(place, io)),
+        (Frame::Lookup { follow, .. }, Some(place)) => Box::new(stat::Serve::lookup(place, follow, io)),
+        (Frame::List { .. }, Some(place)) => Box::new(list::Serve::start(place)),
+        (Frame::Hash { offset, limit, .. }, Some(place)) => Box::new(hash::Serve::start(place, offset, limit, io)),
+        (Frame::Get { offset, .. }, Some(place)) => Box::new(get::Serve::start(place, offset, io)),
+        (Frame::Put { size, offset, overwrite, .. }, Some(place)) => {
+            let overwrite = overwrite || io.terms.dialect.version == 1;
+            put::Serve::start(put::Request { place, size, offset, overwrite, store, continued: false }, io)?
+        }
+        (Frame::Continue { size, .. }, Some(place)) => {
+            let (offset, overwrite, continued) = (0, true, true);
+            put::Serve::start(put::Request { place, size, offset, overwrite, store, continued }, io)?
+        }
+        (Frame::PutChunked { offset, length, .. }, Some(place)) => chunked::Put::start(place, offset, length, io)?,
+        (Frame::GetChunked { offset, length, .. }, Some(place)) => {
+            Box::new(chunked::Get::start(place, offset, length, io))
+        }
+        (Frame::Truncate { size, .. }, Some(place)) => Box::new(chunked::Truncate::start(place, size, io)),
+        (Frame::Mkdir { .. }, Some(place)) => Box::new(mkdir::Serve::mkdir(place, io)),
+        (Frame::SetMeta { attributes, preserve, .. }, Some(place)) => {
+            Box::new(mkdir::Serve::set_meta(place, attributes, preserve))
+        }
+        (Frame::Symlink { target, attributes, preserve, .. }, Some(place)) => {
+            Box::new(mkdir::Serve::symlink(place, target, attributes, preserve, io))
+        }
+        (Frame::Resume { .. }, Some(place)) => Box::new(resume::Serve::start(place, io)),
+        (Frame::Tree { walk, recursive, .. }, Some(place)) => Box::new(walks.open(walk, place, recursive)?),
+        (Frame::TreeNext { walk }, _) => Box::new(walks.next(walk)?),
+        (other, _) => return Err(Failure::rule(b"", "unexpected message", name_of(&other))),
+    })
+}
+
+fn name_of(frame: &Frame) -> &'static str {
+    match frame {
+        Frame::Hello { .. } => "Hello",
+        Frame::HaveBlocks { .. } => "HaveBlocks",
+        Frame::OpenDirectChannel => "OpenDirectChannel is not offered",
+        Frame::AuthHello { .. } => "AuthHello",
+        Frame::Skip { .. } => "Skip",
+        _ => "a frame that only servers send",
+    }
+}
