@@ -432,7 +432,7 @@ impl Client {
 
     fn receive(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
         while self.is_ready(cx) {
-            let next = self.link.next().map_err(|error| Failure::connection("protocol error", error))?;
+            let next = self.link.next().map_err(Failure::stream)?;
             let Some(incoming) = next else { break };
             if self.is_stray(&incoming) {
                 continue;

@@ -63,6 +63,7 @@ mod walk;
 use crate::backend::{Completion, Errno, OpKind, Output, SessionId, Submissions, Time, Token, Waker};
 use crate::block::{Class, Pool, Quota};
 use crate::limits::{PEER_WORDS_BYTES, SESSION_FRAME_BLOCKS, SESSION_LARGE_BLOCKS, SESSION_SMALL_BLOCKS};
+use crate::wire::decode::DecodeError;
 use crate::wire::frame::{Caps, Dialect, ErrorCode, Ext};
 use std::borrow::Cow;
 use std::fmt;
@@ -251,6 +252,16 @@ impl Failure {
     /// A failure of the connection as a whole.
     pub fn connection(what: &'static str, why: impl fmt::Display) -> Failure {
         Failure { path: Vec::new(), what, cause: Cause::Connection(why.to_string()) }
+    }
+
+    /// What arrived cannot be understood, or not be trusted.
+    fn stream(error: DecodeError) -> Failure {
+        match error {
+            // As where a stream that is not sealed just ends.
+            DecodeError::CutOff => Failure::connection("connection lost", "the server closed it"),
+            DecodeError::Forged | DecodeError::Exhausted => Failure::connection("connection lost", error),
+            error => Failure::connection("protocol error", error),
+        }
     }
 
     /// The number of the reason, Linux numbering behind `ErrorCode::ERRNO_BASE`.

@@ -32,6 +32,8 @@ pub struct Transfer {
     way: Way,
     pub size: u64,
     hashes: [String; 2],
+    /// Further options of the copy.
+    pub options: &'static [&'static str],
 }
 
 impl Transfer {
@@ -47,6 +49,7 @@ impl Transfer {
             way,
             size: size as u64,
             hashes: [String::new(), String::new()],
+            options: &[],
         };
         for name in ["from", "to", "home", "tmp"] {
             fs::create_dir(transfer.dir.path().join(name)).unwrap();
@@ -75,6 +78,7 @@ impl Transfer {
         let _ = fs::remove_file(self.pipes.dir().join("pid"));
         let (source, target) = (self.source(), self.target());
         let mut args: Vec<OsString> = vec!["copy".into()];
+        args.extend(self.options.iter().map(OsString::from));
         args.extend(self.pipes.args());
         args.extend(match self.way {
             Way::Up => [source.into_os_string(), at(&self.pipes, &target)],
