@@ -1,9 +1,10 @@
 //! One client, one server, one codec: which operations work.
 
 use super::content::Sources;
+use super::downloads::Hashed;
 use super::peer::Peer;
 use super::raw::{LZ4, ZSTD};
-use super::stage::Stage;
+use super::stage::{Stage, Way};
 use super::{downloads, uploads};
 use anyhow::Result;
 use std::fmt;
@@ -31,10 +32,21 @@ pub enum Operation {
     List,
     /// The server's hash of a file.
     Hash,
+    /// One file to the server over TCP.
+    DirectPut,
+    /// One file from the server over TCP.
+    DirectGet,
+    /// A tree to the server over several TCP connections.
+    PoolPut,
+    /// A tree from the server over several TCP connections.
+    PoolGet,
 }
 
+/// Connections where several are asked for.
+const POOL: usize = 3;
+
 impl Operation {
-    pub const ALL: [Operation; 10] = [
+    pub const ALL: [Operation; 14] = [
         Operation::Put,
         Operation::DedupCold,
         Operation::DedupWarm,
@@ -45,7 +57,19 @@ impl Operation {
         Operation::BatchGet,
         Operation::List,
         Operation::Hash,
+        Operation::DirectPut,
+        Operation::DirectGet,
+        Operation::PoolPut,
+        Operation::PoolGet,
     ];
+
+    pub fn way(self) -> Way {
+        match self {
+            Operation::DirectPut | Operation::DirectGet => Way::Direct(1),
+            Operation::PoolPut | Operation::PoolGet => Way::Direct(POOL),
+            _ => Way::Ssh,
+        }
+    }
 
     /// Whether content goes over the wire, so that a codec matters.
     pub fn moves_content(self) -> bool {
@@ -66,6 +90,10 @@ impl fmt::Display for Operation {
             Operation::BatchGet => "batch get",
             Operation::List => "list",
             Operation::Hash => "hash",
+            Operation::DirectPut => "direct put",
+            Operation::DirectGet => "direct get",
+            Operation::PoolPut => "direct pool put",
+            Operation::PoolGet => "direct pool get",
         })
     }
 }
@@ -154,35 +182,37 @@ impl Cell {
     }
 
     fn run(self, sources: &Sources) -> Result<Outcome> {
-        let stage = Stage::new(self.client, self.server, sources)?;
+        let stage = Stage::new(self.client, self.server, self.operation.way(), sources)?;
         if !self.client.understands(self.server) {
             return self.is_refused(&stage, sources);
         }
         match self.operation {
-            Operation::Put => uploads::put(&stage, sources, self.codec)?,
+            Operation::Put | Operation::DirectPut => uploads::put(&stage, sources, self.codec)?,
             Operation::DedupCold => uploads::dedup_cold(&stage, sources, self.codec)?,
             Operation::DedupWarm => uploads::dedup_warm(&stage, sources, self.codec)?,
             Operation::Resume => uploads::resume(&stage, sources, self.codec)?,
             Operation::BatchPut => uploads::batch(&stage, sources, self.codec)?,
-            Operation::Get => downloads::get(&stage, sources, self.codec, downloads::Hashed::Yes)?,
-            Operation::FastGet => downloads::get(&stage, sources, self.codec, downloads::Hashed::No)?,
+            Operation::Get | Operation::DirectGet => downloads::get(&stage, sources, self.codec, Hashed::Yes)?,
+            Operation::FastGet => downloads::get(&stage, sources, self.codec, Hashed::No)?,
             Operation::BatchGet => downloads::batch(&stage, sources, self.codec)?,
             Operation::List => downloads::list(&stage, sources)?,
             Operation::Hash => downloads::hash(&stage, sources)?,
+            Operation::PoolPut => uploads::pool(&stage, sources, self.codec)?,
+            Operation::PoolGet => downloads::pool(&stage, sources, self.codec)?,
         }
         Ok(Outcome::Works)
     }
 
-    /// The client may then take another way, which is not looked at.
+    /// The client may then take another way, which is not looked at, and takes long with many files.
     fn is_refused(self, stage: &Stage, sources: &Sources) -> Result<Outcome> {
         let args = match self.operation {
-            Operation::Put => uploads::put_args(stage, sources, self.codec),
+            Operation::Put | Operation::DirectPut => uploads::put_args(stage, sources, self.codec),
             Operation::DedupCold | Operation::DedupWarm => uploads::dedup_args(stage, sources, self.codec, false),
             Operation::Resume => uploads::resume_args(stage, sources, self.codec)?,
-            Operation::BatchPut => uploads::batch_args(stage, sources, self.codec),
-            Operation::Get => downloads::get_args(stage, sources, self.codec, downloads::Hashed::Yes)?,
-            Operation::FastGet => downloads::get_args(stage, sources, self.codec, downloads::Hashed::No)?,
-            Operation::BatchGet => downloads::batch_args(stage, sources, self.codec)?,
+            Operation::BatchPut | Operation::PoolPut => uploads::batch_args(stage, &sources.tree(), self.codec),
+            Operation::Get | Operation::DirectGet => downloads::get_args(stage, sources, self.codec, Hashed::Yes)?,
+            Operation::FastGet => downloads::get_args(stage, sources, self.codec, Hashed::No)?,
+            Operation::BatchGet | Operation::PoolGet => downloads::batch_args(stage, &sources.tree(), self.codec)?,
             Operation::List => downloads::list_args(stage, sources)?,
             Operation::Hash => downloads::hash_args(stage, sources)?,
         };

@@ -10,6 +10,9 @@ pub struct Sources {
     dir: tempfile::TempDir,
 }
 
+/// Files for several connections: more than the first asks for before the others have come.
+const POOL_FILES: usize = 500;
+const POOL_FILE_SIZE: usize = 128 << 10;
 /// Blocks of the file for dedup.
 pub const DEDUP_BLOCKS: usize = 16;
 /// The block that is another one in the second file for dedup; it is text.
@@ -27,6 +30,11 @@ impl Sources {
         blocks[CHANGED_BLOCK] = text(BLOCK, 200);
         fs::write(path.join("changed"), blocks.concat()).unwrap();
         tree(&path.join("tree"));
+        link_tree(&path.join("tree"), &path.join("pool"));
+        let parts = [text(POOL_FILE_SIZE, 4), noise(POOL_FILE_SIZE, 4)];
+        for number in 0..POOL_FILES {
+            fs::write(path.join(format!("pool/{number}")), &parts[number % 2]).unwrap();
+        }
         Sources { dir }
     }
 
@@ -48,6 +56,11 @@ impl Sources {
     /// A directory called `tree`.
     pub fn tree(&self) -> PathBuf {
         self.dir.path().join("tree")
+    }
+
+    /// The same with many more files, a directory called `pool`.
+    pub fn pool(&self) -> PathBuf {
+        self.dir.path().join("pool")
     }
 
     /// A directory in the same file system.

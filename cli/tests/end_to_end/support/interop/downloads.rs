@@ -4,7 +4,7 @@ use super::cell::Codec;
 use super::content::{Sources, link_tree};
 use super::peer::Peer;
 use super::raw::{BLOCK, Raw, kind};
-use super::stage::{Stage, remote};
+use super::stage::{Played, Stage, remote};
 use super::traffic::{Payload, of_kind, only};
 use super::uploads::is_the_same_tree;
 use crate::support::processes::names;
@@ -12,6 +12,7 @@ use crate::support::{Entry, hash_of, snapshot};
 use anyhow::{Context as _, Result, ensure};
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 
 /// Whether the server hashes what it sends.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -45,20 +46,31 @@ pub fn get(stage: &Stage, sources: &Sources, codec: Codec, hashed: Hashed) -> Re
     Ok(())
 }
 
-pub fn batch_args(stage: &Stage, sources: &Sources, codec: Codec) -> Result<Vec<String>> {
-    link_tree(&sources.tree(), &stage.far().join("tree"));
+pub fn batch_args(stage: &Stage, tree: &Path, codec: Codec) -> Result<Vec<String>> {
+    link_tree(tree, &stage.far().join("tree"));
     fs::create_dir(stage.near().join("to"))?;
     Ok(stage.copy(codec.option(), &["-r"], &remote("tree"), &stage.near().join("to")))
 }
 
 pub fn batch(stage: &Stage, sources: &Sources, codec: Codec) -> Result<()> {
-    let played = stage.play(&batch_args(stage, sources, codec)?)?;
+    batch_of(stage, &sources.tree(), codec).map(|_| ())
+}
+
+pub fn pool(stage: &Stage, sources: &Sources, codec: Codec) -> Result<()> {
+    let played = batch_of(stage, &sources.pool(), codec)?;
+    let (_, carriers) = played.traffic.carriers()?;
+    ensure!(carriers > 1, "{carriers} of {} connections carried content", played.traffic.sessions.len());
+    Ok(())
+}
+
+fn batch_of(stage: &Stage, tree: &Path, codec: Codec) -> Result<Played> {
+    let played = stage.play(&batch_args(stage, tree, codec)?)?;
     played.went_well()?;
     let to = stage.near().join("to");
     ensure!(names(&to) == ["tree"], "there is {:?}", names(&to));
-    is_the_same_tree(&to.join("tree"), &sources.tree())?;
-    let payload = Payload::of(&played.traffic.down()?)?;
-    payload.is_packed_with(codec.number())
+    is_the_same_tree(&to.join("tree"), tree)?;
+    Payload::of(&played.traffic.down()?)?.is_packed_with(codec.number())?;
+    Ok(played)
 }
 
 /// The real ones list a tree over the protocol only to compare it.

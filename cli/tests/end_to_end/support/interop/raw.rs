@@ -20,8 +20,9 @@ pub mod kind {
     pub const PUT_CHUNKED: u8 = 0x0d;
     pub const GET_CHUNKED: u8 = 0x0e;
     pub const TRUNCATE: u8 = 0x0f;
-    /// Between two haul peers.
+    /// Between two haul peers, as is what has KEYED in its name.
     pub const SKIP: u8 = 0x48;
+    pub const KEYED_HELLO: u8 = 0x49;
     pub const WELCOME: u8 = 0x81;
     pub const OK: u8 = 0x82;
     pub const ERROR: u8 = 0x83;
@@ -33,6 +34,7 @@ pub mod kind {
     pub const MISSING_BLOCKS: u8 = 0x8a;
     pub const DIRECT_CHANNEL_READY: u8 = 0x8b;
     pub const AUTH_CHALLENGE: u8 = 0x8c;
+    pub const KEYED_WELCOME: u8 = 0xc4;
 }
 
 /// The codecs of DataCompressed.
@@ -211,11 +213,17 @@ pub fn split(mut stream: &[u8]) -> Result<Vec<Raw<'_>>, String> {
     let whole = stream.len();
     while !stream.is_empty() {
         let at = whole - stream.len();
-        let mut fields = Fields(stream);
-        let body = fields.bytes().ok_or_else(|| format!("the stream is cut inside the frame at {at}"))?;
-        let (&kind, body) = body.split_first().ok_or_else(|| format!("the frame at {at} is empty"))?;
-        frames.push(Raw { kind, body: Cow::Borrowed(body) });
-        stream = fields.0;
+        let (frame, rest) = first(stream).map_err(|why| format!("{why} at {at}"))?;
+        frames.push(frame);
+        stream = rest;
     }
     Ok(frames)
+}
+
+/// The first frame of a stream, and what is behind it.
+pub fn first(stream: &[u8]) -> Result<(Raw<'_>, &[u8]), String> {
+    let mut fields = Fields(stream);
+    let body = fields.bytes().ok_or("the stream is cut inside the frame")?;
+    let (&kind, body) = body.split_first().ok_or("there is an empty frame")?;
+    Ok((Raw { kind, body: Cow::Borrowed(body) }, fields.0))
 }

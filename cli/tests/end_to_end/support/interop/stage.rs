@@ -7,9 +7,13 @@
 //! bin/<server>   the only server on the other end's PATH: runs real/<server> between two `tee`
 //! record/        <process>.c2s and <process>.s2c for each server, `commands`, `servers`
 //! ```
+//! Where content goes over TCP, what a server says comes to its client by two pipes in record/ and a relay between them.
 
 use super::content::Sources;
+use super::opened::opened;
 use super::peer::Peer;
+use super::raw::{Raw, kind};
+use super::relay::Relays;
 use super::traffic::Traffic;
 use crate::support::processes::{self, Ended};
 use anyhow::{Context as _, Result, ensure};
@@ -22,17 +26,30 @@ use std::time::Duration;
 /// How long a server may outlive its client, on a busy machine.
 const PARTING: Duration = Duration::from_secs(20);
 
+/// Which way content goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// Through ssh, over one connection.
+    Ssh,
+    /// Over TCP connections, so many.
+    Direct(usize),
+}
+
 /// One client and one server.
 pub struct Stage {
     pub client: Peer,
     pub server: Peer,
+    way: Way,
     dir: tempfile::TempDir,
 }
 
 /// How a client ended, and what was said between it and its servers.
 pub struct Played {
     pub ended: Ended,
+    /// Where the content goes.
     pub traffic: Traffic,
+    /// What went through ssh, where content goes another way.
+    control: Option<Traffic>,
     /// The commands that the client ran on the other end.
     commands: String,
     /// How the servers were started and ended.
@@ -40,8 +57,8 @@ pub struct Played {
 }
 
 impl Stage {
-    pub fn new(client: Peer, server: Peer, sources: &Sources) -> Result<Stage> {
-        let stage = Stage { client, server, dir: sources.beside() };
+    pub fn new(client: Peer, server: Peer, way: Way, sources: &Sources) -> Result<Stage> {
+        let stage = Stage { client, server, way, dir: sources.beside() };
         for name in ["near", "far/up", "bin", "real", "shim", "temp", "far-temp"] {
             fs::create_dir_all(stage.path(name))?;
         }
@@ -91,16 +108,24 @@ impl Stage {
 
     /// Nobody but the three processes keeps an end of the client's pipes, so that each side sees the other's end of stream.
     fn server_script(&self) -> String {
+        let (pipes, said) = match self.way {
+            Way::Ssh => ("", "tee \"$record/$$.s2c\" >&3"),
+            Way::Direct(_) => (
+                "mkfifo \"$record/$$.heard\" \"$record/$$.said\"\n",
+                "{ cat \"$record/$$.heard\" >&3 & tee \"$record/$$.s2c\" 3>&- >\"$record/$$.said\"; wait; }",
+            ),
+        };
         format!(
             "#!/bin/sh\n\
              real='{0}/real/{1}'\n\
              [ \"$1\" = serve ] || exec \"$real\" \"$@\"\n\
              record='{0}/record'\n\
              echo \"start {1} $*\" >> \"$record/servers\"\n\
+             {pipes}\
              exec 3>&1 4<&0 >/dev/null </dev/null\n\
              tee \"$record/$$.c2s\" <&4 3>&- |\n\
              {{ \"$real\" \"$@\" 3>&- 4<&-; echo \"end $?\" >> \"$record/servers\"; }} 4<&- |\n\
-             tee \"$record/$$.s2c\" >&3 4<&- &\n\
+             {said} 4<&- &\n\
              exec 3>&- 4<&-\n\
              wait\n\
              echo over >> \"$record/servers\"\n",
@@ -118,6 +143,7 @@ impl Stage {
         fs::create_dir(&record)?;
         fs::write(record.join("commands"), "")?;
         fs::write(record.join("servers"), "")?;
+        let relays = matches!(self.way, Way::Direct(_)).then(|| Relays::watch(&record));
         let ended = processes::complete(&mut self.command(args)?);
         // The record is complete some time after the client has gone.
         let starts_and_ends = || fs::read_to_string(record.join("servers")).unwrap_or_default();
@@ -128,7 +154,13 @@ impl Stage {
         });
         ensure!(over, "a server outlives its client by {PARTING:?}; stderr: {}", one_line(&ended.stderr));
         let commands = fs::read_to_string(record.join("commands"))?;
-        Ok(Played { ended, traffic: Traffic::read(&record)?, commands, servers: starts_and_ends() })
+        let (mut traffic, mut control) = (Traffic::read(&record)?, None);
+        if let Some(relays) = relays {
+            let sessions = relays.finish(PARTING)?.iter().map(opened).collect::<Result<_>>();
+            let sessions = sessions.with_context(|| format!("stderr: {}", one_line(&ended.stderr)))?;
+            control = Some(std::mem::replace(&mut traffic, Traffic { sessions }));
+        }
+        Ok(Played { ended, traffic, control, commands, servers: starts_and_ends() })
     }
 
     fn command(&self, args: &[String]) -> Result<Command> {
@@ -144,14 +176,21 @@ impl Stage {
         Ok(command)
     }
 
-    /// `copy` with what all of its uses have in common: one connection, no display, this codec.
+    /// `copy` with what all of its uses have in common: the way and its connections, no display, this codec.
     pub fn copy(&self, codec: &str, flags: &[&str], from: &Path, to: &Path) -> Vec<String> {
         let mut args = vec!["copy".to_string()];
         args.extend(self.reached_by());
+        let connections = match self.way {
+            Way::Ssh => 1,
+            Way::Direct(connections) => {
+                args.push("--direct=direct".to_string());
+                connections
+            }
+        };
         args.extend(match self.client {
-            Peer::Old => vec!["-t".to_string(), format!("--compress={codec}"), "-P".into(), "1".into()],
-            Peer::New => vec!["-q".to_string(), format!("--compress={codec}"), "-P".into(), "1".into()],
-            Peer::Haul => vec!["--compress".to_string(), codec.to_string()],
+            Peer::Old => vec!["-t".to_string(), format!("--compress={codec}"), format!("-P{connections}")],
+            Peer::New => vec!["-q".to_string(), format!("--compress={codec}"), format!("-P{connections}")],
+            Peer::Haul => vec![format!("--compress={codec}"), format!("--connections={connections}")],
         });
         args.extend(flags.iter().map(ToString::to_string));
         args.extend([from, to].map(|operand| operand.to_str().unwrap().to_string()));
@@ -208,15 +247,31 @@ impl Played {
                 .any(|program| line.starts_with(program) || line.contains(&format!("; {program}")))
         });
         ensure!(past.is_none(), "content went past the server: {}", past.unwrap_or(""));
+        self.control.as_ref().map_or(Ok(()), |control| self.only_arranged(control))
+    }
+
+    /// Fails unless ssh carried nothing but what it takes to come to a direct connection, and all of these came about.
+    fn only_arranged(&self, control: &Traffic) -> Result<()> {
+        for session in &control.sessions {
+            let (up, down) = session.frames()?;
+            let kinds = |frames: &[Raw<'_>]| frames.iter().map(|frame| frame.kind).collect::<Vec<_>>();
+            let said = (kinds(&up), kinds(&down));
+            let expected =
+                (vec![kind::HELLO, kind::OPEN_DIRECT_CHANNEL], vec![kind::WELCOME, kind::DIRECT_CHANNEL_READY]);
+            ensure!(said == expected, "ssh carried frames of the types {said:02x?}");
+        }
+        let (arranged, met) = (control.sessions.len(), self.traffic.sessions.len());
+        ensure!(arranged == met, "{arranged} direct connections were agreed on, {met} came about");
         Ok(())
     }
 
     /// Fails unless the server refused the client's version and nothing else was said.
     pub fn was_refused(&self) -> Result<()> {
-        ensure!(!self.traffic.sessions.is_empty(), "no server was started; commands: {}", self.commands);
-        for session in &self.traffic.sessions {
+        let sessions = &self.control.as_ref().unwrap_or(&self.traffic).sessions;
+        ensure!(!sessions.is_empty(), "no server was started; commands: {}", self.commands);
+        for session in sessions {
             let (up, down) = session.frames()?;
-            let said = down.first().and_then(super::raw::Raw::error).context("the server did not refuse")?;
+            let said = down.first().and_then(Raw::error).context("the server did not refuse")?;
             ensure!(said.contains("protocol version mismatch"), "the server said {said:?}");
             ensure!(down.len() == 1 && up.len() == 1, "there were {} and {} frames", up.len(), down.len());
         }

@@ -50,12 +50,27 @@ impl Traffic {
         self.all(|session| session.frames().map(|(_, down)| down))
     }
 
+    /// How many sessions carried content to the server, and how many from it.
+    pub fn carriers(&self) -> Result<(usize, usize)> {
+        let mut carriers = (0, 0);
+        for session in &self.sessions {
+            let (up, down) = session.frames()?;
+            carriers.0 += usize::from(Payload::of(&up)?.frames > 0);
+            carriers.1 += usize::from(Payload::of(&down)?.frames > 0);
+        }
+        Ok(carriers)
+    }
+
     fn all<'a>(&'a self, of: impl Fn(&'a Recorded) -> Result<Vec<Raw<'a>>>) -> Result<Vec<Raw<'a>>> {
         Ok(self.sessions.iter().map(of).collect::<Result<Vec<_>>>()?.concat())
     }
 }
 
 impl Recorded {
+    pub fn new(up: Vec<u8>, down: Vec<u8>) -> Recorded {
+        Recorded { up, down }
+    }
+
     /// Both directions.
     pub fn frames(&self) -> Result<(Vec<Raw<'_>>, Vec<Raw<'_>>)> {
         let split = |bytes| raw::split(bytes).map_err(|why| anyhow!(why));

@@ -108,17 +108,28 @@ fn both_haul(stage: &Stage) -> bool {
     (stage.client, stage.server) == (Peer::Haul, Peer::Haul)
 }
 
-pub fn batch_args(stage: &Stage, sources: &Sources, codec: Codec) -> Vec<String> {
-    stage.copy(codec.option(), &["-r"], &sources.tree(), &remote("up"))
+pub fn batch_args(stage: &Stage, tree: &Path, codec: Codec) -> Vec<String> {
+    stage.copy(codec.option(), &["-r"], tree, &remote("up"))
 }
 
 pub fn batch(stage: &Stage, sources: &Sources, codec: Codec) -> Result<()> {
-    let played = stage.play(&batch_args(stage, sources, codec))?;
+    batch_of(stage, "tree", &sources.tree(), codec).map(|_| ())
+}
+
+pub fn pool(stage: &Stage, sources: &Sources, codec: Codec) -> Result<()> {
+    let played = batch_of(stage, "pool", &sources.pool(), codec)?;
+    let (carriers, _) = played.traffic.carriers()?;
+    ensure!(carriers > 1, "{carriers} of {} connections carried content", played.traffic.sessions.len());
+    Ok(())
+}
+
+fn batch_of(stage: &Stage, name: &str, tree: &Path, codec: Codec) -> Result<Played> {
+    let played = stage.play(&batch_args(stage, tree, codec))?;
     played.went_well()?;
-    ensure!(names(&stage.far().join("up")) == ["tree"], "there is {:?}", names(&stage.far().join("up")));
-    is_the_same_tree(&stage.far().join("up/tree"), &sources.tree())?;
-    let payload = Payload::of(&played.traffic.up()?)?;
-    payload.is_packed_with(codec.number())
+    ensure!(names(&stage.far().join("up")) == [name], "there is {:?}", names(&stage.far().join("up")));
+    is_the_same_tree(&stage.far().join("up").join(name), tree)?;
+    Payload::of(&played.traffic.up()?)?.is_packed_with(codec.number())?;
+    Ok(played)
 }
 
 /// Fails unless there was one Put, of this size and from this offset.
