@@ -53,6 +53,7 @@ pub struct Speaker {
 /// Where a server works; outlives it, so that another may work there after it.
 pub struct Place {
     dir: tempfile::TempDir,
+    variable: Option<(&'static str, &'static str)>,
 }
 
 /// How a server ended.
@@ -70,7 +71,12 @@ impl Place {
         for name in ["root", "other root", "home", "store"] {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
-        Place { dir }
+        Place { dir, variable: None }
+    }
+
+    /// Servers there have this in their environment.
+    pub fn with(self, name: &'static str, value: &'static str) -> Place {
+        Place { variable: Some((name, value)), ..self }
     }
 
     pub fn root(&self) -> PathBuf {
@@ -86,6 +92,7 @@ impl Place {
         command.args(["serve", "--root"]).arg(self.beside(root)).current_dir(self.beside(root)).env_clear();
         command.env("PATH", "/usr/bin:/bin").env("HOME", self.beside("home")).env("TMPDIR", self.beside("home"));
         command.env("BCMR_CAS_DIR", self.beside("store")).env("SSH_CONNECTION", "127.0.0.1 50000 127.0.0.1 22");
+        command.envs(self.variable);
         if let Some(backend) = std::env::var_os("HAUL_BACKEND") {
             command.env("HAUL_BACKEND", backend);
         }
