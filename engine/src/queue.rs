@@ -212,11 +212,11 @@ impl Queue {
         wake(state, false);
     }
 
-    /// Takes the next job, if `fits` says that this connection can have it: alone, it can have all, but for ranges, which
-    /// are there for those that come. The `lead` also takes what others gave back.
+    /// Takes the next job, if `fits` says that this connection can have it. The only connection of a run can have all; the
+    /// first of several leaves theirs to those that still log in. The `lead` also takes what others gave back.
     pub(crate) fn pull(&self, lead: bool, fits: impl Fn(&Job) -> bool) -> Option<Job> {
         let mut state = self.state();
-        let alone = state.links <= 1;
+        let alone = state.links <= 1 && self.connections() <= 1;
         let State { jobs, returned, targets, .. } = &mut *state;
         let fits = |job: &mut Job| is_free(job, targets) && ((alone && job.range.is_none()) || fits(job));
         let job = if lead { returned.pop_front_if(fits) } else { None }.or_else(|| jobs.pop_front_if(fits))?;
