@@ -214,7 +214,15 @@ impl Sealed {
                     *some = Arrived::Ready(Inbox::new(block.share(), smallvec![plain]));
                 }
             }
-            _ => _ = self.broken.get_or_insert(DecodeError::Forged),
+            Compute::Open { block, .. } => {
+                let this = |some: &Arrived| matches!(some, Arrived::Opening(number) if *number == block.number());
+                // Nothing behind it is ever looked at, whatever becomes of that.
+                if let Some(at) = self.arrived.iter().position(this) {
+                    self.arrived.truncate(at);
+                }
+                self.fail(DecodeError::Forged);
+            }
+            _ => self.fail(DecodeError::Forged),
         }
     }
 
