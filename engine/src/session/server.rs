@@ -536,7 +536,7 @@ impl Server {
                 return self.at_end(cx);
             }
         }
-        let drained = matches!(self.phase, Phase::Draining) && self.is_drained();
+        let drained = matches!(self.phase, Phase::Draining) && self.is_drained(cx);
         Ok(if drained { self.finish(Ok(()), cx) } else { Flow::Continue })
     }
 
@@ -548,12 +548,19 @@ impl Server {
         self.phase = Phase::Draining;
         // Direct connections outlive the session that they were agreed on in.
         self.meetings.iter().for_each(|meeting| meeting.borrow_mut().end());
-        Ok(if self.is_drained() { self.finish(Ok(()), cx) } else { Flow::Continue })
+        Ok(if self.is_drained(cx) { self.finish(Ok(()), cx) } else { Flow::Continue })
     }
 
-    fn is_drained(&self) -> bool {
+    /// True once everything has left; in records, the end of the stream too, by which the client knows that it was all.
+    fn is_drained(&mut self, cx: &mut Context<'_>) -> bool {
         let met = self.meetings.iter().all(|meeting| meeting.borrow().is_done());
-        met && self.active.is_empty() && self.link.is_drained()
+        if !met || !self.active.is_empty() || !self.link.is_drained() {
+            return false;
+        }
+        if self.link.is_sealed() {
+            self.link.shutdown(cx);
+        }
+        self.link.is_drained()
     }
 }
 
