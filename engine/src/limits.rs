@@ -86,6 +86,8 @@ pub const SPARED_BLOCKS: usize = 4;
 pub const MAX_MEETINGS: usize = 16;
 /// Connections that wait to prove themselves to one listener.
 pub const MAX_GUESTS: usize = 64;
+/// Bytes of a frame that such a connection may have begun: no proof is longer.
+pub const GUEST_BYTES: usize = 256;
 /// Nanoseconds each of them has.
 pub const GUEST_TIMEOUT: u64 = 4 * SECOND;
 /// Nanoseconds in which the client of a session must come to the listener that was opened for it.

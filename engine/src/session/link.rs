@@ -179,6 +179,8 @@ impl Link {
                 inbox.current += 1;
             }
         }
+        // It may be one that was lent.
+        self.spare = None;
         self.sealed = Some(Box::new(Sealed::new(seals, records, carried)));
     }
 
@@ -211,6 +213,16 @@ impl Link {
         let at_least = (self.decoder.payload_left() as usize).clamp(1, into.capacity());
         cx.submit(0, RECV, OpKind::Recv { stream: self.stream, into, at_least });
         self.receiving = true;
+    }
+
+    /// Gives it a block to receive into, in place of one from the worker's pool.
+    pub(crate) fn lend(&mut self, block: Block) {
+        self.spare = Some(block);
+    }
+
+    /// Bytes of memory held for a frame that is not complete.
+    pub(crate) fn gathered(&self) -> usize {
+        self.decoder.buffered_capacity()
     }
 
     /// Takes note of a completion of the link's own operations.

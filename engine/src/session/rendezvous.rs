@@ -17,7 +17,8 @@ use super::sealed::Records;
 use super::server::{self, Server, Verb};
 use super::{Context, Failure, Flow, Io, Outcome, Session};
 use crate::backend::{Completion, DirId, OpKind, Output, StreamId, Time, Token};
-use crate::limits::{GUEST_TIMEOUT, MAX_CONNECTIONS, MAX_GUESTS, MEETING_TIMEOUT};
+use crate::block::{Class, Pool, Quota};
+use crate::limits::{GUEST_BYTES, GUEST_TIMEOUT, MAX_CONNECTIONS, MAX_GUESTS, MEETING_TIMEOUT};
 use crate::wire::decode::Role;
 use crate::wire::frame::{Caps, Dialect, Ext, Frame, Hash};
 use crate::wire::seal::{self, Seals, Secret};
@@ -61,6 +62,8 @@ pub(super) struct Meeting {
     keyed: bool,
     /// Bound, or why not.
     address: Option<Result<SocketAddr, Failure>>,
+    /// What guests receive into. None of it is the worker's, whose sessions would wait for blocks that guests hold.
+    blocks: Pool,
     /// Connections that wait to be proved.
     guests: usize,
     /// Connections that were proved, ever and now.
@@ -101,6 +104,7 @@ impl Serve {
             secret: Secret::from_bytes(direct.random()),
             keyed: io.terms.ext(Ext::KEYED),
             address: None,
+            blocks: Pool::new(MAX_GUESTS, 0),
             guests: 0,
             met: 0,
             serving: 0,
@@ -231,9 +235,6 @@ struct Guest {
     server: Option<Server>,
 }
 
-/// Quotas are the server's; a guest receives into the one block that every session has.
-const NOTHING: usize = 0;
-
 impl Guest {
     fn new(stream: StreamId, meeting: SharedMeeting, direct: &Direct, served: Served) -> Guest {
         let mut link = Link::new(stream, Role::Server);
@@ -259,8 +260,13 @@ impl Guest {
             return self.admit(&frame, cx).map(|()| Flow::Continue);
         }
         link.flush(cx);
-        link.pump_recv(&crate::block::Quota::new(NOTHING), cx);
-        let over = self.meeting.borrow().over || link.at_end() || deadline <= cx.now;
+        if link.needs_block()
+            && let Some(block) = self.meeting.borrow_mut().blocks.take_reserved(Class::Small)
+        {
+            link.lend(block);
+        }
+        link.pump_recv(&Quota::new(0), cx);
+        let over = self.meeting.borrow().over || link.at_end() || link.gathered() > GUEST_BYTES || deadline <= cx.now;
         (!over).then_some(Flow::Continue)
     }
 
