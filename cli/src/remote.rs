@@ -121,6 +121,11 @@ impl Dial {
         Dial { host: host.clone(), args: args.clone(), begin, independent: false }
     }
 
+    /// True when content may take no other way than a TCP connection of its own.
+    pub(crate) fn must_be_direct(&self) -> bool {
+        self.args.direct == DirectWay::Direct
+    }
+
     /// Each connection a login of its own, whatever ssh is configured to share.
     pub(crate) fn independent(mut self) -> Dial {
         self.independent = true;
