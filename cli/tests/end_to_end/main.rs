@@ -30,6 +30,10 @@ mod hostile_connections;
 #[cfg(target_os = "linux")]
 mod hostile_dedup;
 #[cfg(target_os = "linux")]
+mod hostile_direct;
+#[cfg(target_os = "linux")]
+mod hostile_direct_client;
+#[cfg(target_os = "linux")]
 mod hostile_files;
 #[cfg(target_os = "linux")]
 mod hostile_greetings;

@@ -91,7 +91,7 @@ pub struct Frames<R> {
 }
 
 impl<R: Read> Frames<R> {
-    fn new(from: R, role: Role) -> Frames<R> {
+    pub fn new(from: R, role: Role) -> Frames<R> {
         Frames { from, decoder: Decoder::new(role, Dialect::BASE), buffer: Vec::new(), at: 0 }
     }
 
@@ -124,6 +124,11 @@ impl<R: Read> Frames<R> {
                 }
             }
         }
+    }
+
+    /// From the next frame on.
+    pub fn set_dialect(&mut self, dialect: Dialect) {
+        self.decoder.set_dialect(dialect);
     }
 
     /// Where it arrives.
