@@ -382,11 +382,12 @@ impl Client {
 
     fn close(&mut self, cx: &mut Context<'_>) {
         self.link.close(cx);
-        let meeting = match &mut self.phase {
-            Phase::Meeting(meeting) => meeting.link(),
-            _ => None,
-        };
-        meeting.into_iter().chain(&mut self.control).for_each(|link| link.close(cx));
+        if let Phase::Meeting(meeting) = &mut self.phase {
+            meeting.close(cx);
+        }
+        if let Some(control) = &mut self.control {
+            control.close(cx);
+        }
     }
 
     /// Whose operation that was.

@@ -68,6 +68,8 @@ pub(super) struct Meeting {
     ready: Option<(SocketAddr, Secret)>,
     refused: Option<Failure>,
     connected: Option<StreamId>,
+    /// The new connection, until content goes over it.
+    stream: Option<StreamId>,
 }
 
 const WHAT: &str = "no direct connection";
@@ -84,8 +86,8 @@ impl Meeting {
             ext: greeting.ext.filter(|_| keyed),
         };
         let state = State::Asking;
-        let (deadline, ready, refused, connected) = (None, None, None, None);
-        Meeting { wish, greeting, keyed, patience, state, deadline, ready, refused, connected }
+        let (deadline, ready, refused, connected, stream) = (None, None, None, None, None);
+        Meeting { wish, greeting, keyed, patience, state, deadline, ready, refused, connected, stream }
     }
 
     /// Takes note of a completion of its own operations.
@@ -108,6 +110,13 @@ impl Meeting {
         match &mut self.state {
             State::Challenged(link) | State::Greeting { link, .. } => Some(link),
             _ => None,
+        }
+    }
+
+    /// Gives the new connection up.
+    pub(super) fn close(&mut self, cx: &mut Context<'_>) {
+        for stream in self.stream.take().into_iter().chain(self.connected.take()) {
+            cx.submit(0, 0, OpKind::CloseStream { stream });
         }
     }
 
@@ -174,6 +183,7 @@ impl Meeting {
 
     /// The socket is there: from here on there is no way back.
     fn begin(&mut self, stream: StreamId, control: &mut Link, cx: &mut Context<'_>) {
+        self.stream = Some(stream);
         let mut link = Link::new(stream, Role::Client);
         if self.keyed {
             link.set_dialect(Dialect { version: 1, ext: Ext::KEYED });
