@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+mod daemon;
 mod process;
 mod report;
 mod resume;
@@ -40,9 +41,9 @@ struct Args {
     /// Rounds; the first is dropped.
     #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u32).range(2..))]
     rounds: u32,
-    /// Only rows whose name contains this.
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    only: String,
+    /// Only rows whose name contains this; may be given again.
+    #[arg(long, value_name = "TEXT")]
+    only: Vec<String>,
     /// Measures reruns with -C of killed copies of the big file, and nothing else.
     #[arg(long)]
     resume: bool,
@@ -80,15 +81,18 @@ fn main() -> Result<()> {
         return resume::measure(&haul, file.name, &place, &sshds);
     }
     println!("{}", report::COUNTED);
+    let daemon = daemon::Daemon::start()?;
     let mut results = Vec::new();
     for shape in &shapes {
-        let rows = rows::all(&haul, &sshds, shape.recursive);
-        let (rows, missing): (Vec<Row>, Vec<Row>) =
-            rows.into_iter().filter(|row| row.name.contains(&args.only)).partition(Row::is_installed);
+        let rows = rows::all(&haul, &sshds, daemon.as_ref(), shape.recursive);
+        let (rows, missing): (Vec<Row>, Vec<Row>) = rows
+            .into_iter()
+            .filter(|row| args.only.is_empty() || args.only.iter().any(|text| row.name.contains(text)))
+            .partition(Row::is_installed);
         for row in missing {
             println!("note: {} is left out: there is no {}", row.name, row.program.display());
         }
-        let measured = rows::measure(rows, shape, &place, &sshds, args.rounds)?;
+        let measured = rows::measure(rows, shape, &place, args.rounds)?;
         report::table(shape, &measured);
         results.push((shape, measured));
     }

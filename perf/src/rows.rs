@@ -1,5 +1,6 @@
 //! What is measured: haul and its peers as commands, and the turns they take.
 
+use crate::daemon::Daemon;
 use crate::process::{self, Sample};
 use crate::sshd::Sshd;
 use anyhow::{Context as _, Result, bail, ensure};
@@ -58,8 +59,8 @@ pub(crate) struct Row {
     arguments: Vec<OsString>,
     /// HAUL_BACKEND for the near end; the far end's is its sshd's.
     backend: &'static str,
-    /// Index of the sshd in use.
-    sshd: Option<usize>,
+    /// What stands before a path over there, and whose children serve it.
+    far: Option<(String, u32)>,
 }
 
 impl Row {
@@ -75,9 +76,10 @@ impl Row {
             operand.push(path);
             operand
         };
+        let far = self.far.as_ref().map_or("", |(prefix, _)| prefix);
         let (from_host, to_host) = match self.way {
-            Way::Up => ("", "far:"),
-            Way::Down => ("far:", ""),
+            Way::Up => ("", far),
+            Way::Down => (far, ""),
             Way::Local => ("", ""),
         };
         let (from, to) = (operand(from_host, &source), operand(to_host, target));
@@ -94,13 +96,19 @@ pub(crate) struct Measured {
 }
 
 /// All rows of a shape, in the order of their turns.
-pub(crate) fn all(haul: &Path, sshds: &[Sshd], recursive: bool) -> Vec<Row> {
+pub(crate) fn all(haul: &Path, sshds: &[Sshd], daemon: Option<&Daemon>, recursive: bool) -> Vec<Row> {
     let recurse: &[&str] = if recursive { &["-r"] } else { &[] };
     let mut rows = Vec::new();
     let mut add = |tool: &str, way: Way, program: &Path, arguments: Vec<OsString>, sshd: Option<usize>| {
-        let backend = sshd.and_then(|index| sshds.get(index)).map_or("auto", |sshd| sshd.backend);
+        let sshd = sshd.and_then(|index| sshds.get(index));
+        let backend = sshd.map_or("auto", |sshd| sshd.backend);
+        let far = match (sshd, daemon) {
+            (Some(sshd), _) => Some(("far:".to_string(), sshd.child.id())),
+            (None, Some(daemon)) if way != Way::Local => Some((daemon.prefix(), daemon.id())),
+            _ => None,
+        };
         let (name, tool, program) = (format!("{tool} {}", way.name()), tool.to_string(), program.to_path_buf());
-        rows.push(Row { name, tool, way, program, arguments, backend, sshd });
+        rows.push(Row { name, tool, way, program, arguments, backend, far });
     };
     let words = |words: &[&str]| -> Vec<OsString> { words.iter().chain(recurse).map(OsString::from).collect() };
     for way in [Way::Up, Way::Down].into_iter().filter(|_| !sshds.is_empty()) {
@@ -111,6 +119,8 @@ pub(crate) fn all(haul: &Path, sshds: &[Sshd], recursive: bool) -> Vec<Row> {
             add(&format!("haul {}", sshd.backend), way, haul, copy, Some(index));
             let copy = words(&["copy", "-q", "-F", &config, "-o", &format!("Ciphers={FAST_CIPHER}")]);
             add(&format!("haul {} aes128-gcm", sshd.backend), way, haul, copy, Some(index));
+            let copy = words(&["copy", "-q", "-F", &config, "--direct=direct"]);
+            add(&format!("haul {} direct", sshd.backend), way, haul, copy, Some(index));
             // What the hash costs: the same without it.
             if way == Way::Down {
                 let copy = words(&["copy", "-q", "-F", &config, "--no-hash"]);
@@ -123,6 +133,9 @@ pub(crate) fn all(haul: &Path, sshds: &[Sshd], recursive: bool) -> Vec<Row> {
         add("scp aes128-gcm", way, Path::new("scp"), words(&["-q", "-F", &config, "-c", FAST_CIPHER]), Some(0));
         let rsync = ["-aW", "-e", &format!("ssh -F {config}")].map(OsString::from).to_vec();
         add("rsync", way, Path::new("rsync"), rsync, Some(0));
+        if daemon.is_some() {
+            add("rsync daemon", way, Path::new("rsync"), ["-aW"].map(OsString::from).to_vec(), None);
+        }
     }
     add("cp", Way::Local, Path::new("cp"), words(&[]), None);
     rows
@@ -132,13 +145,7 @@ pub(crate) fn all(haul: &Path, sshds: &[Sshd], recursive: bool) -> Vec<Row> {
 const FAST_CIPHER: &str = "aes128-gcm@openssh.com";
 
 /// Rows take turns; the first round is dropped. Every run copies into a fresh directory.
-pub(crate) fn measure(
-    rows: Vec<Row>,
-    shape: &Shape,
-    place: &Place<'_>,
-    sshds: &[Sshd],
-    rounds: u32,
-) -> Result<Vec<Measured>> {
+pub(crate) fn measure(rows: Vec<Row>, shape: &Shape, place: &Place<'_>, rounds: u32) -> Result<Vec<Measured>> {
     let stopped = process::stop_flag()?;
     let mut measured: Vec<Measured> = rows.into_iter().map(|row| Measured { row, samples: Ok(Vec::new()) }).collect();
     for round in 0..rounds {
@@ -150,7 +157,7 @@ pub(crate) fn measure(
             }
             let target = place.target.join(format!("{}-{round}-{number}", shape.name));
             fs::create_dir(&target)?;
-            let far = row.sshd.map(|index| sshds[index].child.id());
+            let far = row.far.as_ref().map(|(_, server)| *server);
             let sample = process::run(row.command(shape, place, &target), far);
             if stopped.load(Ordering::Relaxed) {
                 bail!("stopped in round {} of {rounds}, {}", round + 1, row.name);

@@ -49,25 +49,28 @@ impl Sshd {
         command.args(["-D", "-e", "-f"]).arg(path.join("sshd_config")).stdin(Stdio::null()).stderr(log);
         let child = command.spawn().context("cannot start sshd")?;
         let mut sshd = Sshd { backend, dir, child };
-        sshd.wait_until_listening(port)?;
-        Ok(sshd)
-    }
-
-    fn wait_until_listening(&mut self, port: u16) -> Result<()> {
-        let until = Instant::now() + Duration::from_secs(10);
-        while Instant::now() < until && self.child.try_wait()?.is_none() {
-            if TcpStream::connect(("127.0.0.1", port)).is_ok() {
-                return Ok(());
-            }
-            std::thread::sleep(Duration::from_millis(20));
+        if !wait_until_listening(&mut sshd.child, port)? {
+            bail!("sshd does not start: {}", fs::read_to_string(sshd.dir.path().join("log")).unwrap_or_default());
         }
-        bail!("sshd does not start: {}", fs::read_to_string(self.dir.path().join("log")).unwrap_or_default())
+        Ok(sshd)
     }
 
     /// What `ssh -F` takes; the host in it is called `far`.
     pub(crate) fn ssh_config(&self) -> PathBuf {
         self.dir.path().join("ssh_config")
     }
+}
+
+/// True once somebody answers there; false when the process has ended, or time is up.
+pub(crate) fn wait_until_listening(child: &mut Child, port: u16) -> Result<bool> {
+    let until = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < until && child.try_wait()?.is_none() {
+        if TcpStream::connect(("127.0.0.1", port)).is_ok() {
+            return Ok(true);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(false)
 }
 
 impl Drop for Sshd {

@@ -1,0 +1,50 @@
+//! An rsync daemon of our own on a loopback port: what moves bytes without encrypting them. Ended when dropped.
+
+use crate::sshd;
+use anyhow::{Context as _, Result};
+use std::fs;
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+
+/// A running daemon that serves the whole machine.
+pub(crate) struct Daemon {
+    port: u16,
+    child: Child,
+    _dir: tempfile::TempDir,
+}
+
+impl Daemon {
+    /// `None` where there is no rsync, or it does not start.
+    pub(crate) fn start() -> Result<Option<Daemon>> {
+        let dir = tempfile::Builder::new().prefix("haul-perf-rsyncd-").tempdir()?;
+        let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
+        let config = dir.path().join("rsyncd.conf");
+        let text = "use chroot = no\nreverse lookup = no\n[all]\npath = /\nread only = no\nuid = *\ngid = *\n";
+        fs::write(&config, text).context("cannot write the daemon's configuration")?;
+        let mut command = Command::new("rsync");
+        command.args(["--daemon", "--no-detach", "--address", "127.0.0.1", "--port", &port.to_string(), "--config"]);
+        let Ok(mut child) = command.arg(config).stdin(Stdio::null()).stderr(Stdio::null()).spawn() else {
+            return Ok(None);
+        };
+        let answers = sshd::wait_until_listening(&mut child, port)?;
+        let daemon = Daemon { port, child, _dir: dir };
+        Ok(answers.then_some(daemon))
+    }
+
+    /// What stands before an absolute path.
+    pub(crate) fn prefix(&self) -> String {
+        format!("rsync://127.0.0.1:{}/all", self.port)
+    }
+
+    /// Its children are the far ends.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
