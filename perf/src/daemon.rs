@@ -19,7 +19,7 @@ impl Daemon {
         let dir = tempfile::Builder::new().prefix("haul-perf-rsyncd-").tempdir()?;
         let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
         let config = dir.path().join("rsyncd.conf");
-        let text = "use chroot = no\nreverse lookup = no\n[all]\npath = /\nread only = no\nuid = *\ngid = *\n";
+        let text = "use chroot = no\nreverse lookup = no\n[all]\npath = /\nread only = no\nuid = 0\ngid = 0\n";
         fs::write(&config, text).context("cannot write the daemon's configuration")?;
         let mut command = Command::new("rsync");
         command.args(["--daemon", "--no-detach", "--address", "127.0.0.1", "--port", &port.to_string(), "--config"]);
