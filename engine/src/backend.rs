@@ -332,6 +332,8 @@ pub enum FsOp {
         first: u64,
         /// Blocks at most.
         count: usize,
+        /// Their own hashes are wanted too, not only those at their places in the file.
+        plain: bool,
     },
     /// Opens a directory for reading its entries -> [`Output::OpenedDir`].
     OpenDir {

@@ -72,8 +72,9 @@ fn run_fs(op: &FsOp, held: &Held, give_up: &AtomicBool) -> Result<Made, Errno> {
     match (op, held) {
         (FsOp::Stat { place, follow }, Held::Root(root)) => names::stat(root, &place.target, *follow).map(Made::Output),
         (FsOp::StatOpen { .. }, Held::File(file)) => names::stat_open(file).map(Made::Output),
-        (FsOp::HashBlocks { first, count, .. }, Held::File(file)) => {
-            open::hash_blocks(file, *first, *count, give_up).map(|hashes| Made::Output(Output::BlockHashes(hashes)))
+        (FsOp::HashBlocks { first, count, plain, .. }, Held::File(file)) => {
+            open::hash_blocks(file, *first, *count, *plain, give_up)
+                .map(|hashes| Made::Output(Output::BlockHashes(hashes)))
         }
         (FsOp::OpenDir { place }, Held::Root(root)) => {
             names::open_dir(root, &place.target).map(|(dir, attributes)| Made::Dir(Arc::new(dir), attributes))

@@ -165,8 +165,10 @@ pub(super) fn hash_blocks(
     file: &OpenFile,
     first: u64,
     count: usize,
+    plain: bool,
     give_up: &AtomicBool,
 ) -> Result<Vec<BlockHash>, Errno> {
+    let of = if plain { BlockHash::of } else { BlockHash::placed };
     let mut buffer = vec![0; HASH_BLOCK_BYTES];
     let mut hashes = Vec::new();
     for index in (first..).take(count) {
@@ -176,7 +178,7 @@ pub(super) fn hash_blocks(
         let offset = index.checked_mul(HASH_BLOCK_BYTES as u64).ok_or(Errno::INVALID)?;
         let len = read_full(file.fd(), offset, &mut buffer)?;
         if len > 0 {
-            hashes.push(BlockHash::of(index, &buffer[..len]));
+            hashes.push(of(index, &buffer[..len]));
         }
         if len < buffer.len() {
             break;

@@ -42,7 +42,17 @@ impl Put {
             return Err(Failure::rule(&path, "cannot put", "the range ends past what a file can hold"));
         };
         let finish = finish(io);
-        let order = Order { place, path, size, offset, overwrite: true, way: Way::InPlace, unhashed: true, finish };
+        let order = Order {
+            place,
+            path,
+            size,
+            offset,
+            overwrite: true,
+            way: Way::InPlace,
+            unhashed: true,
+            plain: false,
+            finish,
+        };
         Ok(Box::new(Put { receiver: Receiver::start(order, io) }))
     }
 }
@@ -229,6 +239,7 @@ impl Fetch {
                 overwrite: true,
                 way: Way::Joined(range.token),
                 unhashed: false,
+                plain: false,
                 finish: Finish { attributes: None, preserve: Preserve::default(), sync: false, verify: None },
             };
             Receiver::start(order, io)

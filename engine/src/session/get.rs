@@ -151,6 +151,7 @@ impl Fetch {
                 overwrite: true,
                 way: if wanted.continued { Way::Continued } else { Way::New },
                 unhashed: io.terms.caps.has(Caps::FAST) && !preserve.has(Preserve::VERIFY),
+                plain: true,
                 finish,
             };
             Receiver::start(order, io)

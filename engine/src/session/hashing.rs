@@ -14,15 +14,17 @@ const BLOCKS: u32 = 26;
 /// Hashing of the leading blocks of one file.
 pub(super) struct Hashing {
     until: u64,
+    /// With the blocks' own hashes.
+    plain: bool,
     next: u64,
     in_flight: usize,
     hashes: Vec<Option<BlockHash>>,
 }
 
 impl Hashing {
-    /// The first `until` blocks.
-    pub(super) fn new(until: u64) -> Hashing {
-        Hashing { until, next: 0, in_flight: 0, hashes: Vec::new() }
+    /// The first `until` blocks; with `plain` their own hashes as well.
+    pub(super) fn new(until: u64, plain: bool) -> Hashing {
+        Hashing { until, plain, next: 0, in_flight: 0, hashes: Vec::new() }
     }
 
     /// Fewer of them.
@@ -35,7 +37,7 @@ impl Hashing {
         while self.in_flight < HASHING_OPERATIONS && self.next < self.until {
             let left = usize::try_from(self.until - self.next).unwrap_or(usize::MAX);
             let (first, count) = (self.next, left.min(BLOCKS_PER_OPERATION));
-            io.submit(BLOCKS, OpKind::Fs(Box::new(FsOp::HashBlocks { file, first, count })));
+            io.submit(BLOCKS, OpKind::Fs(Box::new(FsOp::HashBlocks { file, first, count, plain: self.plain })));
             self.in_flight += 1;
             self.next += count as u64;
         }

@@ -61,7 +61,7 @@ impl Serve {
         let sync = io.terms.caps.has(Caps::SYNC);
         let finish = Finish { attributes: None, preserve: Preserve::default(), sync, verify: None };
         let way = if continued { Way::Continued } else { Way::New };
-        let order = Order { place, path, size, offset, overwrite, way, unhashed: false, finish };
+        let order = Order { place, path, size, offset, overwrite, way, unhashed: false, plain: false, finish };
         let receiver = Receiver::start(order, io);
         let kept = if continued { Kept::Asked } else { Kept::NotAsked };
         Ok(Box::new(Serve { receiver, store, offered: false, kept, replied: false }))
@@ -237,7 +237,7 @@ impl Upload {
             Some(Ok(attributes)) => attributes,
         };
         let blocks = if offers {
-            source.hash_blocks(block_count(attributes.size));
+            source.hash_blocks(block_count(attributes.size), true);
             source.pump(true, io, |_, _| {});
             match source.hashed_blocks() {
                 Some(blocks) => Some(blocks),
@@ -297,7 +297,7 @@ impl Upload {
     /// What is there is proved: the blocks that are equal from the beginning on need not be sent.
     fn compare(&mut self, io: &mut Io<'_, '_>) {
         let (Phase::Comparing(theirs), Some(source)) = (&self.phase, &mut self.source) else { return };
-        source.hash_blocks(theirs.len() as u64);
+        source.hash_blocks(theirs.len() as u64, false);
         source.pump(true, io, |_, _| {});
         let Some(ours) = source.hashed_blocks() else { return };
         let equal = ours.iter().zip(theirs).take_while(|(ours, theirs)| ours.chaining == **theirs).count();
@@ -360,7 +360,7 @@ impl Ask for Upload {
         let Some(source) = &mut self.source else { return Sent::Later };
         if let Phase::AwaitKept = self.phase {
             // Both ends hash at the same time; ours is limited once it is known what is there.
-            source.hash_blocks(block_count(self.size));
+            source.hash_blocks(block_count(self.size), false);
             source.pump(true, io, |_, _| {});
         }
         if !matches!(self.phase, Phase::Sending) && !matches!(source.result(), Some(Err(_))) {

@@ -42,6 +42,8 @@ pub(crate) struct Order {
     pub(crate) way: Way,
     /// Nobody wants the hash.
     pub(crate) unhashed: bool,
+    /// Of a [`Way::Continued`]: the blocks that are there are compared by their own hashes.
+    pub(crate) plain: bool,
     pub(crate) finish: Finish,
 }
 
@@ -423,7 +425,7 @@ impl Receiver {
             // Whole blocks, and the last one only if exactly the file may be there.
             let size = self.order.size;
             let whole = if there == size { block_count(size) } else { there.min(size) / HASH_BLOCK_BYTES as u64 };
-            let mut hashing = Hashing::new(whole.min(MAX_HASHES as u64));
+            let mut hashing = Hashing::new(whole.min(MAX_HASHES as u64), self.order.plain);
             hashing.advance(file, io);
             self.hashing = Some(hashing);
         }

@@ -467,11 +467,12 @@ impl Source {
         self.digest.get_mut().and_then(|hash| hash.range.take()).map(RangeHash::finish).unwrap_or_default()
     }
 
-    /// Begins to hash the first `until` blocks, ahead of sending and several at a time; may be called again with fewer.
-    pub(crate) fn hash_blocks(&mut self, until: u64) {
+    /// Begins to hash the first `until` blocks, ahead of sending and several at a time; may be called again with fewer. With
+    /// `plain` the blocks' own hashes as well.
+    pub(crate) fn hash_blocks(&mut self, until: u64, plain: bool) {
         match &mut self.hashing {
             Some(hashing) => hashing.limit(until),
-            none => *none = Some(Hashing::new(until)),
+            none => *none = Some(Hashing::new(until, plain)),
         }
     }
 

@@ -312,12 +312,13 @@ impl Disk {
         Ok(Output::Opened { file, attributes: crate::wire::frame::Attributes { size: there, ..NO_ATTRIBUTES } })
     }
 
-    fn hash_blocks(&self, file: FileId, first: u64, count: usize) -> Outcome {
+    fn hash_blocks(&self, file: FileId, first: u64, count: usize, plain: bool) -> Outcome {
+        let of = if plain { BlockHash::of } else { BlockHash::placed };
         let node = self.source(file)?;
         let node = node.borrow();
         let blocks = node.content.chunks(HASH_BLOCK_BYTES).enumerate();
         let blocks = blocks.skip(usize::try_from(first).unwrap_or(usize::MAX)).take(count);
-        Ok(Output::BlockHashes(blocks.map(|(index, block)| BlockHash::of(index as u64, block)).collect()))
+        Ok(Output::BlockHashes(blocks.map(|(index, block)| of(index as u64, block)).collect()))
     }
 
     fn read(&self, file: FileId, offset: u64, into: &mut Block, len: usize) -> Outcome {
@@ -402,7 +403,7 @@ impl Disk {
                 let attributes = self.source(*file)?.borrow().attributes();
                 Ok(Output::Attributes { attributes, link: Vec::new() })
             }
-            FsOp::HashBlocks { file, first, count } => self.hash_blocks(*file, *first, *count),
+            FsOp::HashBlocks { file, first, count, plain } => self.hash_blocks(*file, *first, *count, *plain),
             FsOp::OpenDir { place } => self.open_directory(place, around),
             FsOp::ReadDir { dir } => self.read_directory(*dir, around.random),
             FsOp::CloseDir { dir } => {
