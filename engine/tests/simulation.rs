@@ -34,7 +34,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const MAX_TURNS: u64 = 30_000_000;
 
 /// One seed in so many has a large file, of these sizes; in it, streams hold at least so many bytes.
-const LARGE_ONCE_IN: u64 = 32;
+const LARGE_ONCE_IN: u64 = 64;
 const LARGE_BYTES: [std::ops::Range<usize>; 2] = [4 << 20..16 << 20, 16 << 20..20 << 20];
 const LARGE_STREAM_BYTES: usize = 4096;
 

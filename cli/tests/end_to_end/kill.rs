@@ -10,7 +10,7 @@ use std::time::Duration;
 /// Kills for each end, direction and backend.
 const KILLS: u64 = 100;
 /// The same over a direct connection.
-const DIRECT_KILLS: u64 = 20;
+const DIRECT_KILLS: u64 = 10;
 /// Of these so many in a hundred must hit a transfer that has begun and is not over.
 const MIDWAY_PERCENT: u64 = 80;
 const SIZE: usize = 32 * 1024 * 1024;
