@@ -12,7 +12,7 @@ use std::fs;
 use std::path::PathBuf;
 
 /// What haul serves in every session.
-const SERVED: u8 = 0x9f;
+const SERVED: u8 = 0xbf;
 
 fn framed(kind: u8, body: &[u8]) -> Vec<u8> {
     [&(body.len() as u32 + 1).to_le_bytes()[..], &[kind], body].concat()
@@ -33,12 +33,12 @@ fn a_hello_is_read_as_far_as_it_goes_and_no_further() {
         (&[1, 7, 0x0f, 0, 0], welcome(1, 7, None)),
         (&[1, 7, 0x0f, 0, 0, 0], welcome(1, 7, Some(0x0f))),
         (&[1, 7, 0x0f, 0, 0, 0, 1, 2, 3], welcome(1, 7, Some(0x0f))),
-        (&[1, 7, 0xff, 0xff, 0xff, 0xff], welcome(1, 7, Some(Ext::ALL.0))),
+        (&[1, 7, 0xff, 0xff, 0xff, 0xff], welcome(1, 7, Some(Ext::ALL.or(Ext::KEYED).0))),
         (&[1, 7, 0, 0, 0, 0], welcome(1, 7, Some(0))),
         (&[2, 7, 0x0f], welcome(2, 7, None)),
         (&[2, 7, 0x0f, 0, 0, 0], welcome(2, 7, None)),
         (&[2, 7, 0x0f, 0, 0, 0, 1], welcome(2, 7, None)),
-        (&[1, 0x60], welcome(1, 0, None)),
+        (&[1, 0x60], welcome(1, 0x20, None)),
     ];
     for (backend, (body, answer)) in BACKENDS.into_iter().flat_map(|b| table.iter().map(move |row| (b, row))) {
         let mut serving = Serving::start(backend);
