@@ -9,7 +9,7 @@ use haul_engine::wire::path::{PathError, RelPath, RequestPath, Target};
 
 const V1: Dialect = Dialect::BASE;
 const V2: Dialect = Dialect { version: 2, ext: Ext::NONE };
-const ALL: Dialect = Dialect { version: 1, ext: Ext::ALL };
+const ALL: Dialect = Dialect { version: 1, ext: Ext(Ext::ALL.0 | Ext::KEYED.0) };
 const ZERO8: &str = "00 00 00 00 00 00 00 00";
 
 fn unhex(text: &str) -> Vec<u8> {
@@ -263,7 +263,7 @@ fn malformed_frames_are_refused_with_their_reason() {
         (V1, "01 00 00 00 10", DecodeError::UnknownType(0x10)),
         (V1, "01 00 00 00 8d", DecodeError::UnknownType(0x8d)),
         (V1, "05 00 00 00 41 00 00 00 00", DecodeError::UnknownType(0x41)),
-        (ALL, "01 00 00 00 49", DecodeError::UnknownType(0x49)),
+        (ALL, "01 00 00 00 4a", DecodeError::UnknownType(0x4a)),
         (V1, "06 00 00 00 03 02 00 00 00 2f", DecodeError::Truncated(0x03)),
         (V1, "06 00 00 00 03 01 00 00 00 ff", DecodeError::NotUtf8),
         (V1, "06 00 00 00 83 01 00 00 00 ff", DecodeError::NotUtf8),
@@ -317,7 +317,7 @@ fn an_extension_frame_needs_its_extension_and_the_right_sender() {
     for (vector, needs, readers) in frames {
         let bytes = unhex(vector);
         for role in [Role::Client, Role::Server] {
-            for bits in 0..=Ext::ALL.0 {
+            for bits in 0..=ALL.ext.0 {
                 let ext = Ext(bits);
                 let result = decode(role, Dialect { version: 1, ext }, &bytes);
                 if ext.has(needs) && readers.contains(&role) {
