@@ -139,6 +139,32 @@ fn each_of_four_connections_carries_files() {
     }
 }
 
+#[test]
+fn fewer_files_than_one_connection_may_ask_for_are_shared_all_the_same() {
+    let dir = trees::scratch();
+    let (source, target) = (dir.path().join("source"), dir.path().join("target"));
+    fs::create_dir(&source).unwrap();
+    for number in 0..60 {
+        random_file(&source.join(format!("file-{number}")), 1024 * KIB + number * 7, number as u64);
+    }
+    for (backend, way) in ways() {
+        let Record { pipes, wire } = Record::new(backend, "");
+        // A machine that is busy may let the others come too late.
+        let shared = (0..5).any(|_| {
+            wire.forget();
+            assert_exit(&finish(copy(backend, &pipes, way, &["--connections", "3"], &source, &target)), 0);
+            assert_nobody_at_home(&pipes.home(), LIMIT);
+            assert_same_tree(&target, &source);
+            fs::remove_dir_all(&target).unwrap();
+            let asked = if way == Way::Up { kind::PUT } else { kind::GET };
+            let files: Vec<usize> = wire.sessions().iter().map(|session| frames(&session.up(), asked)).collect();
+            eprintln!("{backend}, {way:?}: {files:?}");
+            files.iter().filter(|&&files| files > 0).count() > 1
+        });
+        assert!(shared, "{backend}, {way:?}: the first connection takes everything");
+    }
+}
+
 /// Frames of this type in what a client has sent.
 fn frames(stream: &[u8], kind: u8) -> usize {
     raw::split(stream).unwrap().iter().filter(|frame| frame.kind == kind).count()
