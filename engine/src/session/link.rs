@@ -170,12 +170,9 @@ impl Link {
     pub(crate) fn seal(&mut self, seals: Seals, records: Records, cx: &mut Context<'_>) {
         self.flush(cx);
         let mut carried = Vec::new();
-        while let Some(inbox) = &mut self.inbox {
-            match inbox.rest() {
-                Some(rest) => carried.extend_from_slice(rest),
-                None => self.inbox = None,
-            }
-            if let Some(inbox) = &mut self.inbox {
+        if let Some(mut inbox) = self.inbox.take() {
+            while let Some(rest) = inbox.rest() {
+                carried.extend_from_slice(rest);
                 inbox.current += 1;
             }
         }

@@ -536,7 +536,7 @@ impl Server {
                 return self.at_end(cx);
             }
         }
-        let drained = matches!(self.phase, Phase::Draining) && self.is_drained(cx);
+        let drained = matches!(self.phase, Phase::Draining) && self.wind_down(cx);
         Ok(if drained { self.finish(Ok(()), cx) } else { Flow::Continue })
     }
 
@@ -548,11 +548,11 @@ impl Server {
         self.phase = Phase::Draining;
         // Direct connections outlive the session that they were agreed on in.
         self.meetings.iter().for_each(|meeting| meeting.borrow_mut().end());
-        Ok(if self.is_drained(cx) { self.finish(Ok(()), cx) } else { Flow::Continue })
+        Ok(if self.wind_down(cx) { self.finish(Ok(()), cx) } else { Flow::Continue })
     }
 
-    /// True once everything has left; in records, the end of the stream too, by which the client knows that it was all.
-    fn is_drained(&mut self, cx: &mut Context<'_>) -> bool {
+    /// True once everything has left. In records the end of the stream goes last, by which the client knows that it was all.
+    fn wind_down(&mut self, cx: &mut Context<'_>) -> bool {
         let met = self.meetings.iter().all(|meeting| meeting.borrow().is_done());
         if !met || !self.active.is_empty() || !self.link.is_drained() {
             return false;
