@@ -74,6 +74,9 @@ pub const FILE_RUN_BYTES: u64 = 1024 * 1024;
 pub const BLOCKS_PER_OPERATION: usize = 16;
 /// Such operations in flight for one file: as many as there are helper threads.
 pub const HASHING_OPERATIONS: usize = OFFLOAD_THREADS;
+/// Blocks of 4 MiB at the end of what a killed transfer left that may have holes, since writes complete in any order. A
+/// download that goes on has each of them proved for itself, and what is before them as one.
+pub const UNORDERED_BLOCKS: usize = 4;
 /// Bytes from which a piece of content is hashed by a helper thread: 64 KiB take 15 us, about as long as handing over.
 pub const DIGEST_BYTES: usize = 64 * 1024;
 /// Bytes from which a record is sealed and opened by a helper thread, and received into a block of its own.
@@ -261,6 +264,10 @@ const _: () = {
     assert!(PREAMBLE_SILENCE < HANDSHAKE_TIMEOUT && HANDSHAKE_TIMEOUT <= LOGIN_TIMEOUT);
     assert!(READ_WINDOW_FRAMES * 2 <= SESSION_FRAME_BLOCKS, "a block read and what a codec makes of it");
     assert!(SESSION_FRAME_BLOCKS <= POOL_FRAME_BLOCKS);
+    assert!(
+        (SESSION_LARGE_BLOCKS + 1) * BLOCK_BYTES < (UNORDERED_BLOCKS - 1) * crate::tree_hash::HASH_BLOCK_BYTES,
+        "what is being written, the receive block included, begins in one of them, wherever in a block the file ends"
+    );
     assert!(MAX_SESSIONS <= LISTEN_BACKLOG as usize);
     assert!(TCP_KEEPALIVE_IDLE.as_millis() < TCP_USER_TIMEOUT_MILLIS as u128, "one question is asked before");
     assert!(FILE_RUN_BYTES <= crate::wire::MAX_BLOCK as u64);

@@ -42,17 +42,8 @@ impl Put {
             return Err(Failure::rule(&path, "cannot put", "the range ends past what a file can hold"));
         };
         let finish = finish(io);
-        let order = Order {
-            place,
-            path,
-            size,
-            offset,
-            overwrite: true,
-            way: Way::InPlace,
-            unhashed: true,
-            plain: false,
-            finish,
-        };
+        let order =
+            Order { place, path, size, offset, overwrite: true, way: Way::InPlace, unhashed: true, alone: 0, finish };
         Ok(Box::new(Put { receiver: Receiver::start(order, io) }))
     }
 }
@@ -239,7 +230,7 @@ impl Fetch {
                 overwrite: true,
                 way: Way::Joined(range.token),
                 unhashed: false,
-                plain: false,
+                alone: 0,
                 finish: Finish { attributes: None, preserve: Preserve::default(), sync: false, verify: None },
             };
             Receiver::start(order, io)

@@ -3,25 +3,27 @@
 //! ```text
 //! server: Opening -head-> [Meta] -> Data.. -> Ok{hash} | Error
 //! client: asked -> [Meta] -> Data.. (receiver) -> Ok{hash}: compare, then name the file -> done
-//!         [hash what is there -its turn-> Hash for each block of it -> ] asked for the rest, as above
+//!         [open what is there -its turn-> Hash of its beginning and of its last blocks, ours at the same time
+//!          -both are there and the beginning differs-> Hash of half of it, and so on -> ] asked for the rest, as above
 //!         [-> Hash of all that was not sent]
 //! ```
 //! Nothing may be made of two files: where what is there is continued, the file must be the one that was looked at, by its
-//! size and time. A base server says no time with what it sends, so what it proved block by block is proved once more, as
-//! a whole, when the rest is there.
+//! size and time. A base server says no time with what it sends, so what it proved is proved once more, as a whole, when
+//! the rest is there.
 //!
 //! The server's hash covers what it read, the client's what it wrote; the file gets its name only when they are equal.
 //! Under FAST neither end hashes: the kernel sends the file where no codec was agreed on, and Ok carries no hash.
 
 use super::client::{Answer, Ask, Reply, Sent};
-use super::dedup::block_bytes;
 use super::link::Incoming;
+use super::proof::{Part, Proof, hash_of};
 use super::receiver::{Order, Receiver, Way};
 use super::server::{Verb, reply, reply_failure};
 use super::source::{Chunk, Purpose, Source};
 use super::{Cause, Failure, Io, Outcome};
 use crate::backend::{Finish, OpKind, Place};
-use crate::tree_hash::{BlockHash, HASH_BLOCK_BYTES, TreeHash};
+use crate::limits::UNORDERED_BLOCKS;
+use crate::tree_hash::HASH_BLOCK_BYTES;
 use crate::wire::frame::{Attributes, Caps, Ext, Frame, Hash, Preserve};
 use crate::wire::path::Target;
 
@@ -101,18 +103,15 @@ pub(super) struct Wanted {
     pub(super) continued: bool,
 }
 
-/// Hash requests for blocks that are there already.
-const PROOFS: usize = 64;
-
 const CHANGED: &str = "the file changed meanwhile";
 
 enum Phase {
-    /// What is there is opened and hashed.
+    /// What is there is being opened.
     Preparing,
-    /// Blocks that are there, how many the server was asked for, and what it said.
+    /// It is being hashed at both ends: what the server was asked for last, and what it has said of that.
     Proving {
-        blocks: Vec<BlockHash>,
-        asked: usize,
+        proof: Proof,
+        asked: Vec<Part>,
         theirs: Vec<Option<Hash>>,
     },
     Asked,
@@ -151,7 +150,7 @@ impl Fetch {
                 overwrite: true,
                 way: if wanted.continued { Way::Continued } else { Way::New },
                 unhashed: io.terms.caps.has(Caps::FAST) && !preserve.has(Preserve::VERIFY),
-                plain: true,
+                alone: UNORDERED_BLOCKS,
                 finish,
             };
             Receiver::start(order, io)
@@ -220,31 +219,49 @@ impl Fetch {
         }
     }
 
-    /// Has the server hash what is there, and goes on behind what is equal.
-    fn prove(&mut self, io: &mut Io<'_, '_>) -> Sent {
-        let size = self.wanted.attributes.size;
-        let Phase::Proving { blocks, asked, theirs } = &mut self.phase else { return Sent::Later };
-        let equal = blocks.iter().zip(theirs.iter()).take_while(|(ours, theirs)| **theirs == Some(ours.plain)).count();
-        let differs = equal < theirs.len();
-        while !differs && *asked < blocks.len() && *asked - theirs.len() < PROOFS {
-            let index = *asked as u64;
-            let (offset, limit) = (index * HASH_BLOCK_BYTES as u64, Some(block_bytes(index, size) as u64));
+    /// Has the server hash what the proof needs next. False where nothing is asked for.
+    fn ask(&mut self, io: &mut Io<'_, '_>) -> bool {
+        let Phase::Proving { proof, asked, .. } = &mut self.phase else { return false };
+        for part in proof.ask() {
             let path = self.wanted.remote.encode(io.terms.dialect.ext);
-            if io.link.frame(&Frame::Hash { path, offset, limit }).is_err() {
+            let (offset, length) = part.range(self.wanted.attributes.size);
+            // All are of the same length: a path that does not fit one does not fit any, and nothing is proved.
+            if io.link.frame(&Frame::Hash { path, offset, limit: Some(length) }).is_err() {
                 break;
             }
-            *asked += 1;
+            asked.push(part);
         }
-        if *asked > theirs.len() {
+        !asked.is_empty()
+    }
+
+    /// Compares what both ends have hashed, and goes on behind what is equal.
+    fn prove(&mut self, io: &mut Io<'_, '_>) -> Sent {
+        let (Phase::Proving { proof, asked, theirs }, Some(receiver)) = (&mut self.phase, &self.receiver) else {
+            return Sent::Later;
+        };
+        // Whatever became of ours: a reply that comes later would be taken for that to the next request.
+        if theirs.len() < asked.len() {
             return Sent::Later;
         }
-        let offset = (equal as u64 * HASH_BLOCK_BYTES as u64).min(size);
-        let blocks = std::mem::take(blocks);
+        let blocks = match (receiver.kept_blocks(), receiver.result()) {
+            (_, Some(Err(failure))) => {
+                self.refused = Some(failure);
+                return Sent::Not;
+            }
+            (Some(blocks), _) => blocks,
+            (None, _) => return Sent::Later,
+        };
+        for (part, theirs) in asked.drain(..).zip(theirs.drain(..)) {
+            proof.on_answer(part, theirs.is_some() && theirs == part.hash(&blocks));
+        }
+        let equal = proof.equal();
+        if self.ask(io) {
+            return Sent::Later;
+        }
+        let offset = (equal as u64 * HASH_BLOCK_BYTES as u64).min(self.wanted.attributes.size);
         self.receiver(None, io).skip(offset, &blocks, true, io);
         if offset > 0 && !io.terms.ext(Ext::META) {
-            let mut tree = TreeHash::new();
-            blocks[..equal].iter().for_each(|&block| tree.push(block));
-            self.beginning = Some(tree.finalize());
+            self.beginning = Some(hash_of(&blocks[..equal]));
         }
         match self.get(offset, io) {
             Sent::Whole if self.beginning.is_some() => self.confirm(offset, io),
@@ -302,12 +319,16 @@ impl Ask for Fetch {
 
     fn send(&mut self, io: &mut Io<'_, '_>) -> Sent {
         if let (Phase::Preparing, Some(receiver)) = (&self.phase, &self.receiver) {
-            match (receiver.kept_blocks(), receiver.result()) {
+            match (receiver.kept_count(), receiver.result()) {
                 (_, Some(Err(failure))) => {
                     self.refused = Some(failure);
                     return Sent::Not;
                 }
-                (Some(blocks), _) => self.phase = Phase::Proving { blocks, asked: 0, theirs: Vec::new() },
+                (Some(count), _) => {
+                    let (asked, theirs) = (Vec::new(), Vec::new());
+                    self.phase = Phase::Proving { proof: Proof::new(count), asked, theirs };
+                    self.ask(io);
+                }
                 (None, _) => return Sent::Later,
             }
         }
@@ -328,7 +349,7 @@ impl Ask for Fetch {
         match (&mut self.phase, answer) {
             (Phase::Asked, _) => self.on_content(incoming, io),
             (Phase::Preparing, _) => broken("the server sent a reply to nothing"),
-            (Phase::Proving { asked, theirs, .. }, _) if theirs.len() == *asked => {
+            (Phase::Proving { asked, theirs, .. }, _) if theirs.len() == asked.len() => {
                 broken("the server sent a reply to nothing")
             }
             (_, None) => broken("the server answered Hash with another reply"),

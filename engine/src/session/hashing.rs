@@ -14,17 +14,17 @@ const BLOCKS: u32 = 26;
 /// Hashing of the leading blocks of one file.
 pub(super) struct Hashing {
     until: u64,
-    /// With the blocks' own hashes.
-    plain: bool,
+    /// From this block on with the blocks' own hashes.
+    plain_from: u64,
     next: u64,
     in_flight: usize,
     hashes: Vec<Option<BlockHash>>,
 }
 
 impl Hashing {
-    /// The first `until` blocks; with `plain` their own hashes as well.
-    pub(super) fn new(until: u64, plain: bool) -> Hashing {
-        Hashing { until, plain, next: 0, in_flight: 0, hashes: Vec::new() }
+    /// The first `until` blocks; from block `plain_from` on their own hashes as well.
+    pub(super) fn new(until: u64, plain_from: u64) -> Hashing {
+        Hashing { until, plain_from, next: 0, in_flight: 0, hashes: Vec::new() }
     }
 
     /// Fewer of them.
@@ -32,12 +32,18 @@ impl Hashing {
         self.until = self.until.min(until);
     }
 
+    /// How many are wanted.
+    pub(super) fn wanted(&self) -> u64 {
+        self.until
+    }
+
     /// Keeps operations in flight.
     pub(super) fn advance(&mut self, file: FileId, io: &mut Io<'_, '_>) {
         while self.in_flight < HASHING_OPERATIONS && self.next < self.until {
-            let left = usize::try_from(self.until - self.next).unwrap_or(usize::MAX);
-            let (first, count) = (self.next, left.min(BLOCKS_PER_OPERATION));
-            io.submit(BLOCKS, OpKind::Fs(Box::new(FsOp::HashBlocks { file, first, count, plain: self.plain })));
+            let (first, plain) = (self.next, self.next >= self.plain_from);
+            let end = if plain { self.until } else { self.until.min(self.plain_from) };
+            let count = usize::try_from(end - first).unwrap_or(usize::MAX).min(BLOCKS_PER_OPERATION);
+            io.submit(BLOCKS, OpKind::Fs(Box::new(FsOp::HashBlocks { file, first, count, plain })));
             self.in_flight += 1;
             self.next += count as u64;
         }

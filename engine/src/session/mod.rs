@@ -48,6 +48,7 @@ mod meeting;
 mod mkdir;
 mod opening;
 mod preamble;
+mod proof;
 mod put;
 mod receiver;
 pub mod rendezvous;

@@ -61,7 +61,7 @@ impl Serve {
         let sync = io.terms.caps.has(Caps::SYNC);
         let finish = Finish { attributes: None, preserve: Preserve::default(), sync, verify: None };
         let way = if continued { Way::Continued } else { Way::New };
-        let order = Order { place, path, size, offset, overwrite, way, unhashed: false, plain: false, finish };
+        let order = Order { place, path, size, offset, overwrite, way, unhashed: false, alone: 0, finish };
         let receiver = Receiver::start(order, io);
         let kept = if continued { Kept::Asked } else { Kept::NotAsked };
         Ok(Box::new(Serve { receiver, store, offered: false, kept, replied: false }))

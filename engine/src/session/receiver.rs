@@ -42,8 +42,8 @@ pub(crate) struct Order {
     pub(crate) way: Way,
     /// Nobody wants the hash.
     pub(crate) unhashed: bool,
-    /// Of a [`Way::Continued`]: the blocks that are there are compared by their own hashes.
-    pub(crate) plain: bool,
+    /// Of a [`Way::Continued`]: so many of the last blocks that are there are hashed for themselves, too.
+    pub(crate) alone: usize,
     pub(crate) finish: Finish,
 }
 
@@ -175,6 +175,11 @@ impl Receiver {
             _ => false,
         };
         known.then(|| filling.missing())
+    }
+
+    /// How many blocks were there to begin with, once that is known. Of a [`Way::Continued`] only.
+    pub(crate) fn kept_count(&self) -> Option<usize> {
+        self.hashing.as_ref().map(|hashing| usize::try_from(hashing.wanted()).unwrap_or(usize::MAX))
     }
 
     /// The blocks that were there to begin with, once they are hashed. Of a [`Way::Continued`] only.
@@ -425,7 +430,8 @@ impl Receiver {
             // Whole blocks, and the last one only if exactly the file may be there.
             let size = self.order.size;
             let whole = if there == size { block_count(size) } else { there.min(size) / HASH_BLOCK_BYTES as u64 };
-            let mut hashing = Hashing::new(whole.min(MAX_HASHES as u64), self.order.plain);
+            let whole = whole.min(MAX_HASHES as u64);
+            let mut hashing = Hashing::new(whole, whole.saturating_sub(self.order.alone as u64));
             hashing.advance(file, io);
             self.hashing = Some(hashing);
         }

@@ -472,7 +472,7 @@ impl Source {
     pub(crate) fn hash_blocks(&mut self, until: u64, plain: bool) {
         match &mut self.hashing {
             Some(hashing) => hashing.limit(until),
-            none => *none = Some(Hashing::new(until, plain)),
+            none => *none = Some(Hashing::new(until, if plain { 0 } else { u64::MAX })),
         }
     }
 
