@@ -22,6 +22,8 @@ mod disk_full;
 #[cfg(target_os = "linux")]
 mod errors;
 #[cfg(target_os = "linux")]
+mod hostile_beginnings;
+#[cfg(target_os = "linux")]
 mod hostile_client;
 #[cfg(target_os = "linux")]
 mod hostile_compressed;
