@@ -33,9 +33,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Turns after which a run counts as stuck.
 const MAX_TURNS: u64 = 30_000_000;
 
-/// One seed in so many has a large file, of these sizes; in it, streams hold at least so many bytes.
+/// One seed in so many has a large file, of these sizes: what dedup looks at is larger, and what a download goes on with may
+/// have more blocks than those that are proved one by one. In it, streams hold at least so many bytes.
 const LARGE_ONCE_IN: u64 = 64;
-const LARGE_BYTES: [std::ops::Range<usize>; 2] = [4 << 20..16 << 20, 16 << 20..20 << 20];
+const LARGE_BYTES: [std::ops::Range<usize>; 3] = [4 << 20..16 << 20, 16 << 20..20 << 20, 4 << 20..40 << 20];
 const LARGE_STREAM_BYTES: usize = 4096;
 
 type Coverage = BTreeMap<(&'static str, &'static str, Fault), u64>;
@@ -205,7 +206,10 @@ fn populate(world: &World, scenario: &Scenario, random: &mut Random) {
 /// the file beside its name or, from a base client, under it. Some of that is damaged.
 fn enlarge(world: &World, scenario: &Scenario, random: &mut Random) {
     world.set_least_stream(LARGE_STREAM_BYTES);
-    let range = LARGE_BYTES[usize::from(scenario.caps.has(Caps::DEDUP))].clone();
+    let range = match scenario.options.resume && !scenario.up {
+        true => LARGE_BYTES[2].clone(),
+        false => LARGE_BYTES[usize::from(scenario.caps.has(Caps::DEDUP))].clone(),
+    };
     let mut bytes = content(range.start + random.index(range.len()), random.next());
     world.put_file(scenario.source_host(), "src/one", &bytes);
     for block in bytes.chunks(HASH_BLOCK_BYTES).filter(|_| random.once_in(2)) {
