@@ -381,13 +381,15 @@ impl Disk {
         if making.in_place {
             return Ok(Output::Done);
         }
+        if making.partial.is_some() {
+            node.borrow_mut().content.truncate(making.size);
+        }
         if let Some(expected) = how.verify
             && *blake3::hash(&node.borrow().content).as_bytes() != expected
         {
             return Err(Errno::HASH_MISMATCH);
         }
         if let Some(partial) = &making.partial {
-            node.borrow_mut().content.truncate(making.size);
             making.parent.borrow_mut().entries.remove(partial);
         }
         finish(&making.parent, &making.name, node, how, (making.overwrite, around.now))
