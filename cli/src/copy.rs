@@ -87,7 +87,7 @@ pub(crate) fn run(args: &CopyArgs, choice: Choice) -> Exit {
         })
     };
     let direction = if job.down { Direction::Down } else { Direction::Up };
-    let work = Work { make, caps, files: (direction, options), links };
+    let work = Work { make, caps, files: (direction, options), links, moves: true };
     match (run::client(choice, &peer, &work, &mut output, |report, _| Some(report)), &peer) {
         (Ended::Absent(why), Peer::Remote(dial)) if !dial.must_be_direct() => {
             sftp::copy::run(dial, &job, &mut output, &why)

@@ -1,17 +1,21 @@
-//! Further connections of a copy: logins of their own, that pull files from the queue of the run.
+//! Further connections of a copy, that pull files from the queue of the run: logins of their own, or the direct
+//! connections to which the first one was invited (direct.rs).
 //!
 //! ```text
 //! the first one is connected -> log in, a few at a time -> move files until none will come -> end
-//!                                        \-> cannot, or breaks: one notice; the others carry on
+//!                         \                \-> cannot, or breaks: one notice; the others carry on
+//!                          \-> invited: direct.rs
 //! ```
 
 use crate::args::Choice;
-use crate::remote::Dial;
-use crate::run::{self, Link, MakeClient, News};
+use crate::direct::Direct;
+use crate::remote::{self, Dial};
+use crate::run::{self, Link, MakeClient, News, Start};
 use crate::signals;
 use haul_engine::limits::LOGINS_AT_A_TIME;
 use haul_engine::queue::Queue;
 use haul_engine::session::Failure;
+use haul_engine::session::client::Invitation;
 use haul_engine::session::helper;
 use haul_engine::session::report::{Report, SharedProgress};
 use haul_engine::wire::frame::Caps;
@@ -36,20 +40,29 @@ pub(crate) struct More {
     pub(crate) choice: Choice,
     pub(crate) progress: SharedProgress,
     pub(crate) queue: Queue,
+    /// How to come directly, once the first one knows.
+    pub(crate) invitation: Invitation,
+    /// Directly or not at all.
+    pub(crate) required: bool,
 }
 
 impl More {
-    /// Opens `number` of them on threads of their own. They end with the run.
+    /// Opens so many on threads of their own that `number` carry content. They end with the run.
     pub(crate) fn spawn(self, number: u16, news: SyncSender<News>) -> JoinHandle<()> {
         std::thread::spawn(move || {
             let wanted = |more: &More| !signals::stopped() && !more.queue.is_over();
             // Who answers there, and whether anybody does, is found out once.
-            while self.progress.connected.load(Ordering::Relaxed) == 0 && wanted(&self) {
+            while self.progress.connected.load(Ordering::Acquire) == 0 && wanted(&self) {
                 std::thread::sleep(TICK);
+            }
+            if self.invitation.get().is_some() {
+                let More { choice, progress, queue, invitation, required, .. } = self;
+                let patience = remote::patience();
+                return Direct { choice, progress, queue, invitation, required, patience }.carry(number, &news);
             }
             let logging_in = Arc::new(AtomicUsize::new(0));
             let mut links = Vec::new();
-            for _ in 0..number {
+            for _ in 1..number {
                 let begun = Instant::now();
                 while logging_in.load(Ordering::Relaxed) >= LOGINS_AT_A_TIME && begun.elapsed() < LOGIN && wanted(&self)
                 {
@@ -106,18 +119,13 @@ impl More {
         run::widen(&stdout);
         run::widen(&stdin);
         let (sender, own) = sync_channel(64);
-        let link = Link {
-            choice: self.choice,
-            opening: opening.with_caps(self.caps),
-            progress: self.progress.clone(),
-            queue: self.queue.clone(),
-            sender,
-        };
+        let link = Link { choice: self.choice, progress: self.progress.clone(), queue: self.queue.clone(), sender };
         let make: MakeClient = Arc::new(|around| {
             let share = (around.queue, around.local);
             helper::client(around.stream, around.opening, share, around.progress, around.reporter)
         });
-        let thread = link.spawn((stdout.into(), Some(stdin.into())), make);
+        let start = Start::On((stdout.into(), Some(stdin.into())), opening.with_caps(self.caps), make);
+        let thread = link.spawn(start);
         let mut last = None;
         let mut greeted = false;
         loop {

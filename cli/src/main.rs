@@ -7,6 +7,7 @@ mod backend;
 mod bcmr;
 mod copy;
 mod demo;
+mod direct;
 mod exit;
 mod hash;
 mod links;

@@ -201,8 +201,8 @@ impl Output {
                 self.json("direct", json!({"address": address.to_string()}));
             }
             Report::Listed { .. } | Report::Hashed { .. } | Report::Resumable { .. } => {}
-            // What these two mean is decided where the connection was made.
-            Report::Absent(_) | Report::Redial { .. } => {}
+            // What these mean is decided where the connection was made.
+            Report::Absent(_) | Report::Redial { .. } | Report::NotDirect(_) => {}
         }
     }
 

@@ -143,7 +143,7 @@ impl Dial {
         let mixed = "it takes absolute paths or relative ones, not both in one run";
         let direct = match self.args.direct {
             DirectWay::Ssh => None,
-            way => Some(Wish { required: way == DirectWay::Direct, random: random() }),
+            way => Some(Wish { required: way == DirectWay::Direct, random: random(), invitation: None }),
         };
         let opening = Opening {
             redialled,
@@ -216,8 +216,8 @@ pub(crate) fn patience() -> Patience {
     // For tests, see limits.rs.
     let set = std::env::var("HAUL_TIMEOUTS_MS").unwrap_or_default();
     let mut set = set.split(',').filter_map(|number| number.parse::<u64>().ok()).map(|ms| ms * (SECOND / 1000));
-    let Patience { silence, login, handshake, stall, answer } = &mut patience;
-    let fields = [silence, login, handshake, stall, answer];
+    let Patience { silence, login, handshake, stall, answer, redial } = &mut patience;
+    let fields = [silence, login, handshake, stall, answer, redial];
     for field in fields {
         *field = set.next().unwrap_or(*field);
     }

@@ -20,7 +20,7 @@ use haul_engine::limits::PIPE_BYTES;
 use haul_engine::offload::Root;
 use haul_engine::queue::Queue;
 use haul_engine::session::Failure;
-use haul_engine::session::client::{Client, Opening};
+use haul_engine::session::client::{Client, Invitation, Opening};
 use haul_engine::session::plan::{Operand, Options};
 use haul_engine::session::report::{Direction, Progress, Report, Reporter, SharedProgress};
 use haul_engine::session::server::Server;
@@ -70,14 +70,16 @@ pub(crate) struct Work {
     pub(crate) caps: Caps,
     /// Which way the files go, and how they are copied.
     pub(crate) files: (Direction, Options),
-    /// Connections, the first included.
+    /// Connections that carry content.
     pub(crate) links: u16,
+    /// It moves files, which direct connections can carry while this one stays what it is.
+    pub(crate) moves: bool,
 }
 
 impl Work {
     /// A question that moves no file.
     pub(crate) fn question(make: MakeClient) -> Work {
-        Work { make, caps: Caps::NONE, files: (Direction::Down, Options::default()), links: 1 }
+        Work { make, caps: Caps::NONE, files: (Direction::Down, Options::default()), links: 1, moves: false }
     }
 }
 
@@ -180,13 +182,22 @@ fn attempt(
     let (sender, news) = sync_channel(1024);
     // Within this machine there is no wire to spare.
     let caps = if matches!(peer, Peer::Here) { work.caps.without(Caps::LZ4.or(Caps::ZSTD)) } else { work.caps };
-    let opening = opening.with_caps(caps);
-    let lead = Link { choice, opening, progress: progress.clone(), queue: queue.clone(), sender: sender.clone() };
-    let mut threads = vec![lead.spawn(stream, work.make.clone())];
+    let mut opening = opening.with_caps(caps);
+    let invitation = Invitation::default();
+    let wish = opening.direct.as_mut().filter(|_| work.moves);
+    let direct = wish.map(|wish| {
+        wish.invitation = Some(invitation.clone());
+        wish.required
+    });
+    let lead = Link { choice, progress: progress.clone(), queue: queue.clone(), sender: sender.clone() };
+    let mut threads = vec![lead.spawn(Start::On(stream, opening, work.make.clone()))];
     threads.extend(server.map(|stream| std::thread::spawn(move || serve_here(choice, stream))));
-    if let (Peer::Remote(dial), 2..) = (peer, work.links) {
-        let more = links::More { dial: dial.clone(), caps: work.caps, choice, progress: progress.clone(), queue };
-        threads.push(more.spawn(work.links - 1, sender.clone()));
+    if let Peer::Remote(dial) = peer
+        && (work.links > 1 || direct.is_some())
+    {
+        let (dial, caps, progress) = (dial.clone(), work.caps, progress.clone());
+        let more = links::More { dial, caps, choice, progress, queue, invitation, required: direct == Some(true) };
+        threads.push(more.spawn(work.links, sender.clone()));
     }
     // Those who may still say something have one of their own: when they have gone, everything is said.
     drop(sender);
@@ -302,17 +313,27 @@ fn open(peer: &Peer, redialled: Option<u8>) -> Result<Opened, Failure> {
 /// One connection of a run, before it has a thread.
 pub(crate) struct Link {
     pub(crate) choice: Choice,
-    pub(crate) opening: Opening,
     pub(crate) progress: SharedProgress,
     pub(crate) queue: Queue,
     pub(crate) sender: SyncSender<News>,
 }
 
+/// Makes a client that opens its own connection, on the thread of that.
+pub(crate) type MakeInvited = Box<dyn FnOnce((Queue, DirId), SharedProgress, Reporter) -> Client + Send>;
+
+/// How its client begins.
+pub(crate) enum Start {
+    /// On this stream.
+    On((OwnedFd, Option<OwnedFd>), Opening, MakeClient),
+    /// On a connection that it opens itself.
+    Alone(MakeInvited),
+}
+
 impl Link {
-    pub(crate) fn spawn(self, stream: (OwnedFd, Option<OwnedFd>), make: MakeClient) -> JoinHandle<()> {
+    pub(crate) fn spawn(self, start: Start) -> JoinHandle<()> {
         std::thread::spawn(move || {
             let sender = self.sender.clone();
-            match self.run(stream, &make) {
+            match self.run(start) {
                 // Whoever was told to stop has not come to its end.
                 Ok(true) => _ = sender.send(News::Ended),
                 Ok(false) => {}
@@ -322,13 +343,20 @@ impl Link {
     }
 
     /// Runs the client on this thread. True when it came to its own end.
-    fn run(self, (read, write): (OwnedFd, Option<OwnedFd>), make: &MakeClient) -> Result<bool, String> {
-        let Link { choice, opening, progress, queue, sender } = self;
+    fn run(self, start: Start) -> Result<bool, String> {
+        let Link { choice, progress, queue, sender } = self;
         let mut worker = worker(choice, Pool::one_of(queue.connections()), Some(&sender))?;
-        let (local, stream) = attach(&mut worker, read, write)?;
+        let local = local(&mut worker)?;
         // When nobody listens any more the process is about to end.
         let reporter: Reporter = Box::new(move |report| _ = sender.send(News::Report(Box::new(report))));
-        worker.add(Box::new(make(Surroundings { stream, local, opening, progress, reporter, queue })));
+        let client = match start {
+            Start::On(stream, opening, make) => {
+                let stream = attach(&mut worker, stream)?;
+                make(Surroundings { stream, local, opening, progress, reporter, queue })
+            }
+            Start::Alone(make) => make((queue, local), progress, reporter),
+        };
+        worker.add(Box::new(client));
         worker.run(signals::stopped).map_err(|broken| broken.to_string())?;
         let ended = !worker.is_busy();
         wind_up(worker);
@@ -340,7 +368,8 @@ impl Link {
 fn serve_here(choice: Choice, stream: UnixStream) {
     let run = || -> Result<(), String> {
         let mut worker = worker(choice, Pool::one_of(1), None)?;
-        let (root, stream) = attach(&mut worker, stream.into(), None)?;
+        let root = local(&mut worker)?;
+        let stream = attach(&mut worker, (stream.into(), None))?;
         // Its client tells how it went.
         worker.add(Box::new(Server::new(stream, root, Box::new(|_| {}))));
         worker.run(signals::stopped).map_err(|broken| broken.to_string())?;
@@ -362,12 +391,14 @@ fn worker(choice: Choice, pool: Pool, news: Option<&SyncSender<News>>) -> Result
     Ok(Worker::new(backend, pool))
 }
 
-fn attach(worker: &mut Worker<AnyBackend>, read: OwnedFd, write: Option<OwnedFd>) -> Result<(DirId, StreamId), String> {
-    let directory =
-        working_directory().map_err(|error| format!("the working directory: {}", crate::output::reason(&error)))?;
-    let root = worker.backend().add_root(Root::plain(directory));
-    let stream = worker.backend().add_stream(read, write, true).map_err(|errno| errno.to_string())?;
-    Ok((root, stream))
+/// The working directory, as the root of local operands.
+fn local(worker: &mut Worker<AnyBackend>) -> Result<DirId, String> {
+    let failed = |error: io::Error| format!("the working directory: {}", crate::output::reason(&error));
+    Ok(worker.backend().add_root(Root::plain(working_directory().map_err(failed)?)))
+}
+
+fn attach(worker: &mut Worker<AnyBackend>, (read, write): (OwnedFd, Option<OwnedFd>)) -> Result<StreamId, String> {
+    worker.backend().add_stream(read, write, true).map_err(|errno| errno.to_string())
 }
 
 /// Gives a worker that was told to stop the time to discard what it had begun.

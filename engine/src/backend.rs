@@ -55,7 +55,7 @@ pub struct Id<T> {
 
 impl<T> Id<T> {
     /// The id of a slot in its present generation.
-    pub fn new(slot: u32, generation: u32) -> Id<T> {
+    pub const fn new(slot: u32, generation: u32) -> Id<T> {
         Id { slot, generation, kind: PhantomData }
     }
 }

@@ -107,6 +107,8 @@ pub const PEER_WORDS_BYTES: usize = 1024;
 pub const QUEUED_JOBS: usize = 1024;
 /// Files found and not yet reported, at most: results are told in order, and one file may take long.
 pub const JOBS_UNREPORTED: usize = 16 * 1024;
+/// Direct connections that may break with the same file in hand before it is not tried on another one.
+pub const MAX_BROKE: u8 = 3;
 /// Bytes of files one of several connections takes on ahead of what it is moving.
 pub const PULL_AHEAD_BYTES: u64 = 8 * 1024 * 1024;
 /// Files at least this large are moved in ranges where several connections were asked for and the peer has no better way.
@@ -234,10 +236,14 @@ pub const HANDSHAKE_TIMEOUT: u64 = 30 * SECOND;
 pub const PREAMBLE_SILENCE: u64 = 3 * SECOND;
 /// Nanoseconds a remote shell has to begin where a person may have to type a password first: above the 120 s after which
 /// sshd itself hangs up (LoginGraceTime). Without a terminal it has `HANDSHAKE_TIMEOUT`. Tests of the program set the
-/// silence, this, the handshake, the stall and the answer by HAUL_TIMEOUTS_MS, which is not for users.
+/// silence, this, the handshake, the stall, the answer and the redial by HAUL_TIMEOUTS_MS, which is not for users.
 pub const LOGIN_TIMEOUT: u64 = 150 * SECOND;
 /// Nanoseconds a server has to end the stream once its client has nothing more to ask.
 pub const LEAVE_TIMEOUT: u64 = 5 * SECOND;
+/// Nanoseconds after which a connection that is being opened looks whether the run still wants it.
+pub const LOOK_AGAIN: u64 = SECOND / 50;
+/// Nanoseconds for which a direct connection that broke is opened again and again.
+pub const REDIAL_TIMEOUT: u64 = 20 * SECOND;
 /// Nanoseconds without any progress of a started send after which the peer is cut off.
 pub const STALL_TIMEOUT: u64 = 60 * SECOND;
 /// Nanoseconds of silence from a server that owes an answer after which a further connection is given up, and the first one

@@ -11,11 +11,15 @@
 //! Towards base peers a large file may be moved in ranges, by all connections: whichever has the file's job puts a job for
 //! each range before the others, and goes on with the file when these are done.
 //!
+//! Where direct connections are to carry the content, the first connection, which goes through ssh, leaves the files to
+//! them: it is held back. When they do not come, or break and do not come again, it may take everything, or the run ends
+//! with what became of them, as the user wants it.
+//!
 //! Connections run on threads of their own; the lock is taken once for a batch, and a thread that waits is woken through
 //! its worker's waker.
 
 use crate::backend::Waker;
-use crate::limits::{QUEUED_JOBS, RANGE_BYTES, RANGED_BYTES};
+use crate::limits::{MAX_BROKE, PULL_AHEAD_BYTES, QUEUED_JOBS, RANGE_BYTES, RANGED_BYTES};
 use crate::session::Failure;
 use crate::session::plan::Options;
 use crate::session::report::Direction;
@@ -49,6 +53,8 @@ pub(crate) struct Job {
     pub(crate) attributes: Attributes,
     /// Only this much of it.
     pub(crate) range: Option<Range>,
+    /// Connections that broke with it.
+    pub(crate) broke: u8,
 }
 
 impl Job {
@@ -58,7 +64,7 @@ impl Job {
         (target, target_shown): (Target, Vec<u8>),
         attributes: Attributes,
     ) -> Job {
-        Job { number, source, source_shown, target, target_shown, attributes, range: None }
+        Job { number, source, source_shown, target, target_shown, attributes, range: None, broke: 0 }
     }
 
     /// Bytes to be moved.
@@ -117,6 +123,20 @@ impl Ranged {
     }
 }
 
+/// What the first connection may take.
+#[derive(Clone, Debug, Default)]
+enum Hold {
+    /// Its share, as every other.
+    #[default]
+    Nothing,
+    /// Files up to PULL_AHEAD_BYTES, while direct connections are late.
+    Large,
+    /// No file: direct connections carry them.
+    All,
+    /// There will be no direct connection, and nothing else is wanted.
+    Broken(Failure),
+}
+
 /// Shared by all connections of a run.
 #[derive(Clone)]
 pub struct Queue(Arc<Shared>);
@@ -141,8 +161,12 @@ struct State {
     /// Connections that found nothing to do.
     idle: Vec<Waker>,
     lead: Option<Waker>,
+    lead_joined: bool,
     /// Connections that pull.
     links: usize,
+    hold: Hold,
+    /// The first connection shall carry no content, come what may.
+    only_direct: bool,
     /// No job will come any more.
     over: bool,
 }
@@ -184,8 +208,53 @@ impl Queue {
     pub(crate) fn join(&self, lead: Option<Waker>) {
         let mut state = self.state();
         state.links += 1;
-        if lead.is_some() {
-            state.lead = lead;
+        match (lead, &state.hold) {
+            (None, Hold::Large) => state.hold = Hold::All,
+            (None, _) => {}
+            (lead, _) => (state.lead, state.lead_joined) = (lead, true),
+        }
+    }
+
+    /// Keeps the first connection from the files: direct connections are to come, and nothing else is wanted if these are
+    /// `required`. Its waker, to learn what becomes of them.
+    pub(crate) fn hold(&self, required: bool, lead: &Waker) {
+        let mut state = self.state();
+        (state.hold, state.only_direct) = (Hold::All, required);
+        state.lead = Some(lead.clone());
+    }
+
+    /// Direct connections are late: the first one need not wait with what is small.
+    pub fn hold_large(&self) {
+        let mut state = self.state();
+        // One has come already.
+        if state.links <= 1 && matches!(state.hold, Hold::All) && !state.only_direct {
+            state.hold = Hold::Large;
+            wake(state, true);
+        }
+    }
+
+    /// There will be no direct connection any more, for this reason: the first one carries the files, or the run ends.
+    /// True when it goes on.
+    pub fn release(&self, failure: Failure) -> bool {
+        let mut state = self.state();
+        let goes_on = !state.only_direct;
+        state.hold = if goes_on { Hold::Nothing } else { Hold::Broken(failure) };
+        wake(state, true);
+        goes_on
+    }
+
+    /// The run ends, for this reason.
+    pub fn fail(&self, failure: Failure) {
+        let mut state = self.state();
+        state.hold = Hold::Broken(failure);
+        wake(state, true);
+    }
+
+    /// Why the run cannot go on.
+    pub(crate) fn broken(&self) -> Option<Failure> {
+        match &self.state().hold {
+            Hold::Broken(failure) => Some(failure.clone()),
+            _ => None,
         }
     }
 
@@ -193,12 +262,9 @@ impl Queue {
     pub(crate) fn leave(&self, unfinished: Vec<Job>) {
         let mut state = self.state();
         state.links -= 1;
-        let State { returned, ranged, targets, .. } = &mut *state;
-        unfinished.iter().filter(|job| job.range.is_none()).for_each(|job| _ = targets.remove(&job.target));
-        // Ranges of a file that was given up are nobody's.
-        let wanted = |job: &Job| job.range.is_none_or(|range| ranged.contains_key(&range.token));
-        returned.extend(unfinished.into_iter().filter(wanted));
+        let owners = unfinished.into_iter().filter_map(|job| state.give_back(job)).collect::<Vec<_>>();
         wake(state, true);
+        owners.iter().for_each(Waker::wake);
     }
 
     /// True while the lead may push more: the queue is not meant to hold a tree.
@@ -213,13 +279,27 @@ impl Queue {
     }
 
     /// Takes the next job, if `fits` says that this connection can have it. The only connection of a run can have all; the
-    /// first of several leaves theirs to those that still log in. The `lead` also takes what others gave back.
+    /// first of several leaves theirs to those that still log in. What others gave back is the `lead`'s, unless it is held
+    /// back and the job has not broken many.
     pub(crate) fn pull(&self, lead: bool, fits: impl Fn(&Job) -> bool) -> Option<Job> {
         let mut state = self.state();
-        let alone = state.links <= 1 && self.connections() <= 1;
+        let held = !matches!(state.hold, Hold::Nothing);
+        let small = lead && matches!(state.hold, Hold::Large);
+        let carrying = state.links - usize::from(held && state.lead_joined);
+        let alone = carrying <= 1 && self.connections() <= 1 && !small;
         let State { jobs, returned, targets, .. } = &mut *state;
-        let fits = |job: &mut Job| is_free(job, targets) && ((alone && job.range.is_none()) || fits(job));
-        let job = if lead { returned.pop_front_if(fits) } else { None }.or_else(|| jobs.pop_front_if(fits))?;
+        let fits = |job: &mut Job| {
+            is_free(job, targets)
+                && !(small && job.bytes() > PULL_AHEAD_BYTES)
+                && ((alone && job.range.is_none()) || fits(job))
+        };
+        // What broke many is tried once more through ssh.
+        let again = |job: &mut Job| match lead && held {
+            true => job.broke >= MAX_BROKE,
+            false => (lead || job.broke < MAX_BROKE) && fits(job),
+        };
+        let job = if lead || held { returned.pop_front_if(again) } else { None };
+        let job = job.or_else(|| jobs.pop_front_if(|job| (!lead || !held || small) && fits(job)))?;
         if job.range.is_none() {
             targets.insert(job.target.clone());
         }
@@ -229,7 +309,9 @@ impl Queue {
     /// Says that this connection waits for jobs. True when there are some already, or none will come.
     pub(crate) fn wait(&self, waker: &Waker) -> bool {
         let mut state = self.state();
-        if state.over || state.jobs.front().is_some_and(|job| is_free(job, &state.targets)) {
+        let held = !matches!(state.hold, Hold::Nothing);
+        let again = state.returned.front().filter(|job| held && job.broke < MAX_BROKE);
+        if state.over || state.jobs.front().into_iter().chain(again).any(|job| is_free(job, &state.targets)) {
             return true;
         }
         if !state.idle.iter().any(|idle| Arc::ptr_eq(&idle.0, &waker.0)) {
@@ -298,6 +380,28 @@ impl Queue {
 }
 
 impl State {
+    /// Whoever was to finish this job cannot. Who is to be woken for that, beside the lead.
+    fn give_back(&mut self, job: Job) -> Option<Waker> {
+        if job.range.is_none() {
+            self.targets.remove(&job.target);
+        }
+        // Ranges of a file that was given up are nobody's.
+        if job.range.is_some_and(|range| !self.ranged.contains_key(&range.token)) {
+            return None;
+        }
+        let job = Job { broke: job.broke.saturating_add(1), ..job };
+        if job.broke < MAX_BROKE || !self.only_direct {
+            self.returned.push_back(job);
+            return None;
+        }
+        let failure = Failure::rule(&job.source_shown, "not copied", "every connection broke that carried it");
+        match job.range {
+            Some(range) => return self.finish_range(range, Err(failure)),
+            None => self.finished.push(Finished { job, result: Err(failure) }),
+        }
+        None
+    }
+
     /// Who is to be woken for that.
     fn finish_range(&mut self, range: Range, result: Result<Vec<Hash>, Failure>) -> Option<Waker> {
         // Of an attempt that was given up.

@@ -94,6 +94,13 @@ impl<B: Backend> Worker<B> {
         slot.and_then(|slot| slot.session.as_ref()).map_or("ended", |session| session.state_of(token))
     }
 
+    /// What every session is at, for whoever finds that nothing moves any more.
+    pub fn states(&self) -> Vec<&'static str> {
+        let whose = |index| Token { session: session_id(index), transfer: 0, part: 0 };
+        let living = (0..self.slots.len()).filter(|&index| self.slots[index].session.is_some());
+        living.map(|index| self.state_of(whose(index))).collect()
+    }
+
     /// Runs until no session is left or `stop` says so.
     pub fn run(&mut self, stop: impl Fn() -> bool) -> Result<(), Broken> {
         while self.is_busy() && !stop() {
@@ -106,7 +113,9 @@ impl<B: Backend> Worker<B> {
     pub fn turn(&mut self) -> Result<(), Broken> {
         self.call_sessions();
         let deadline = self.slots.iter().filter_map(|slot| slot.session.as_ref()?.next_deadline()).min();
-        let deadline = if self.slots.iter().any(|slot| slot.due) { Some(Time(0)) } else { deadline };
+        // Where the last session has ended and left nothing to wait for, there would be no end to that.
+        let at_once = self.slots.iter().any(|slot| slot.due) || !self.is_busy();
+        let deadline = if at_once { Some(Time(0)) } else { deadline };
         self.backend.submit_and_wait(&mut self.submissions, &mut self.completions, deadline)?;
         self.deliver();
         Ok(())
@@ -127,15 +136,20 @@ impl<B: Backend> Worker<B> {
         while index < self.slots.len() {
             let slot = &mut self.slots[index];
             let late = slot.session.as_ref().and_then(|session| session.next_deadline()).is_some_and(|at| at <= now);
-            if std::mem::take(&mut slot.due) || late {
-                self.call(index, now);
+            let called = std::mem::take(&mut slot.due) || late;
+            if called && self.call(index, now) {
+                // One that was called before may wait for the end of this one.
+                self.slots.iter_mut().for_each(|slot| slot.due |= slot.session.is_some());
+                index = 0;
+            } else {
+                index += 1;
             }
-            index += 1;
         }
     }
 
-    fn call(&mut self, index: usize, now: Time) {
-        let Some(mut session) = self.slots[index].session.take() else { return };
+    /// True when it has ended.
+    fn call(&mut self, index: usize, now: Time) -> bool {
+        let Some(mut session) = self.slots[index].session.take() else { return false };
         let before = self.submissions.ops.len();
         let mut cx = Context {
             id: session_id(index),
@@ -154,6 +168,7 @@ impl<B: Backend> Worker<B> {
         for session in std::mem::take(&mut self.spawned) {
             self.add(session);
         }
+        self.slots[index].session.is_none()
     }
 
     fn deliver(&mut self) {

@@ -8,13 +8,14 @@
 //!
 //! `SEED=n` runs one seed and says what it did; `SEEDS=n` sets how many are run (default 1,500; CI runs 10,000).
 
-use haul_engine::backend::Broken;
+use haul_engine::backend::{Broken, DirId};
 use haul_engine::block::{Class, Pool};
 use haul_engine::queue::{Queue, Ranging};
-use haul_engine::session::client::{Opening, Wish};
+use haul_engine::session::Failure;
+use haul_engine::session::client::{Invitation, Opening, Patience, Seat, Wish};
 use haul_engine::session::plan::{Operand, Options};
 use haul_engine::session::rendezvous::Direct;
-use haul_engine::session::report::{Direction, Progress, Report, Reporter};
+use haul_engine::session::report::{Direction, Progress, Report, Reporter, SharedProgress};
 use haul_engine::session::server::Server;
 use haul_engine::session::{download, helper, upload};
 use haul_engine::sim::random::Random;
@@ -121,10 +122,16 @@ impl Scenario {
         self.up && self.options.connections > 1 && path == format!("{directory}/{name}").as_bytes()
     }
 
-    fn opening(&self) -> Opening {
+    /// Of the first connection, with where the others find how to come; of the others, without.
+    fn opening(&self, invitation: Option<Invitation>) -> Opening {
         let opening = if self.extended { Opening::full(None) } else { Opening::base(self.version) };
-        let wish = |required| Wish { required, random: [self.links as u8; 32] };
+        let wish = |required| Wish { required, random: [self.links as u8; 32], invitation };
         opening.with_caps(self.caps).with_direct(self.direct.map(wish))
+    }
+
+    /// Between two hauls direct connections are all agreed on in the first one.
+    fn is_invited(&self) -> bool {
+        self.extended && self.direct.is_some()
     }
 
     fn source_host(&self) -> &'static str {
@@ -246,6 +253,59 @@ struct Pair {
     server: Option<Worker<SimBackend>>,
     reports: Rc<RefCell<Vec<Report>>>,
     blocks: [(usize, usize); 2],
+    guests: Guests,
+    /// Direct connections that are opened once it is known how.
+    seats: usize,
+}
+
+/// The direct connections of a run, and what becomes of it without them.
+struct Guests {
+    invitation: Invitation,
+    queue: Queue,
+    local: DirId,
+    progress: SharedProgress,
+    fate: Rc<RefCell<Fate>>,
+}
+
+#[derive(Default)]
+struct Fate {
+    /// Those that have not ended.
+    left: usize,
+    /// Why one of them ended: because somebody else answered, or else.
+    untrusted: Option<Failure>,
+    lost: Option<Failure>,
+}
+
+impl Guests {
+    /// Opens so many, once they are invited. None is opened again when it breaks.
+    fn come(&self, seats: &mut usize, worker: &mut Worker<SimBackend>) {
+        let Some(invited) = self.invitation.get() else { return };
+        self.fate.borrow_mut().left += *seats;
+        for index in 0..std::mem::take(seats) {
+            let seat = Seat { index: index as u16, random: never_twice(), required: false };
+            let (fate, queue) = (self.fate.clone(), self.queue.clone());
+            let mut met = false;
+            let reporter: Reporter = Box::new(move |report| {
+                let mut fate = fate.borrow_mut();
+                match report {
+                    Report::Direct(_) => return met = true,
+                    Report::Fatal(failure) if !met => fate.untrusted = Some(failure),
+                    Report::Fatal(failure) | Report::NotDirect(failure) => fate.lost = Some(failure),
+                    _ => return,
+                }
+                fate.left -= 1;
+                if fate.left == 0 {
+                    match (fate.untrusted.take(), fate.lost.take()) {
+                        (Some(failure), _) => queue.fail(failure),
+                        (None, failure) => _ = queue.release(failure.expect("one was lost")),
+                    }
+                }
+            });
+            let share = (self.queue.clone(), self.local);
+            let (patience, progress) = (Patience::default(), self.progress.clone());
+            worker.add(Box::new(helper::invited((invited, seat), patience, share, progress, reporter)));
+        }
+    }
 }
 
 impl Pair {
@@ -254,7 +314,8 @@ impl Pair {
         let roots = [hosts[0].root(), hosts[1].root()];
         let store = hosts[1].add_store();
         let [ref mut one, ref mut two] = hosts;
-        let links: Vec<_> = (0..scenario.links).map(|_| world.connect(one, two)).collect();
+        let logins = if scenario.is_invited() { 1 } else { scenario.links };
+        let links: Vec<_> = (0..logins).map(|_| world.connect(one, two)).collect();
         let [client_host, server_host] = hosts;
         let reports = Rc::new(RefCell::new(Vec::new()));
         let collect = reports.clone();
@@ -265,34 +326,47 @@ impl Pair {
         let ranging = Ranging { from: LARGE_BYTES[0].start as u64, bytes: HASH_BLOCK_BYTES as u64 };
         let queue = Queue::with_ranging(direction, scenario.options, ranging);
         let (stream, local) = (links[0].0, roots[0]);
+        let invitation = Invitation::default();
+        let opening = scenario.opening(Some(invitation.clone()));
         let session = if scenario.up {
             let plan = upload::Plan { local, sources, target, queue: queue.clone(), same_machine: None };
-            upload::client(stream, scenario.opening(), plan, progress.clone(), reporter)
+            upload::client(stream, opening, plan, progress.clone(), reporter)
         } else {
             let plan = download::Plan { sources, local, target, queue: queue.clone() };
-            download::client(stream, scenario.opening(), plan, progress.clone(), reporter)
+            download::client(stream, opening, plan, progress.clone(), reporter)
         };
         let worker = |host, (large, small)| Worker::new(host, Pool::new(small, large));
         let mut client = worker(client_host, scenario.blocks[0]);
         client.add(Box::new(session));
         for &(stream, _) in &links[1..] {
             // What goes wrong with a further connection is for the others to make good.
-            let (opening, progress, quiet) = (scenario.opening(), progress.clone(), Box::new(|_| {}));
+            let (opening, progress, quiet) = (scenario.opening(None), progress.clone(), Box::new(|_| {}));
             client.add(Box::new(helper::client(stream, opening, (queue.clone(), local), progress, quiet)));
         }
+        let guests = Guests { invitation, queue, local, progress, fate: Rc::default() };
         let mut server = worker(server_host, scenario.blocks[1]);
         for (_, served) in links {
             let server_session = Server::new(served, roots[1], Box::new(|_| {})).with_store(Some(store));
             let direct = Direct::new(world.addresses("server")[0], never_twice);
             server.add(Box::new(server_session.with_direct(Some(direct))));
         }
-        Pair { client: Some(client), server: Some(server), reports, blocks: scenario.blocks }
+        Pair {
+            client: Some(client),
+            server: Some(server),
+            reports,
+            blocks: scenario.blocks,
+            guests,
+            seats: scenario.links,
+        }
     }
 
     /// Runs until both ends have ended. A host that crashes is dropped; its peer goes on alone.
     fn run(&mut self, world: &World, coverage: &mut Coverage) -> Result<(), String> {
         for _ in 0..MAX_TURNS {
             turn(&mut self.client);
+            if let Some(worker) = self.client.as_mut().filter(|_| self.seats > 0) {
+                self.guests.come(&mut self.seats, worker);
+            }
             turn(&mut self.server);
             let busy = |worker: &Option<Worker<SimBackend>>| worker.as_ref().is_some_and(Worker::is_busy);
             let alive = busy(&self.client) || busy(&self.server);
@@ -310,7 +384,7 @@ impl Pair {
 
     fn states(&mut self) -> String {
         let side = |worker: &mut Option<Worker<SimBackend>>| match worker {
-            Some(worker) => format!("busy: {}, out: {}", worker.is_busy(), worker.backend().outstanding()),
+            Some(worker) => format!("{:?}, out: {}", worker.states(), worker.backend().outstanding()),
             None => "crashed".to_string(),
         };
         let (client, server) = (side(&mut self.client), side(&mut self.server));

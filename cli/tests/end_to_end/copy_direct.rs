@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 
 const DIRECT: &str = "--direct=direct";
 
-/// The copy and its lines; fails unless content went directly, `links` times.
+/// The copy and its lines; fails unless content went directly, over as many as `links`: a small copy may be over before all
+/// of them are there.
 #[track_caller]
 fn copied(route: &Route, flags: &[&str], sources: &[&Path], target: &Path, links: usize) -> Vec<serde_json::Value> {
     let lines = json_lines(&route.copied(&[&["--json", DIRECT], flags].concat(), sources, target));
     let direct = of_type(&lines, "direct");
-    assert_eq!(direct.len(), links, "{route:?}");
+    assert!((1..=links).contains(&direct.len()), "{route:?}: {direct:?}");
     assert!(direct.iter().all(|line| line["address"].as_str().unwrap().starts_with("127.0.0.1:")), "{direct:?}");
     lines
 }

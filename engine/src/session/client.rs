@@ -12,8 +12,8 @@ use super::meeting::{Meeting, Step};
 use super::opening::Opener;
 use super::report::{Report, Reporter, SharedProgress};
 use super::{Cause, Context, Failure, Flow, Io, Outcome, Quotas, Session, Terms};
-use crate::backend::{Completion, OpKind, Output, StreamId, Time, Token};
-use crate::limits::{CLIENT_LOAD_AHEAD, CLIENT_WINDOW_REQUESTS, LEAVE_TIMEOUT, OFFLOAD_THREADS};
+use crate::backend::{Completion, OpKind, Output, StreamId, Time, Token, Waker};
+use crate::limits::{CLIENT_LOAD_AHEAD, CLIENT_WINDOW_REQUESTS, LEAVE_TIMEOUT, LOOK_AGAIN, OFFLOAD_THREADS};
 use crate::wire::compress::Codec;
 use crate::wire::decode::Role;
 use crate::wire::frame::{Attributes, Caps, Dialect, Ext, Frame, Hash, ListEntry, TreeEntry};
@@ -22,7 +22,7 @@ use smallvec::SmallVec;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
 
-pub use super::opening::{Opening, Patience, Wish};
+pub use super::opening::{Invitation, Invited, Opening, Patience, Seat, Wish};
 
 /// `Token::transfer` of a driver's own operations.
 const DRIVER: u32 = 1;
@@ -159,6 +159,18 @@ pub(crate) trait Driver {
     fn on_answer(&mut self, tag: u64, answer: Answer, desk: &mut Desk<'_, '_>);
     /// Takes note of a completion of an operation of its own.
     fn on_completion(&mut self, kind: OpKind, outcome: Outcome, desk: &mut Desk<'_, '_>);
+    /// Direct connections are to carry the content: where they are `required`, nothing else.
+    fn invited(&mut self, _required: bool, _waker: &Waker) {}
+    /// It is finished. Whoever waits for what it may still find need not.
+    fn leave(&mut self) {}
+    /// True when nothing is left to do for a connection that is not there yet.
+    fn is_unwanted(&self) -> bool {
+        false
+    }
+    /// Why the run cannot go on, if so.
+    fn broken(&self) -> Option<Failure> {
+        None
+    }
     /// True when it will ask nothing more and waits for nothing of its own.
     fn is_finished(&self) -> bool;
     /// For the simulator's coverage table.
@@ -256,6 +268,8 @@ pub struct Client {
     driver: Box<dyn Driver>,
     /// Nanoseconds of silence after which a server that owes an answer is given up, if ever.
     answer: Option<u64>,
+    /// While it opens a connection of its own: when to see whether anybody still wants it.
+    look: Option<Time>,
 }
 
 impl Client {
@@ -268,12 +282,34 @@ impl Client {
     ) -> Client {
         let mut link = Link::new(stream, Role::Client);
         link.set_stall(opening.patience.stall);
-        let wish = opening.direct.map(|wish| (wish, opening.greeting, opening.patience.handshake));
+        let wish = opening.direct.clone().map(|wish| (wish, opening.greeting, opening.patience.handshake));
+        Client {
+            wish,
+            ..Client::with(link, Phase::Opening(Box::new(Opener::new(opening))), driver, progress, reporter)
+        }
+    }
+
+    /// On a direct connection that it opens itself, because another session of the run has asked for it.
+    pub(crate) fn invited(
+        invited: &Invited,
+        seat: Seat,
+        patience: Patience,
+        driver: Box<dyn Driver>,
+        progress: SharedProgress,
+        reporter: Reporter,
+    ) -> Client {
+        let mut link = Link::nowhere(Role::Client);
+        link.set_stall(patience.stall);
+        let meeting = Meeting::invited(invited, seat, patience.handshake);
+        Client::with(link, Phase::Meeting(Box::new(meeting)), driver, progress, reporter)
+    }
+
+    fn with(link: Link, phase: Phase, driver: Box<dyn Driver>, progress: SharedProgress, reporter: Reporter) -> Client {
         Client {
             link,
             control: None,
-            wish,
-            phase: Phase::Opening(Box::new(Opener::new(opening))),
+            wish: None,
+            phase,
             terms: Terms { dialect: Dialect::BASE, caps: Caps::NONE },
             quotas: Quotas::new(),
             progress,
@@ -287,6 +323,7 @@ impl Client {
             },
             driver,
             answer: None,
+            look: None,
         }
     }
 
@@ -357,7 +394,7 @@ impl Client {
         self.terms = terms;
         self.codec = Policy::new(Codec::agreed(terms.caps), terms.is_adaptive(), OFFLOAD_THREADS);
         self.phase = Phase::Working;
-        self.progress.connected.store(1, Ordering::Relaxed);
+        self.progress.connected.store(1, Ordering::Release);
     }
 
     /// Goes on towards a direct connection.
@@ -365,6 +402,7 @@ impl Client {
         let Phase::Meeting(meeting) = &mut self.phase else { return Ok(()) };
         match meeting.turn(&mut self.link, &self.quotas.large, cx)? {
             Step::Waiting => {}
+            Step::Refused(failure) if self.link.is_nowhere() => return Err(Report::NotDirect(failure)),
             Step::Refused(failure) => {
                 (self.reporter)(Report::Notice(format!("{}; going on over ssh", failure.reason())));
                 let terms = self.terms;
@@ -373,7 +411,13 @@ impl Client {
             Step::Met(mut link, terms, address) => {
                 link.set_stall(self.link.stall());
                 (self.reporter)(Report::Direct(address));
-                self.control = Some(std::mem::replace(&mut self.link, *link));
+                let control = std::mem::replace(&mut self.link, *link);
+                self.control = (!control.is_nowhere()).then_some(control);
+                self.begin(terms);
+            }
+            Step::HandedOn { required } => {
+                self.driver.invited(required, cx.waker);
+                let terms = self.terms;
                 self.begin(terms);
             }
         }
@@ -516,6 +560,9 @@ impl Client {
         self.receive(cx)?;
         loop {
             self.with_driver(cx, |driver, desk| driver.pump(desk));
+            if let Some(failure) = self.driver.broken() {
+                return Err(failure);
+            }
             self.send(cx);
             if !self.answer(cx) {
                 break;
@@ -523,6 +570,7 @@ impl Client {
         }
         if self.driver.is_finished() && self.asks.all.is_empty() {
             self.tell_stats();
+            self.driver.leave();
             self.phase = Phase::Leaving { deadline: cx.now.after(LEAVE_TIMEOUT) };
         }
         Ok(())
@@ -534,6 +582,13 @@ impl Client {
         }
         if self.answer_deadline().is_some_and(|deadline| deadline <= cx.now) {
             return Err(Failure::connection("connection", "the server has not answered for ten minutes").into());
+        }
+        if matches!(self.phase, Phase::Meeting(_)) && self.link.is_nowhere() {
+            if self.driver.is_unwanted() {
+                self.close(cx);
+                return Ok(Flow::Finished);
+            }
+            self.look = Some(cx.now.after(LOOK_AGAIN));
         }
         self.open(cx)?;
         self.meet(cx)?;
@@ -644,7 +699,7 @@ impl Session for Client {
     fn next_deadline(&self) -> Option<Time> {
         let phase = match &self.phase {
             Phase::Opening(opener) => opener.next_deadline(),
-            Phase::Meeting(meeting) => meeting.next_deadline(),
+            Phase::Meeting(meeting) => [meeting.next_deadline(), self.look].into_iter().flatten().min(),
             Phase::Leaving { deadline } => Some(*deadline),
             Phase::Working => None,
         };

@@ -14,7 +14,7 @@ use super::lead::Lead;
 use super::plan::{Landing, Operand, skip_reason, unreadable};
 use super::report::{Report, Reporter, SharedProgress};
 use super::{Failure, Outcome, list, stat, tree};
-use crate::backend::{DirId, Errno, FsOp, NO_ATTRIBUTES, OpKind, Output, Place, StreamId};
+use crate::backend::{DirId, Errno, FsOp, NO_ATTRIBUTES, OpKind, Output, Place, StreamId, Waker};
 use crate::limits::PAGE_ENTRIES;
 use crate::queue::Queue;
 use crate::wire::frame::{Attributes, ErrorCode, Ext, Kind, ListEntry, Timestamp, TreeEntry};
@@ -398,6 +398,19 @@ impl Driver for Download {
             FsOp::Stat { .. } => self.on_target(outcome, desk),
             op => self.on_named(op, outcome, desk),
         }
+    }
+
+    fn invited(&mut self, required: bool, waker: &Waker) {
+        self.lead.jobs.queue().hold(required, waker);
+    }
+
+    fn leave(&mut self) {
+        // The server ends this stream when the direct connections have gone.
+        self.lead.jobs.queue().end();
+    }
+
+    fn broken(&self) -> Option<Failure> {
+        self.lead.jobs.queue().broken()
     }
 
     fn is_finished(&self) -> bool {

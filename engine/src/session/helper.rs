@@ -1,7 +1,7 @@
 //! The driver of a further connection: it moves files that the first one found, until none will come any more.
 
 use super::Outcome;
-use super::client::{Answer, Client, Desk, Driver, Opening};
+use super::client::{Answer, Client, Desk, Driver, Invited, Opening, Patience, Seat};
 use super::jobs::Jobs;
 use super::report::{Reporter, SharedProgress};
 use crate::backend::{DirId, OpKind, StreamId};
@@ -25,6 +25,18 @@ pub fn client(
     Client::new(stream, opening, Box::new(driver), progress, reporter).with_answer(answer)
 }
 
+/// The same on a direct connection that it opens itself.
+pub fn invited(
+    (invited, seat): (&Invited, Seat),
+    patience: Patience,
+    (queue, local): (Queue, DirId),
+    progress: SharedProgress,
+    reporter: Reporter,
+) -> Client {
+    let driver = Helper { jobs: Jobs::new(queue, local, None), over: false };
+    Client::invited(invited, seat, patience, Box::new(driver), progress, reporter).with_answer(patience.answer)
+}
+
 impl Driver for Helper {
     fn pump(&mut self, desk: &mut Desk<'_, '_>) {
         self.jobs.pump(false, desk);
@@ -46,6 +58,10 @@ impl Driver for Helper {
 
     fn on_completion(&mut self, kind: OpKind, outcome: Outcome, desk: &mut Desk<'_, '_>) {
         let _ = self.jobs.on_completion(kind, outcome, desk);
+    }
+
+    fn is_unwanted(&self) -> bool {
+        self.jobs.queue().is_over()
     }
 
     fn is_finished(&self) -> bool {

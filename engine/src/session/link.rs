@@ -29,6 +29,8 @@ pub(super) const SEND: u32 = 2;
 const END: u32 = 3;
 pub(super) const SEAL: u32 = 4;
 pub(super) const OPEN: u32 = 5;
+/// No backend has so many streams.
+const NOWHERE: StreamId = StreamId::new(u32::MAX, u32::MAX);
 
 /// One step of what arrived.
 #[derive(Debug)]
@@ -151,6 +153,15 @@ impl Link {
         }
     }
 
+    /// In place of one that is still to be opened.
+    pub(crate) fn nowhere(role: Role) -> Link {
+        Link::new(NOWHERE, role)
+    }
+
+    pub(crate) fn is_nowhere(&self) -> bool {
+        self.stream == NOWHERE
+    }
+
     /// Nanoseconds a peer may take nothing.
     pub(crate) fn stall(&self) -> u64 {
         self.stall
@@ -188,7 +199,7 @@ impl Link {
 
     /// Keeps a receive in flight while there is nothing left to parse.
     pub(crate) fn pump_recv(&mut self, quota: &Quota, cx: &mut Context<'_>) {
-        if self.receiving || self.ended || self.failed.is_some() {
+        if self.receiving || self.ended || self.failed.is_some() || self.is_nowhere() {
             return;
         }
         if let Some(sealed) = &mut self.sealed {
@@ -483,6 +494,9 @@ impl Link {
 
     /// Gives the stream up.
     pub(crate) fn close(&mut self, cx: &mut Context<'_>) {
+        if self.is_nowhere() {
+            return;
+        }
         cx.submit(0, END, OpKind::CloseStream { stream: self.stream });
     }
 

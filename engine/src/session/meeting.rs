@@ -2,11 +2,16 @@
 //!
 //! ```text
 //! Asking -DirectChannelReady-> Connecting -connected-> Challenged -AuthChallenge-> Greeting -Welcome-> met
-//!    |                              |                       \_____________________________/
-//!    +--Error---> not to be had <---+                          \--anything else--> failed
+//!    |        |                     |                       \_____________________________/
+//!    |        +-> handed on      <--+--Invited                 \--anything else--> failed
+//!    +--Error---> not to be had <---+
 //! ```
 //! Up to the connection nothing is lost: the client may go on over the control session. Behind it a server that cannot
 //! prove itself is an attack or a fault, and never a reason to go on with less.
+//!
+//! Between two hauls one session asks and stays what it is; how to come is handed on to the connections that carry the
+//! content of the run, which begin with `Invited`. A base server ends the session that asked once somebody came, so the
+//! client moves to the new connection itself.
 
 use super::Failure;
 use super::Terms;
@@ -24,6 +29,7 @@ use crate::wire::frame::{Caps, Dialect, Ext, Frame, Hash};
 use crate::wire::hello::{self, Greeting};
 use crate::wire::seal::{self, Seals, Secret};
 use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
 
 /// Nanoseconds in which a connection must come about.
 const CONNECT_TIMEOUT: u64 = 5 * SECOND;
@@ -31,12 +37,55 @@ const CONNECT_TIMEOUT: u64 = 5 * SECOND;
 const TRY_TIMEOUT: u64 = SECOND;
 
 /// Whether a client wants a direct connection.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub struct Wish {
     /// Without one nothing is done.
     pub required: bool,
     /// Fresh random bytes.
     pub random: Hash,
+    /// Where further connections look for how to come, if they are to carry the content and this one is not.
+    pub invitation: Option<Invitation>,
+}
+
+/// How the connections of a run come to its server, from when one of them has asked.
+#[derive(Clone, Default, Debug)]
+pub struct Invitation(Arc<OnceLock<Invited>>);
+
+impl Invitation {
+    /// How to come, if that is known.
+    pub fn get(&self) -> Option<&Invited> {
+        self.0.get()
+    }
+}
+
+/// How to come to a server.
+#[derive(Debug)]
+pub struct Invited {
+    address: SocketAddr,
+    secret: Secret,
+    greeting: Greeting,
+}
+
+impl Invited {
+    /// Why there is no connection where nothing has come from there.
+    pub fn unanswered(&self) -> String {
+        unanswered(self.address)
+    }
+}
+
+fn unanswered(address: SocketAddr) -> String {
+    format!("{address} does not answer: is its port filtered?")
+}
+
+/// One connection of those that were invited.
+#[derive(Clone, Copy, Debug)]
+pub struct Seat {
+    /// Its number in the run.
+    pub index: u16,
+    /// Fresh random bytes: a connection that takes the place of a lost one has others.
+    pub random: Hash,
+    /// There is no other way: more patience.
+    pub required: bool,
 }
 
 /// What became of it.
@@ -47,11 +96,14 @@ pub(super) enum Step {
     Refused(Failure),
     /// Content goes over this link from here on.
     Met(Box<Link>, Terms, SocketAddr),
+    /// Others come, and this session stays as it was.
+    HandedOn { required: bool },
 }
 
 enum State {
     Asking,
     Asked,
+    Invited,
     Connecting { deadline: Time },
     Challenged(Link),
     Greeting { link: Link, sent: Greeting, transcript: Vec<u8> },
@@ -59,9 +111,12 @@ enum State {
 
 /// A client on its way to a direct connection.
 pub(super) struct Meeting {
-    wish: Wish,
+    seat: Seat,
+    invitation: Option<Invitation>,
     greeting: Greeting,
     keyed: bool,
+    /// Whoever did decides what becomes of the run.
+    was_invited: bool,
     patience: u64,
     state: State,
     deadline: Option<Time>,
@@ -85,9 +140,46 @@ impl Meeting {
             caps: Caps(greeting.caps.0 & !Caps::DIRECT_TCP.0).or(Caps::AEAD),
             ext: greeting.ext.filter(|_| keyed),
         };
+        let seat = Seat { index: 0, random: wish.random, required: wish.required };
+        let invitation = wish.invitation.filter(|_| keyed);
         let state = State::Asking;
         let (deadline, ready, refused, connected, stream) = (None, None, None, None, None);
-        Meeting { wish, greeting, keyed, patience, state, deadline, ready, refused, connected, stream }
+        let was_invited = false;
+        Meeting {
+            seat,
+            invitation,
+            greeting,
+            keyed,
+            was_invited,
+            patience,
+            state,
+            deadline,
+            ready,
+            refused,
+            connected,
+            stream,
+        }
+    }
+
+    /// Where another session has asked already.
+    pub(super) fn invited(invited: &Invited, seat: Seat, patience: u64) -> Meeting {
+        let ready = Some((invited.address, invited.secret.clone()));
+        let (greeting, keyed, was_invited, state) = (invited.greeting, true, true, State::Invited);
+        let (invitation, deadline, refused, connected, stream) = (None, None, None, None, None);
+        Meeting {
+            seat,
+            invitation,
+            greeting,
+            keyed,
+            was_invited,
+            patience,
+            state,
+            deadline,
+            ready,
+            refused,
+            connected,
+            stream,
+        }
     }
 
     /// Takes note of a completion of its own operations.
@@ -130,10 +222,25 @@ impl Meeting {
         if let State::Asked = self.state {
             self.ask(control, cx)?;
         }
+        if let State::Invited = self.state
+            && let Some((address, secret)) = &self.ready
+        {
+            if let Some(Invitation(place)) = &self.invitation {
+                let (address, secret, greeting) = (*address, secret.clone(), self.greeting);
+                // Nobody else has asked.
+                let _ = place.set(Invited { address, secret, greeting });
+                return Ok(Step::HandedOn { required: self.seat.required });
+            }
+            let patience = if self.seat.required { CONNECT_TIMEOUT } else { TRY_TIMEOUT };
+            cx.submit(0, 0, OpKind::Connect { address: *address });
+            self.state = State::Connecting { deadline: cx.now.after(patience) };
+        }
         if let State::Connecting { deadline } = self.state {
-            if deadline <= cx.now && self.connected.is_none() {
-                let address = self.ready.as_ref().map(|(address, _)| address.to_string()).unwrap_or_default();
-                self.refused.get_or_insert(refusal(format!("{address} does not answer: is its port filtered?")));
+            if let Some((address, _)) = &self.ready
+                && deadline <= cx.now
+                && self.connected.is_none()
+            {
+                self.refused.get_or_insert(refusal(unanswered(*address)));
             }
             if let Some(failure) = self.refused.take() {
                 return self.give_up(failure);
@@ -149,7 +256,7 @@ impl Meeting {
     }
 
     fn give_up(&self, failure: Failure) -> Result<Step, Failure> {
-        if self.wish.required { Err(failure) } else { Ok(Step::Refused(failure)) }
+        if self.seat.required && !self.was_invited { Err(failure) } else { Ok(Step::Refused(failure)) }
     }
 
     fn ask(&mut self, control: &mut Link, cx: &mut Context<'_>) -> Result<(), Failure> {
@@ -166,9 +273,7 @@ impl Meeting {
                     return Ok(());
                 };
                 self.ready = Some((address, Secret::from_bytes(key)));
-                let patience = if self.wish.required { CONNECT_TIMEOUT } else { TRY_TIMEOUT };
-                self.state = State::Connecting { deadline: cx.now.after(patience) };
-                cx.submit(0, 0, OpKind::Connect { address });
+                self.state = State::Invited;
             }
             Some(Incoming::Frame(Frame::Error { message, .. })) => {
                 self.refused = Some(refusal(Printable(&message).to_string()));
@@ -226,7 +331,7 @@ impl Meeting {
                 let mut transcript = Vec::new();
                 let mut frames = Vec::new();
                 if self.keyed {
-                    let (random, index) = (self.wish.random, 0);
+                    let Seat { random, index, .. } = self.seat;
                     let (caps, ext) = (sent.caps, sent.ext.unwrap_or(Ext::NONE));
                     transcript = keyed::hello(&nonce, &random, index, (caps, ext));
                     let mac = keyed::client_proof(secret, &transcript);
@@ -286,6 +391,7 @@ impl Meeting {
     pub(super) fn state(&self) -> &'static str {
         match self.state {
             State::Asking | State::Asked => "client asking for a direct connection",
+            State::Invited => "client invited",
             State::Connecting { .. } => "client connecting",
             State::Challenged(_) => "client challenged",
             State::Greeting { .. } => "client greeting directly",

@@ -15,12 +15,12 @@
 //! the other version at once. Nothing has been asked for by then.
 
 use super::link::{Incoming, Link};
-pub use super::meeting::Wish;
+pub use super::meeting::{Invitation, Invited, Seat, Wish};
 use super::preamble::{Found, Preamble};
 use super::report::Report;
 use super::{Failure, Terms};
 use crate::backend::{Errno, Time};
-use crate::limits::{ANSWER_TIMEOUT, HANDSHAKE_TIMEOUT, PREAMBLE_SILENCE, STALL_TIMEOUT};
+use crate::limits::{ANSWER_TIMEOUT, HANDSHAKE_TIMEOUT, PREAMBLE_SILENCE, REDIAL_TIMEOUT, STALL_TIMEOUT};
 use crate::wire::display::Printable;
 use crate::wire::frame::{Caps, Ext, Frame};
 use crate::wire::hello::{self, Greeting, LATEST_VERSION};
@@ -43,6 +43,8 @@ pub struct Patience {
     pub stall: u64,
     /// Without a word from a server that owes an answer, on a further connection.
     pub answer: u64,
+    /// For which a direct connection that broke is tried again.
+    pub redial: u64,
 }
 
 impl Default for Patience {
@@ -53,6 +55,7 @@ impl Default for Patience {
             handshake: HANDSHAKE_TIMEOUT,
             stall: STALL_TIMEOUT,
             answer: ANSWER_TIMEOUT,
+            redial: REDIAL_TIMEOUT,
         }
     }
 }
@@ -90,11 +93,11 @@ impl Opening {
     /// The same, over a direct connection where there is one.
     #[must_use]
     pub fn with_direct(mut self, wish: Option<Wish>) -> Opening {
-        self.direct = wish;
         if wish.is_some() {
             self.greeting.caps = self.greeting.caps.or(Caps::DIRECT_TCP);
             self.greeting.ext = self.greeting.ext.map(|ext| ext.or(Ext::KEYED));
         }
+        self.direct = wish;
         self
     }
 

@@ -210,7 +210,12 @@ impl Session for Rendezvous {
                 self.accepting = true;
                 cx.submit(0, 0, OpKind::Accept { listener });
             }
-            _ if meeting.over => return Flow::Finished,
+            _ if meeting.over => {
+                // Whoever asked has gone; the answer still has its turn.
+                let gone = || Err(Failure::rule(b"", "no direct connection", "the client has ended its stream"));
+                meeting.address.get_or_insert_with(gone);
+                return Flow::Finished;
+            }
             _ => {}
         }
         Flow::Continue

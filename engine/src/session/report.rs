@@ -118,6 +118,8 @@ pub enum Report {
     Peer(String),
     /// Content goes over a direct connection to this address, sealed with AES-256-GCM.
     Direct(std::net::SocketAddr),
+    /// There is no direct connection to be had, for this reason; nothing is lost, and nothing follows.
+    NotDirect(Failure),
     /// There is nobody at the other end who speaks the protocol, for this reason; nothing was asked for, and nothing follows.
     Absent(String),
     /// The other end may answer to a Hello of this version on a new connection; nothing was asked for, and nothing follows.

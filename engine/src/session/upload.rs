@@ -14,7 +14,7 @@ use super::plan::{Landing, Operand, skip_reason};
 use super::report::{Report, Reporter, SharedProgress};
 use super::walk::{Found, Step, Walker};
 use super::{Failure, Outcome, mkdir, stat};
-use crate::backend::{DirId, Errno, FsOp, OpKind, Output, Place, StreamId};
+use crate::backend::{DirId, Errno, FsOp, OpKind, Output, Place, StreamId, Waker};
 use crate::queue::Queue;
 use crate::wire::frame::{Attributes, ErrorCode, Ext, Kind};
 use crate::wire::path::Target;
@@ -314,6 +314,19 @@ impl Driver for Upload {
         if let State::Walking { walker, .. } = &mut self.state {
             walker.on_completion(&kind, outcome);
         }
+    }
+
+    fn invited(&mut self, required: bool, waker: &Waker) {
+        self.lead.jobs.queue().hold(required, waker);
+    }
+
+    fn leave(&mut self) {
+        // The server ends this stream when the direct connections have gone.
+        self.lead.jobs.queue().end();
+    }
+
+    fn broken(&self) -> Option<Failure> {
+        self.lead.jobs.queue().broken()
     }
 
     fn is_finished(&self) -> bool {
