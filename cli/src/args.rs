@@ -200,8 +200,8 @@ pub(crate) struct CopyArgs {
     /// Downloads without a hash: the server's kernel sends the file. No compression unless --compress asks for it.
     #[arg(long, visible_alias = "no-hash")]
     pub(crate) fast: bool,
-    /// Connections that share the files of a copy; over ssh each is a login of its own. auto is 1 over ssh. A large file
-    /// is shared only with bcmr peers, in ranges.
+    /// Connections that share the files of a copy; over ssh each is a login of its own, direct ones come by one login. auto
+    /// is 1. A file of 64 MiB or more is shared as well, except that over ssh it goes up whole to a haul.
     #[arg(long, visible_alias = "parallel", value_name = "N|auto", value_parser = connections, default_value = "auto")]
     pub(crate) connections: Connections,
     /// Flush every file and its directory to the disk before it counts as copied.

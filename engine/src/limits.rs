@@ -115,6 +115,8 @@ pub const PULL_AHEAD_BYTES: u64 = 8 * 1024 * 1024;
 pub const RANGED_BYTES: u64 = 64 * 1024 * 1024;
 /// Bytes of such a range: large beside a request, small beside a file. A multiple of the hash block.
 pub const RANGE_BYTES: u64 = 16 * 1024 * 1024;
+/// Files a session may have begun in ranges at the same time.
+pub const MAX_RANGED_FILES: usize = 64;
 /// Ranges of a file at most; beyond, it goes over one connection.
 pub const MAX_RANGES: u64 = 64 * 1024;
 /// Copies inside the kernel that run at the same time.

@@ -96,13 +96,23 @@ impl Scenario {
         // record that cannot be parsed yet has one.
         let blocks = blocks.map(|(large, small)| (large + if direct.is_some() { 2 * links } else { 0 }, small));
         let drawn = Scenario { up, version, extended, caps, links, blocks, options, sources, large, direct };
-        match random.below(3) {
+        match random.below(if large { 4 } else { 1 }) {
             _ if !large => drawn,
             // Each of the three ways more often than in a small world.
             0 => Scenario { caps: caps.or(Caps::DEDUP), ..drawn },
             1 => Scenario { options: Options { resume: true, ..options }, ..drawn },
-            _ => drawn.with_ranges(),
+            2 => drawn.with_ranges(),
+            _ => drawn.with_proved_ranges(),
         }
+    }
+
+    /// Two hauls, which move large files in ranges over direct connections where nothing goes before that.
+    fn with_proved_ranges(self) -> Scenario {
+        let direct = self.direct.or(Some(false));
+        let more = if self.direct.is_some() { 0 } else { 2 * self.links };
+        let blocks = self.blocks.map(|(large, small)| (large + more, small));
+        let caps = self.caps.without(Caps::DEDUP.or(Caps::FAST));
+        Scenario { extended: true, version: 1, caps, direct, blocks, ..self }
     }
 
     /// The same towards base peers, over several connections, with nothing that goes before ranges.

@@ -164,6 +164,14 @@ fn extension() -> impl Strategy<Value = Frame> {
             mac
         }),
         vec(hash(), 0..5).prop_map(|blocks| Frame::Kept { blocks }),
+        (path(), any::<u64>(), attributes(), preserve(), any::<bool>()).prop_map(
+            |(path, size, attributes, preserve, keep)| Frame::RangeBegin { path, size, attributes, preserve, keep }
+        ),
+        any::<[u64; 3]>().prop_map(|[token, offset, length]| Frame::RangePut { token, offset, length }),
+        (any::<u64>(), hash()).prop_map(|(token, hash)| Frame::RangeCommit { token, hash }),
+        any::<u64>().prop_map(|token| Frame::RangeAbandon { token }),
+        (path(), any::<u64>()).prop_map(|(path, length)| Frame::Blocks { path, length }),
+        (any::<u64>(), vec(hash(), 0..5)).prop_map(|(token, blocks)| Frame::RangeBegun { token, blocks }),
         (path(), attributes(), preserve()).prop_map(|(path, attributes, preserve)| Frame::SetMeta {
             path,
             attributes,
@@ -290,8 +298,8 @@ proptest! {
             for frame in &frames {
                 let frame_bytes = encoded(frame, dialect);
                 // Only what this end may read; the rest has tests of its own.
-                if matches!(frame_bytes[4], 0x40..=0x49) && role == Role::Client
-                    || matches!(frame_bytes[4], 0xc0 | 0xc2..=0xc4) && role == Role::Server
+                if matches!(frame_bytes[4], 0x40..=0x5f) && role == Role::Client
+                    || matches!(frame_bytes[4], 0xc0 | 0xc2..=0xdf) && role == Role::Server
                 {
                     continue;
                 }

@@ -153,7 +153,7 @@ fn extension_frames_match_the_vectors_that_the_wire_page_prints() {
         },
     ];
     let vectors = [
-        (hello(1, Some(Ext::ALL)), "07 00 00 00 01 01 07 3f 00 00 00".to_owned()),
+        (hello(1, Some(Ext::ALL)), "07 00 00 00 01 01 07 bf 00 00 00".to_owned()),
         (
             Frame::Welcome { version: 1, caps: Caps(7), ext: Some(Ext::ALL) },
             "07 00 00 00 81 01 07 3f 00 00 00".to_owned(),
@@ -182,6 +182,33 @@ fn extension_frames_match_the_vectors_that_the_wire_page_prints() {
         (
             Frame::KeyedWelcome { caps: Caps(0x43), ext: Ext(0x3f), mac: [4; 32] },
             format!("26 00 00 00 c4 43 3f 00 00 00 {}", "04 ".repeat(32)),
+        ),
+        (
+            Frame::RangeBegin {
+                path: field("a"),
+                size: 5,
+                attributes: attributes(Kind::Regular),
+                preserve: Preserve(1),
+                keep: true,
+            },
+            format!("31 00 00 00 4b 01 00 00 00 61 05 00 00 00 00 00 00 00 {REGULAR} 01 01"),
+        ),
+        (
+            Frame::RangePut { token: 7, offset: 4 << 20, length: 5 },
+            "19 00 00 00 4c 07 00 00 00 00 00 00 00 00 00 40 00 00 00 00 00 05 00 00 00 00 00 00 00".to_owned(),
+        ),
+        (
+            Frame::RangeCommit { token: 7, hash: [7; 32] },
+            format!("29 00 00 00 4d 07 00 00 00 00 00 00 00 {}", hex(&[7; 32])),
+        ),
+        (Frame::RangeAbandon { token: 7 }, "09 00 00 00 4e 07 00 00 00 00 00 00 00".to_owned()),
+        (
+            Frame::Blocks { path: field("a"), length: 5 },
+            "0e 00 00 00 4f 01 00 00 00 61 05 00 00 00 00 00 00 00".to_owned(),
+        ),
+        (
+            Frame::RangeBegun { token: 7, blocks: vec![[7; 32]] },
+            format!("2d 00 00 00 c6 07 00 00 00 00 00 00 00 01 00 00 00 {}", hex(&[7; 32])),
         ),
         (Frame::Kept { blocks: vec![[7; 32]] }, format!("25 00 00 00 c3 01 00 00 00 {}", hex(&[7; 32]))),
         (

@@ -53,6 +53,12 @@ pub(crate) enum Reply {
     Same(Option<Hash>),
     /// Chaining values of the blocks of a range that was moved.
     Range(Vec<Hash>),
+    /// A file in ranges has begun over there, under this token; the chaining values of its leading blocks, of those that
+    /// are the same at both ends.
+    Begun {
+        token: u64,
+        blocks: Vec<Option<Hash>>,
+    },
 }
 
 /// How a request ended.
@@ -160,7 +166,7 @@ pub(crate) trait Driver {
     /// Takes note of a completion of an operation of its own.
     fn on_completion(&mut self, kind: OpKind, outcome: Outcome, desk: &mut Desk<'_, '_>);
     /// Direct connections are to carry the content: where they are `required`, nothing else.
-    fn invited(&mut self, _required: bool, _waker: &Waker) {}
+    fn invited(&mut self, _required: bool, _terms: &Terms, _waker: &Waker) {}
     /// It is finished. Whoever waits for what it may still find need not.
     fn leave(&mut self) {}
     /// True when nothing is left to do for a connection that is not there yet.
@@ -416,8 +422,8 @@ impl Client {
                 self.begin(terms);
             }
             Step::HandedOn { required } => {
-                self.driver.invited(required, cx.waker);
                 let terms = self.terms;
+                self.driver.invited(required, &terms, cx.waker);
                 self.begin(terms);
             }
         }

@@ -50,6 +50,7 @@ mod opening;
 mod preamble;
 mod proof;
 mod put;
+mod range;
 mod receiver;
 pub mod rendezvous;
 mod request;

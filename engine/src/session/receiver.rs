@@ -122,7 +122,7 @@ impl Receiver {
         let mode = match order.way {
             Way::InPlace => OpenMode::InPlace { truncate: None },
             Way::Joined(token) => OpenMode::Join { token },
-            Way::Continued => OpenMode::Continue { size: order.size },
+            Way::Continued => OpenMode::Continue { size: order.size, token: None },
             Way::New => OpenMode::Create { size: order.size, keep: order.offset, overwrite: order.overwrite },
         };
         io.submit(OPEN, OpKind::Open { place: order.place.clone(), mode });
@@ -425,6 +425,10 @@ impl Receiver {
         if self.failure.is_some() {
             self.state = State::Done;
             return io.submit(CLOSE, OpKind::Close { file });
+        }
+        if matches!(self.order.way, Way::Joined(_)) && self.order.size > there {
+            let rule = format!("the range is not part of its {there} bytes");
+            return self.fail(Failure::rule(&self.order.path, "cannot receive", rule), io);
         }
         if self.order.way == Way::Continued {
             // Whole blocks, and the last one only if exactly the file may be there.

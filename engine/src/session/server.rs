@@ -13,6 +13,7 @@
 use super::codec::Policy;
 use super::link::{Incoming, Link};
 use super::opening::Patience;
+use super::range::Files;
 use super::rendezvous::{self, Direct, SharedMeeting};
 use super::report::Progress;
 use super::request::{begin, has_body, request_path};
@@ -127,6 +128,7 @@ pub struct Server {
     pending: Option<Pending>,
     body: BodyOf,
     walks: tree::Walks,
+    files: Files,
     next_transfer: u32,
     on_end: Option<OnEnd>,
     /// Where clients of this session may connect directly.
@@ -170,6 +172,7 @@ impl Server {
             pending: None,
             body: BodyOf::Nobody,
             walks: tree::Walks::default(),
+            files: Files::default(),
             next_transfer: 1,
             on_end: Some(on_end),
             direct: None,
@@ -389,7 +392,11 @@ impl Server {
             | Frame::Truncate { .. }
             | Frame::Mkdir { .. }
             | Frame::SetMeta { .. }
-            | Frame::Symlink { .. } => Class::Write,
+            | Frame::Symlink { .. }
+            | Frame::RangeBegin { .. }
+            | Frame::RangePut { .. }
+            | Frame::RangeCommit { .. }
+            | Frame::RangeAbandon { .. } => Class::Write,
             _ => Class::Read,
         };
         let target = request_path(&request)
@@ -428,7 +435,7 @@ impl Server {
                     Box::new(Refused { failure })
                 }
             }
-            _ => begin(request, (root, store), &mut self.walks, &mut io)
+            _ => begin(request, (root, store), (&mut self.walks, &self.files), &mut io)
                 .unwrap_or_else(|failure| Box::new(Refused { failure })),
         };
         self.push(class, target, verb);
