@@ -369,7 +369,7 @@ impl Disk {
     }
 
     fn store(&self, store: &Store, around: &Around<'_>) -> Outcome {
-        let content: Vec<u8> = store.from.iter().flat_map(Slice::bytes).copied().collect();
+        let content = store.from.iter().map(Slice::bytes).collect::<Vec<_>>().concat();
         self.require_space(content.len() as u64)?;
         let made = Meta::new(0o755, around.now);
         let (parent, name) = disk::find_parent(&self.root_of(&store.place)?, &store.place.target, Some(made))?;
