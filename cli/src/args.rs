@@ -126,6 +126,10 @@ pub(crate) struct RemoteArgs {
     /// are agreed on through ssh, or that and, where there is none within a second, ssh.
     #[arg(long, value_enum, value_name = "WAY", default_value = "ssh")]
     pub(crate) direct: DirectWay,
+    /// How long the other side may be silent: what does not go on within that is opened again, goes another way, or ends
+    /// with exit code 30 or 35.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(3..=86_400), default_value = "30")]
+    pub(crate) timeout: Option<u64>,
     /// The remote haul, if it is not on the PATH there.
     #[arg(long, value_name = "PROGRAM", default_value = "haul")]
     pub(crate) remote_path: String,

@@ -306,6 +306,23 @@ impl Output {
 
     /// The line for a run that was told to stop.
     pub(crate) fn interrupted(&mut self, progress: &Progress) {
+        let kept = self.kept(progress);
+        stderr(&format!("haul: interrupted at {kept}"));
+        self.exit = Exit::Interrupted;
+        self.summary();
+    }
+
+    /// The connection broke in the middle: why, and what is left of it.
+    pub(crate) fn broken_off(&mut self, failure: &Failure, exit: Exit, progress: &Progress) {
+        let kept = self.kept(progress);
+        self.errors += 1;
+        self.exit = exit;
+        stderr(&format!("haul: {}: stopped at {kept}", failure.reason()));
+        self.json("error", json!({"what": failure.reason(), "exit": exit as u8}));
+    }
+
+    /// How far the run has come, what of it is kept, and what to do about the rest.
+    fn kept(&mut self, progress: &Progress) -> String {
         let (moved, total) = (load(&progress.bytes), load(&progress.total_bytes));
         self.count(progress);
         let there = moved + self.resumed;
@@ -325,9 +342,7 @@ impl Output {
                 format!("{complete} complete {files} kept, nothing else; run the same command to do it again")
             }
         };
-        stderr(&format!("haul: interrupted at {percent} %; {kept}"));
-        self.exit = Exit::Interrupted;
-        self.summary();
+        format!("{percent} %; {kept}")
     }
 
     /// Takes over what the counters say in the end.

@@ -148,10 +148,22 @@ impl Dial {
         let opening = Opening {
             redialled,
             refuse_base: (self.begin == Begin::Both).then_some(mixed),
-            patience: patience(),
-            ..Opening::full(Some(nonce.into_bytes())).with_direct(direct)
+            patience: self.patience(),
+            ..Opening::full(Some(nonce.into_bytes())).with_pulse().with_direct(direct)
         };
         Ok((child, opening))
+    }
+
+    /// How long the first connection, and further ones through ssh, wait.
+    pub(crate) fn patience(&self) -> Patience {
+        patience(self.args.timeout)
+    }
+
+    /// How long direct connections wait: so much less that what they carried can go on otherwise in time.
+    pub(crate) fn direct_patience(&self) -> Patience {
+        let mut patience = self.patience();
+        patience.alive /= 2;
+        patience
     }
 
     /// Starts the SFTP server there, which does without any program of ours. `None` with a remote shell of the user's: it
@@ -208,16 +220,21 @@ impl Dial {
 }
 
 /// How long to wait for the other end: a person may have to type a password first.
-pub(crate) fn patience() -> Patience {
+pub(crate) fn patience(timeout: Option<u64>) -> Patience {
     let mut patience = Patience::default();
+    if let Some(seconds) = timeout {
+        let timeout = seconds * SECOND;
+        (patience.handshake, patience.login) = (timeout, timeout);
+        (patience.alive, patience.redial) = (timeout * 2 / 3, timeout / 3);
+    }
     if std::fs::File::open("/dev/tty").is_ok() {
         patience.login = LOGIN_TIMEOUT;
     }
     // For tests, see limits.rs.
     let set = std::env::var("HAUL_TIMEOUTS_MS").unwrap_or_default();
     let mut set = set.split(',').filter_map(|number| number.parse::<u64>().ok()).map(|ms| ms * (SECOND / 1000));
-    let Patience { silence, login, handshake, stall, answer, redial } = &mut patience;
-    let fields = [silence, login, handshake, stall, answer, redial];
+    let Patience { silence, login, handshake, stall, answer, redial, alive } = &mut patience;
+    let fields = [silence, login, handshake, stall, answer, redial, alive];
     for field in fields {
         *field = set.next().unwrap_or(*field);
     }

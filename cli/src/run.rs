@@ -226,7 +226,7 @@ fn attempt(
     }
     output.count(&progress);
     // Who has not answered for so long does not end by itself either.
-    let late = matches!(&last, Some(Report::Fatal(failure)) if exit::of_fatal(failure) == Exit::ConnectTimeout);
+    let late = matches!(&last, Some(Report::Fatal(failure)) if matches!(exit::of_fatal(failure), Exit::ConnectTimeout | Exit::Timeout));
     let shell = child.and_then(|mut child| end_shell(&mut child, if late { Duration::ZERO } else { SHELL_END }));
     let connected = progress.connected.load(std::sync::atomic::Ordering::Relaxed) > 0;
     match last {
@@ -241,7 +241,12 @@ fn attempt(
         }
         Some(Report::Redial { version }) => return Attempt::Redial(version),
         Some(Report::Absent(why)) => return Attempt::Ended(Ended::Absent(why)),
-        Some(Report::Fatal(failure)) => output.fatal(&failure, exit::of_fatal(&failure)),
+        Some(Report::Fatal(failure)) => match exit::of_fatal(&failure) {
+            exit @ (Exit::Stream | Exit::Timeout) if connected && work.moves => {
+                output.broken_off(&failure, exit, &progress);
+            }
+            exit => output.fatal(&failure, exit),
+        },
         _ => {}
     }
     Attempt::Ended(Ended::Exit(output.finish()))

@@ -68,7 +68,7 @@ fn serve(args: &ServeArgs, choice: Choice) -> Result<Exit, (String, Exit)> {
             let ended = ended.clone();
             let on_end = Box::new(move |result| *ended.borrow_mut() = said(result));
             let server = Server::new(stream, root, on_end).with_store(store).with_direct(Some(direct()));
-            worker.add(Box::new(server.with_patience(remote::patience())));
+            worker.add(Box::new(server.with_patience(remote::patience(None))));
             worker
         }
     };

@@ -172,6 +172,8 @@ struct State {
     only_direct: bool,
     /// It begins and names the files that go in ranges, even so.
     begins: bool,
+    /// A connection broke: whether the first one still lives is worth a question.
+    alarm: bool,
     /// No job will come any more.
     over: bool,
 }
@@ -228,6 +230,11 @@ impl Queue {
         state.lead = Some(lead.clone());
     }
 
+    /// True once after a connection broke.
+    pub(crate) fn take_alarm(&self) -> bool {
+        std::mem::take(&mut self.state().alarm)
+    }
+
     /// True while direct connections are to carry the content.
     pub(crate) fn is_held(&self) -> bool {
         !matches!(self.state().hold, Hold::Nothing)
@@ -278,6 +285,7 @@ impl Queue {
     pub(crate) fn leave(&self, unfinished: Vec<Job>) {
         let mut state = self.state();
         state.links -= 1;
+        state.alarm = !state.over;
         let owners = unfinished.into_iter().filter_map(|job| state.give_back(job)).collect::<Vec<_>>();
         wake(state, true);
         owners.iter().for_each(Waker::wake);

@@ -9,7 +9,7 @@ use haul_engine::wire::path::{PathError, RelPath, RequestPath, Target};
 
 const V1: Dialect = Dialect::BASE;
 const V2: Dialect = Dialect { version: 2, ext: Ext::NONE };
-const ALL: Dialect = Dialect { version: 1, ext: Ext(Ext::ALL.0 | Ext::KEYED.0) };
+const ALL: Dialect = Dialect { version: 1, ext: Ext(Ext::ALL.0 | Ext::KEYED.0 | Ext::PULSE.0) };
 const ZERO8: &str = "00 00 00 00 00 00 00 00";
 
 fn unhex(text: &str) -> Vec<u8> {
@@ -210,6 +210,8 @@ fn extension_frames_match_the_vectors_that_the_wire_page_prints() {
             Frame::RangeBegun { token: 7, blocks: vec![[7; 32]] },
             format!("2d 00 00 00 c6 07 00 00 00 00 00 00 00 01 00 00 00 {}", hex(&[7; 32])),
         ),
+        (Frame::Ping, "01 00 00 00 50".to_owned()),
+        (Frame::Pulse, "01 00 00 00 c8".to_owned()),
         (Frame::Kept { blocks: vec![[7; 32]] }, format!("25 00 00 00 c3 01 00 00 00 {}", hex(&[7; 32]))),
         (
             Frame::SetMeta { path: field("d"), attributes: attributes(Kind::Directory), preserve },

@@ -74,4 +74,6 @@ mod resume;
 #[cfg(target_os = "linux")]
 mod sftp;
 #[cfg(target_os = "linux")]
+mod silence;
+#[cfg(target_os = "linux")]
 mod stop;

@@ -13,7 +13,7 @@ use super::opening::Opener;
 use super::report::{Report, Reporter, SharedProgress};
 use super::{Cause, Context, Failure, Flow, Io, Outcome, Quotas, Session, Terms};
 use crate::backend::{Completion, OpKind, Output, StreamId, Time, Token, Waker};
-use crate::limits::{CLIENT_LOAD_AHEAD, CLIENT_WINDOW_REQUESTS, LEAVE_TIMEOUT, LOOK_AGAIN, OFFLOAD_THREADS};
+use crate::limits::{CLIENT_LOAD_AHEAD, CLIENT_WINDOW_REQUESTS, LEAVE_TIMEOUT, LOOK_AGAIN, OFFLOAD_THREADS, SECOND};
 use crate::wire::compress::Codec;
 use crate::wire::decode::Role;
 use crate::wire::frame::{Attributes, Caps, Dialect, Ext, Frame, Hash, ListEntry, TreeEntry};
@@ -274,6 +274,8 @@ pub struct Client {
     driver: Box<dyn Driver>,
     /// Nanoseconds of silence after which a server that owes an answer is given up, if ever.
     answer: Option<u64>,
+    /// The same where the server says that it lives.
+    alive: u64,
     /// While it opens a connection of its own: when to see whether anybody still wants it.
     look: Option<Time>,
 }
@@ -286,13 +288,11 @@ impl Client {
         progress: SharedProgress,
         reporter: Reporter,
     ) -> Client {
-        let mut link = Link::new(stream, Role::Client);
+        let (mut link, alive) = (Link::new(stream, Role::Client), opening.patience.alive);
         link.set_stall(opening.patience.stall);
         let wish = opening.direct.clone().map(|wish| (wish, opening.greeting, opening.patience.handshake));
-        Client {
-            wish,
-            ..Client::with(link, Phase::Opening(Box::new(Opener::new(opening))), driver, progress, reporter)
-        }
+        let phase = Phase::Opening(Box::new(Opener::new(opening)));
+        Client { wish, ..Client::with((link, alive), phase, driver, progress, reporter) }
     }
 
     /// On a direct connection that it opens itself, because another session of the run has asked for it.
@@ -307,10 +307,16 @@ impl Client {
         let mut link = Link::nowhere(Role::Client);
         link.set_stall(patience.stall);
         let meeting = Meeting::invited(invited, seat, patience.handshake);
-        Client::with(link, Phase::Meeting(Box::new(meeting)), driver, progress, reporter)
+        Client::with((link, patience.alive), Phase::Meeting(Box::new(meeting)), driver, progress, reporter)
     }
 
-    fn with(link: Link, phase: Phase, driver: Box<dyn Driver>, progress: SharedProgress, reporter: Reporter) -> Client {
+    fn with(
+        (link, alive): (Link, u64),
+        phase: Phase,
+        driver: Box<dyn Driver>,
+        progress: SharedProgress,
+        reporter: Reporter,
+    ) -> Client {
         Client {
             link,
             control: None,
@@ -329,6 +335,7 @@ impl Client {
             },
             driver,
             answer: None,
+            alive,
             look: None,
         }
     }
@@ -399,6 +406,10 @@ impl Client {
     fn begin(&mut self, terms: Terms) {
         self.terms = terms;
         self.codec = Policy::new(Codec::agreed(terms.caps), terms.is_adaptive(), OFFLOAD_THREADS);
+        if terms.ext(Ext::PULSE) {
+            self.answer = Some(self.answer.map_or(self.alive, |answer| answer.min(self.alive)));
+            self.link.set_stall(self.link.stall().min(self.alive));
+        }
         self.phase = Phase::Working;
         self.progress.connected.store(1, Ordering::Release);
     }
@@ -485,7 +496,7 @@ impl Client {
         while self.is_ready(cx) {
             let next = self.link.next().map_err(Failure::stream)?;
             let Some(incoming) = next else { break };
-            if self.is_stray(&incoming) {
+            if self.is_stray(&incoming) || matches!(incoming, Incoming::Frame(Frame::Pulse)) {
                 continue;
             }
             let Some(&transfer) = self.asks.unanswered.front() else {
@@ -584,10 +595,15 @@ impl Client {
 
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<Flow, Report> {
         if self.stall_deadline().is_some_and(|deadline| deadline <= cx.now) {
-            return Err(Failure::connection("connection", "the server has read nothing for a minute").into());
+            let seconds = self.link.stall() / SECOND;
+            return Err(
+                Failure::connection("connection", format!("the server has read nothing for {seconds} s")).into()
+            );
         }
         if self.answer_deadline().is_some_and(|deadline| deadline <= cx.now) {
-            return Err(Failure::connection("connection", "the server has not answered for ten minutes").into());
+            let seconds = self.answer.unwrap_or(0) / SECOND;
+            let why = format!("the server has said nothing for {seconds} s");
+            return Err(Failure::connection("connection", why).into());
         }
         if matches!(self.phase, Phase::Meeting(_)) && self.link.is_nowhere() {
             if self.driver.is_unwanted() {

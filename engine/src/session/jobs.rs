@@ -36,6 +36,8 @@ const BEGIN: u32 = 93;
 const NAME: u32 = 94;
 /// Tags of requests made here; the drivers' own are below.
 const TAG: u64 = 1 << 63;
+/// Of the question whether anybody is there.
+const PING: u64 = u64::MAX;
 
 enum Stage {
     LookThere,
@@ -96,6 +98,10 @@ impl Jobs {
             self.queue.join(lead.then(|| desk.io.cx.waker.clone()));
         }
         self.look_at_ranges(desk);
+        if lead && desk.io.terms.ext(Ext::PULSE) && desk.outstanding() == 0 && self.queue.take_alarm() {
+            // What befell the other one may have befallen this one too, which nobody would notice.
+            desk.ask(PING, Box::new(range::ask_ping()));
+        }
         while desk.has_room() && self.cloning() < CLONES && !self.is_beginning() {
             // A connection that is busy leaves the rest to the others.
             let fits = |job: &Job| {
@@ -454,6 +460,9 @@ impl Jobs {
 
     /// Takes an answer, if it is to a request made here.
     pub(super) fn on_answer(&mut self, tag: u64, answer: Answer, desk: &mut Desk<'_, '_>) -> Option<Answer> {
+        if tag == PING {
+            return None;
+        }
         let Some(Running { job, stage }) = self.running.remove(&tag) else { return Some(answer) };
         match (stage, answer) {
             (Stage::LookThere, Ok(Reply::Attributes(attributes))) => self.on_looked(job, Some(attributes), desk),

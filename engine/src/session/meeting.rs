@@ -265,7 +265,7 @@ impl Meeting {
             None if self.deadline.is_some_and(|deadline| deadline <= cx.now) => {
                 return Err(Failure::connection(WHAT, "the server did not answer in time"));
             }
-            None => {}
+            None | Some(Incoming::Frame(Frame::Pulse)) => {}
             Some(Incoming::Frame(Frame::DirectChannelReady { address, key })) => {
                 let parsed = std::str::from_utf8(&address).ok().and_then(|text| text.parse::<SocketAddr>().ok());
                 let Some(address) = parsed else {

@@ -246,6 +246,30 @@ impl Verb for Blocks {
     }
 }
 
+/// The server's half of Ping.
+pub(super) struct Pong;
+
+impl Verb for Pong {
+    fn on_completion(&mut self, _: OpKind, _: Outcome, _: &mut Io<'_, '_>) {}
+
+    fn advance(&mut self, head: bool, io: &mut Io<'_, '_>) -> bool {
+        if head {
+            reply(&Frame::Ok { hash: None }, io);
+        }
+        head
+    }
+
+    fn state(&self) -> &'static str {
+        "pong"
+    }
+}
+
+/// The client's half of Ping.
+pub(super) fn ask_ping() -> Simple {
+    let answered = |frame| matches!(frame, Frame::Ok { .. }).then_some(Reply::Done);
+    Simple::new(Vec::new(), "cannot ask", |_| Frame::Ping, answered)
+}
+
 /// The client's half of RangeCommit.
 pub(super) fn ask_commit(token: u64, hash: Hash, path: Vec<u8>) -> Simple {
     let request = move |_| Frame::RangeCommit { token, hash };

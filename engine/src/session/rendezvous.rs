@@ -296,7 +296,7 @@ impl Guest {
                     self.link = Some(link);
                     return None;
                 }
-                let (caps, ext) = (caps.and(server::DIRECT_CAPS), ext.and(Ext::ALL));
+                let (caps, ext) = (caps.and(server::DIRECT_CAPS), ext.and(server::SESSION_EXT));
                 keyed::welcome(&mut transcript, (caps, ext));
                 let mac = keyed::server_proof(secret, &transcript);
                 link.frame(&Frame::KeyedWelcome { caps, ext, mac }).ok()?;

@@ -22,7 +22,7 @@ use super::tree;
 use super::{Cause, Context, Failure, Flow, Io, Outcome, Quotas, Session, Terms};
 use crate::backend::{Completion, DirId, OpKind, StreamId, Time, Token};
 use crate::block::{Quota, Slice};
-use crate::limits::{MAX_ACTIVE_REQUESTS, MAX_MEETINGS, MAX_REQUEST_PATH_BYTES, OFFLOAD_THREADS};
+use crate::limits::{MAX_ACTIVE_REQUESTS, MAX_MEETINGS, MAX_REQUEST_PATH_BYTES, OFFLOAD_THREADS, PULSE_INTERVAL};
 use crate::wire::compress::Codec;
 use crate::wire::decode::Role;
 use crate::wire::frame::{Attributes, Caps, Dialect, ErrorCode, Ext, Frame, Hash, PathField, Preserve};
@@ -35,6 +35,8 @@ use std::collections::VecDeque;
 const CAPS: u8 = Caps::LZ4.0 | Caps::ZSTD.0 | Caps::DEDUP.0 | Caps::FAST.0 | Caps::SYNC.0 | Caps::PUT_OFFSET.0;
 /// The same over a direct connection, which is always sealed.
 pub(super) const DIRECT_CAPS: Caps = Caps(CAPS | Caps::AEAD.0);
+/// Extensions of every kind of session between two hauls.
+pub(super) const SESSION_EXT: Ext = Ext(Ext::ALL.0 | Ext::PULSE.0);
 
 /// What follows a Put.
 pub(super) enum Body {
@@ -130,6 +132,8 @@ pub struct Server {
     walks: tree::Walks,
     files: Files,
     next_transfer: u32,
+    /// When it last had something to send, or nothing to do.
+    said_at: Time,
     on_end: Option<OnEnd>,
     /// Where clients of this session may connect directly.
     direct: Option<Direct>,
@@ -174,6 +178,7 @@ impl Server {
             walks: tree::Walks::default(),
             files: Files::default(),
             next_transfer: 1,
+            said_at: Time(0),
             on_end: Some(on_end),
             direct: None,
             meetings: Vec::new(),
@@ -277,8 +282,8 @@ impl Server {
     fn offer(&self) -> ServerOffer {
         match (&self.secret, &self.direct) {
             (Some(_), _) => ServerOffer { caps: DIRECT_CAPS, ext: Ext::NONE },
-            (None, Some(_)) => ServerOffer { caps: Caps(CAPS).or(Caps::DIRECT_TCP), ext: Ext::ALL.or(Ext::KEYED) },
-            (None, None) => ServerOffer { caps: Caps(CAPS), ext: Ext::ALL },
+            (None, Some(_)) => ServerOffer { caps: Caps(CAPS).or(Caps::DIRECT_TCP), ext: SESSION_EXT.or(Ext::KEYED) },
+            (None, None) => ServerOffer { caps: Caps(CAPS), ext: SESSION_EXT },
         }
     }
 
@@ -530,6 +535,7 @@ impl Server {
                 break;
             }
         }
+        self.pulse(cx.now);
         self.link.flush(cx);
         if let Some(errno) = self.link.failure() {
             return Err(Failure::connection("connection", errno));
@@ -545,6 +551,21 @@ impl Server {
         }
         let drained = matches!(self.phase, Phase::Draining) && self.wind_down(cx);
         Ok(if drained { self.finish(Ok(()), cx) } else { Flow::Continue })
+    }
+
+    /// Says that it lives, where an answer takes long.
+    fn pulse(&mut self, now: Time) {
+        if self.active.is_empty() || !self.link.is_drained() {
+            self.said_at = now;
+        } else if self.pulse_deadline().is_some_and(|deadline| deadline <= now) {
+            self.said_at = now;
+            self.send(&Frame::Pulse);
+        }
+    }
+
+    fn pulse_deadline(&self) -> Option<Time> {
+        let owes = self.terms.ext(Ext::PULSE) && !self.active.is_empty() && self.link.is_drained();
+        owes.then(|| self.said_at.after(PULSE_INTERVAL))
     }
 
     /// The client will say nothing more. What it asked for is still answered; a body without an end is not published.
@@ -597,7 +618,7 @@ impl Session for Server {
             Phase::AwaitHello { deadline } => deadline,
             _ => None,
         };
-        [greeting, self.link.stall_deadline()].into_iter().flatten().min()
+        [greeting, self.link.stall_deadline(), self.pulse_deadline()].into_iter().flatten().min()
     }
 
     fn state_of(&self, token: Token) -> &'static str {

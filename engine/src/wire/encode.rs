@@ -253,7 +253,7 @@ impl Body<'_> {
                 self.out.extend_from_slice(&[preserve.0, u8::from(*keep)]);
             }
             Frame::RangePut { token, offset, length } => {
-                [token, offset, length].into_iter().for_each(|number| self.u64(*number))
+                [token, offset, length].into_iter().for_each(|number| self.u64(*number));
             }
             Frame::RangeCommit { token, hash } => {
                 self.u64(*token);
@@ -404,5 +404,7 @@ fn type_of(frame: &Frame) -> u8 {
         Frame::RangeAbandon { .. } => type_byte::RANGE_ABANDON,
         Frame::Blocks { .. } => type_byte::BLOCKS,
         Frame::RangeBegun { .. } => type_byte::RANGE_BEGUN,
+        Frame::Ping => type_byte::PING,
+        Frame::Pulse => type_byte::PULSE,
     }
 }

@@ -172,6 +172,8 @@ impl<'a> Fields<'a> {
             type_byte::RANGE_COMMIT => Frame::RangeCommit { token: self.u64()?, hash: self.array()? },
             type_byte::RANGE_ABANDON => Frame::RangeAbandon { token: self.u64()? },
             type_byte::BLOCKS => Frame::Blocks { path: self.path()?, length: self.u64()? },
+            type_byte::PING => Frame::Ping,
+            type_byte::PULSE => Frame::Pulse,
             type_byte::RANGE_BEGUN => Frame::RangeBegun { token: self.u64()?, blocks: self.hashes()? },
             other => return Err(DecodeError::UnknownType(other)),
         })

@@ -81,6 +81,8 @@ impl Ext {
     pub const KEYED: Ext = Ext(0x40);
     /// Files that come in ranges, proved range by range.
     pub const RANGE: Ext = Ext(0x80);
+    /// A server at work on an answer says now and then that it lives.
+    pub const PULSE: Ext = Ext(0x400);
     /// Everything this program can do, whatever it runs over.
     pub const ALL: Ext = Ext(0xbf);
 
@@ -529,6 +531,8 @@ pub enum Frame {
         /// So many bytes.
         length: u64,
     },
+    /// 0x50 (PULSE): whether anybody is there; answered by Ok.
+    Ping,
     /// 0xc0 (TREE)
     TreePage {
         /// True when the walk has ended; its number is free again.
@@ -564,6 +568,8 @@ pub enum Frame {
         /// Proves that the server knows the secret, and covers everything before.
         mac: Hash,
     },
+    /// 0xc8 (PULSE): the server lives and is at work on the next answer. Between any two frames, at most once a second.
+    Pulse,
     /// 0xc6 (RANGE): a file in ranges has begun.
     RangeBegun {
         /// Names it to every connection of this process.

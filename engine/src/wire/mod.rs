@@ -87,6 +87,7 @@ pub(crate) mod type_byte {
     pub(crate) const RANGE_COMMIT: u8 = 0x4d;
     pub(crate) const RANGE_ABANDON: u8 = 0x4e;
     pub(crate) const BLOCKS: u8 = 0x4f;
+    pub(crate) const PING: u8 = 0x50;
 
     pub(crate) const WELCOME: u8 = 0x81;
     pub(crate) const OK: u8 = 0x82;
@@ -107,6 +108,7 @@ pub(crate) mod type_byte {
     pub(crate) const KEPT: u8 = 0xc3;
     pub(crate) const KEYED_WELCOME: u8 = 0xc4;
     pub(crate) const RANGE_BEGUN: u8 = 0xc6;
+    pub(crate) const PULSE: u8 = 0xc8;
 
     /// The extension without which this type does not exist: `Ext::NONE` for the base set, `None` for no type at all.
     pub(crate) fn extension(type_byte: u8) -> Option<Ext> {
@@ -118,6 +120,7 @@ pub(crate) mod type_byte {
             CONTINUE | SKIP | KEPT => Some(Ext::RESUME),
             KEYED_HELLO | KEYED_WELCOME => Some(Ext::KEYED),
             RANGE_BEGIN | RANGE_PUT | RANGE_COMMIT | RANGE_ABANDON | BLOCKS | RANGE_BEGUN => Some(Ext::RANGE),
+            PING | PULSE => Some(Ext::PULSE),
             _ => None,
         }
     }
