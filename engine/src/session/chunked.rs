@@ -106,7 +106,7 @@ impl Verb for Put {
             Body::Piece(piece) => self.receiver.piece(piece, io),
             Body::DataEnd => self.receiver.end(io),
             // Done is always part of the body: replying before it would leave it to be taken for a request.
-            Body::Done => self.receiver.finish(None, io),
+            Body::Done | Body::Cut => self.receiver.finish(None, io),
             Body::Meta(..) | Body::Skip(_) | Body::Have(..) | Body::Commit(_) | Body::Abandon(_) => {
                 let path = self.receiver.order().path.clone();
                 self.receiver.fail(Failure::rule(&path, "cannot put", "this does not belong to a range"), io);

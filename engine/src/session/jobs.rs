@@ -509,8 +509,12 @@ impl Jobs {
         let unread = options.preserve.has(Preserve::VERIFY) && !desk.io.terms.ext(Ext::VERIFY);
         // A server that hashes nothing has to be asked what it read.
         let unhashed = options.preserve.has(Preserve::VERIFY) && !up && desk.io.terms.caps.has(Caps::FAST);
+        let sent_unhashed = up && hash.is_none() && desk.io.terms.puts_unhashed();
+        if sent_unhashed && !options.preserve.has(Preserve::VERIFY) {
+            return self.done(job, (None, size, Way::Moved(Direction::Up)), desk);
+        }
         if unhashed || (up && (unread || hash.is_none())) {
-            let appended = up && hash.is_none();
+            let appended = up && hash.is_none() && !sent_unhashed;
             return self.compare(job, None, Stage::Checking { size, appended }, desk);
         }
         self.done(job, (hash, size, Way::Moved(self.queue.direction())), desk);

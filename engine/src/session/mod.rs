@@ -156,6 +156,11 @@ impl Terms {
         self.dialect.ext.has(ext)
     }
 
+    /// Files go up without a hash, those apart that need one on the way.
+    pub(crate) fn puts_unhashed(&self) -> bool {
+        self.caps.has(Caps::FAST) && self.ext(Ext::COMMIT.or(Ext::FASTPUT))
+    }
+
     /// Both ends are haul and the user left the codec to us: the measured link decides too.
     pub(crate) fn is_adaptive(&self) -> bool {
         self.dialect.ext != Ext::NONE && self.caps.has(Caps::LZ4.or(Caps::ZSTD))

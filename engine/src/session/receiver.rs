@@ -150,6 +150,10 @@ impl Receiver {
             let rule = "blocks are offered before any content, once";
             return self.fail(Failure::rule(&self.order.path, "cannot receive", rule), io);
         }
+        if std::mem::take(&mut self.order.unhashed) {
+            // Whoever hashes its blocks has the hash of the whole.
+            self.digest = Digest::new(ContentHash { whole: Some(TreeHash::new()), range: None, tail: None });
+        }
         // A small file is not in a file yet, and not worth looking for.
         let store = store.filter(|_| !matches!(self.state, State::Small(_)));
         match Filling::new(self.order.size, block_size, hashes, store) {

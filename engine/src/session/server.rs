@@ -56,6 +56,8 @@ pub(super) enum Body {
     Abandon(ErrorCode),
 }
 
+    /// It was not ended, and a request came.
+    Cut,
 /// One request being worked on.
 pub(super) trait Verb {
     /// Takes note of a completion of its own operations.
@@ -273,7 +275,7 @@ impl Server {
             }
             request => {
                 // A request inside a body ends it; the Put finds itself incomplete.
-                self.end_body(Body::Done, "", cx);
+                self.end_body(Body::Cut, "", cx);
                 self.pending = Some(self.bounded(request));
             }
         }

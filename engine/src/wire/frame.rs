@@ -83,8 +83,12 @@ impl Ext {
     pub const RANGE: Ext = Ext(0x80);
     /// A server at work on an answer says now and then that it lives.
     pub const PULSE: Ext = Ext(0x400);
+    /// A direct connection is not sealed. Only in KeyedHello of a client, and KeyedWelcome of a server, whose users say so.
+    pub const PLAIN: Ext = Ext(0x100);
+    /// Under [`Caps::FAST`] a Put may end without a hash.
+    pub const FASTPUT: Ext = Ext(0x200);
     /// Everything this program can do, whatever it runs over.
-    pub const ALL: Ext = Ext(0xbf);
+    pub const ALL: Ext = Ext(0xbf | Ext::FASTPUT.0);
 
     /// True when every bit of `other` is set here.
     pub fn has(self, other: Ext) -> bool {
