@@ -4,6 +4,7 @@ use crate::args::{Choice, ServeArgs};
 use crate::backend;
 use crate::exit::Exit;
 use crate::output;
+use crate::plaintext;
 use crate::remote;
 use crate::signals;
 use crate::store;
@@ -67,7 +68,8 @@ fn serve(args: &ServeArgs, choice: Choice) -> Result<Exit, (String, Exit)> {
             let mut worker = Worker::new(backend, Pool::new(POOL_SMALL_BLOCKS, blocks));
             let ended = ended.clone();
             let on_end = Box::new(move |result| *ended.borrow_mut() = said(result));
-            let server = Server::new(stream, root, on_end).with_store(store).with_direct(Some(direct()));
+            let server =
+                Server::new(stream, root, on_end).with_store(store).with_direct(Some(direct(args.allow_plaintext)));
             worker.add(Box::new(server.with_patience(remote::patience(None))));
             worker
         }
@@ -114,7 +116,7 @@ fn root(dir: Option<&Path>) -> Result<Root, String> {
 }
 
 /// Where the client of this session may connect directly: the address at which its ssh reached this machine.
-fn direct() -> Direct {
+fn direct(allow_plaintext: bool) -> Direct {
     let connection = std::env::var("SSH_CONNECTION").unwrap_or_default();
     let fields: Vec<&str> = connection.split(' ').collect();
     let ip = match fields[..] {
@@ -124,6 +126,7 @@ fn direct() -> Direct {
     // As the environment of base servers has it, in seconds.
     let seconds = std::env::var("BCMR_RENDEZVOUS_TIMEOUT_SECS").ok().and_then(|seconds| seconds.parse::<u64>().ok());
     let mut direct = Direct::new(ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), remote::random);
+    direct.plain = allow_plaintext && !plaintext::is_forbidden();
     if let Some(seconds) = seconds.filter(|&seconds| seconds > 0) {
         direct.patience = seconds.saturating_mul(SECOND);
     }

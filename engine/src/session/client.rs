@@ -8,7 +8,7 @@
 
 use super::codec::Policy;
 use super::link::{Incoming, Link};
-use super::meeting::{Meeting, Step};
+use super::meeting::{BASE_IS_SEALED, Meeting, Step};
 use super::opening::Opener;
 use super::report::{Report, Reporter, SharedProgress};
 use super::{Cause, Context, Failure, Flow, Io, Outcome, Quotas, Session, Terms};
@@ -387,6 +387,9 @@ impl Client {
             (self.reporter)(Report::Peer(peer));
         }
         match self.wish.take() {
+            Some((Wish { plain: true, .. }, ..)) if !terms.ext(Ext::KEYED) => {
+                return Err(Failure::connection("no direct connection", BASE_IS_SEALED).into());
+            }
             Some((wish, greeting, patience)) if terms.caps.has(Caps::DIRECT_TCP) => {
                 self.phase = Phase::Meeting(Box::new(Meeting::new(wish, greeting, terms, patience)));
                 self.terms = terms;
@@ -427,7 +430,7 @@ impl Client {
             }
             Step::Met(mut link, terms, address) => {
                 link.set_stall(self.link.stall());
-                (self.reporter)(Report::Direct(address));
+                (self.reporter)(Report::Direct { address, plain: terms.ext(Ext::PLAIN) });
                 let control = std::mem::replace(&mut self.link, *link);
                 self.control = (!control.is_nowhere()).then_some(control);
                 self.begin(terms);

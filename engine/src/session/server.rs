@@ -33,10 +33,12 @@ use std::collections::VecDeque;
 
 /// What this server offers, on every kind of session.
 const CAPS: u8 = Caps::LZ4.0 | Caps::ZSTD.0 | Caps::DEDUP.0 | Caps::FAST.0 | Caps::SYNC.0 | Caps::PUT_OFFSET.0;
-/// The same over a direct connection, which is always sealed.
+/// The same over a direct connection that is sealed.
 pub(super) const DIRECT_CAPS: Caps = Caps(CAPS | Caps::AEAD.0);
 /// Extensions of every kind of session between two hauls.
 pub(super) const SESSION_EXT: Ext = Ext(Ext::ALL.0 | Ext::PULSE.0);
+/// The same over one that is not.
+pub(super) const PLAIN_CAPS: Caps = Caps(CAPS);
 
 /// What follows a Put.
 pub(super) enum Body {
@@ -54,10 +56,10 @@ pub(super) enum Body {
     Done,
     Commit(Hash),
     Abandon(ErrorCode),
-}
-
     /// It was not ended, and a request came.
     Cut,
+}
+
 /// One request being worked on.
 pub(super) trait Verb {
     /// Takes note of a completion of its own operations.
@@ -155,7 +157,7 @@ impl Server {
         Server { secret: Some(secret), ..Server::over(link, root, on_end) }
     }
 
-    /// For a client that proved itself and has agreed on these, over a link that is sealed.
+    /// For a client that proved itself and has agreed on these, over a link that is sealed unless that is part of it.
     pub(super) fn keyed(link: Link, root: DirId, on_end: OnEnd, (caps, ext): (Caps, Ext)) -> Server {
         let mut server = Server::over(link, root, on_end);
         server.agree(Terms { dialect: Dialect { version: 1, ext }, caps });
