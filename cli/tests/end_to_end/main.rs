@@ -22,6 +22,8 @@ mod disk_full;
 #[cfg(target_os = "linux")]
 mod errors;
 #[cfg(target_os = "linux")]
+mod fast_uploads;
+#[cfg(target_os = "linux")]
 mod hostile_beginnings;
 #[cfg(target_os = "linux")]
 mod hostile_client;
@@ -65,6 +67,8 @@ mod interop_frames;
 mod kill;
 #[cfg(target_os = "linux")]
 mod options;
+#[cfg(target_os = "linux")]
+mod plaintext;
 #[cfg(target_os = "linux")]
 mod ranges;
 #[cfg(target_os = "linux")]
