@@ -163,6 +163,9 @@ pub(crate) struct OutputArgs {
     /// Files go to another machine.
     #[arg(skip)]
     pub(crate) uploads: bool,
+    /// Quiet by nature, not because the user wants that: warnings are shown.
+    #[arg(skip)]
+    pub(crate) warns: bool,
 }
 
 /// `haul copy`

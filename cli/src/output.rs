@@ -208,7 +208,8 @@ impl Output {
     /// Content goes over a connection of its own.
     fn direct(&mut self, address: SocketAddr, plain: bool) {
         // Further connections say the same again.
-        if plain && !std::mem::replace(&mut self.warned, true) && !self.args.quiet {
+        let wanted = self.args.warns || !self.args.quiet;
+        if plain && wanted && !std::mem::replace(&mut self.warned, true) {
             self.note(&format!("warning: content goes UNENCRYPTED to {address}"));
         }
         if self.args.verbose && !self.args.json {

@@ -467,7 +467,7 @@ pub(crate) fn usage(why: &str) -> Exit {
     Exit::Usage
 }
 
-/// An output that shows nothing but errors, for commands whose result is what they print.
+/// An output that shows nothing but errors and warnings, for commands whose result is what they print.
 pub(crate) fn quiet(args: &OutputArgs) -> OutputArgs {
-    OutputArgs { quiet: true, json: false, ..args.clone() }
+    OutputArgs { quiet: true, json: false, warns: !args.quiet, ..args.clone() }
 }

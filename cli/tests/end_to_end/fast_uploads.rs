@@ -135,13 +135,16 @@ fn put(size: usize) -> Frame {
     Frame::Put { path: field("f"), size: size as u64, offset: 0, overwrite: true }
 }
 
+/// What was agreed on, what is sent, and why it is refused, if so.
+type Case = (&'static str, Dialect, Caps, Vec<u8>, Option<&'static str>);
+
 #[test]
 fn done_ends_a_put_only_where_all_of_it_was_agreed_on_and_came() {
     // Received into memory, and written as it comes.
     for (backend, size) in BACKENDS.into_iter().flat_map(|backend| [1000, 300_000].map(|size| (backend, size))) {
         let content = vec![7; size];
         let body = |len: usize| data(&vec![7; len]);
-        let table: [(&str, Dialect, Caps, Vec<u8>, Option<&str>); 9] = [
+        let table: [Case; 9] = [
             ("whole", RESUMING, Caps::FAST, body(size), None),
             ("short", RESUMING, Caps::FAST, body(size - 1), Some("incomplete")),
             ("long", RESUMING, Caps::FAST, body(size + 1), Some("past the declared size")),

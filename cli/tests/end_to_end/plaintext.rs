@@ -10,7 +10,7 @@ use crate::support::kept::Kept;
 use crate::support::processes::{self, Ended, LIMIT, assert_nobody_at_home, complete, names};
 use crate::support::routes::{Route, assert_same_tree, json_lines, of_type};
 use crate::support::transfer;
-use crate::support::{BACKENDS, Pipes, Remote, assert_exit, at, binary, hash_of, haul, random_file, trees};
+use crate::support::{BACKENDS, Pipes, Remote, Sshd, assert_exit, at, binary, hash_of, haul, random_file, trees};
 use haul_engine::wire::decode::Role;
 use haul_engine::wire::frame::{Caps, Dialect, Ext, Frame, Hash, Kind};
 use haul_engine::wire::seal::Secret;
@@ -91,10 +91,35 @@ fn questions_can_be_asked_in_plaintext() {
     for backend in BACKENDS {
         let pipes = Pipes::new(backend);
         for (command, path) in [("ls", dir.path().to_path_buf()), ("hash", dir.path().join("file"))] {
-            let mut haul = haul(backend, [command].iter().chain(&PLAINTEXT));
-            let ended = complete(haul.args(pipes.args()).arg(at(&pipes, &path)));
+            for quiet in [&[][..], &["-q"]] {
+                let mut haul = haul(backend, [command].iter().chain(&PLAINTEXT).chain(quiet));
+                let ended = complete(haul.args(pipes.args()).arg(at(&pipes, &path)));
+                ended.assert_exit(0);
+                assert!(ended.stdout.contains("file"), "{ended:?}");
+                assert_eq!(ended.stderr.contains(WARNING), quiet.is_empty(), "{ended:?}");
+                assert_eq!(ended.lines().len(), usize::from(quiet.is_empty()), "{ended:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn through_a_real_sshd_the_flag_reaches_the_server() {
+    for backend in BACKENDS {
+        let Some(sshd) = Sshd::start(backend) else { return };
+        let (source, target) = (sshd.dir().join("source"), sshd.dir().join("target"));
+        random_file(&source, SIZE, 2);
+        for (way, flags) in [Way::Up, Way::Down].into_iter().flat_map(|way| [&[][..], &["--fast"]].map(|f| (way, f))) {
+            let mut haul = haul(backend, ["copy", "--json"].iter().chain(&PLAINTEXT).chain(flags));
+            haul.args(sshd.args()).args(match way {
+                Way::Up => [source.clone().into(), at(&sshd, &target)],
+                Way::Down => [at(&sshd, &source), target.clone().into()],
+            });
+            let ended = complete(&mut haul);
             ended.assert_exit(0);
-            assert!(ended.stdout.contains("file"), "{ended:?}");
+            assert!(ended.stdout.contains("\"cipher\":\"none\"") && ended.stderr.contains(WARNING), "{ended:?}");
+            assert_eq!(hash_of(&target), hash_of(&source));
+            fs::remove_file(&target).unwrap();
         }
     }
 }
