@@ -125,8 +125,8 @@ fn direct(allow_plaintext: bool) -> Direct {
     };
     // As the environment of base servers has it, in seconds.
     let seconds = std::env::var("BCMR_RENDEZVOUS_TIMEOUT_SECS").ok().and_then(|seconds| seconds.parse::<u64>().ok());
-    let mut direct = Direct::new(ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), remote::random);
-    direct.plain = allow_plaintext && !plaintext::is_forbidden();
+    let mut direct = Direct::new(ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), remote::random)
+        .with_plain(allow_plaintext && !plaintext::is_forbidden());
     if let Some(seconds) = seconds.filter(|&seconds| seconds > 0) {
         direct.patience = seconds.saturating_mul(SECOND);
     }

@@ -56,9 +56,8 @@ struct Scenario {
     blocks: [(usize, usize); 2],
     options: Options,
     sources: Vec<&'static str>,
-    /// Content goes over direct connections: only so, or where they come about.
+    /// Content goes over direct connections: only so, or where they come about; `plain` ones are not sealed.
     direct: Option<bool>,
-    /// Those are not sealed.
     plain: bool,
     /// One file is large enough to be continued block by block, to be offered to the block store, or to go in ranges.
     large: bool,
@@ -138,8 +137,7 @@ impl Scenario {
     /// Of the first connection, with where the others find how to come; of the others, without.
     fn opening(&self, invitation: Option<Invitation>) -> Opening {
         let opening = if self.extended { Opening::full(None) } else { Opening::base(self.version) };
-        let (plain, random) = (self.plain, [self.links as u8; 32]);
-        let wish = |required| Wish { required, plain, random, invitation };
+        let wish = |required| Wish { required, plain: self.plain, random: [self.links as u8; 32], invitation };
         opening.with_caps(self.caps).with_direct(self.direct.map(wish))
     }
 
@@ -361,8 +359,7 @@ impl Pair {
         let mut server = worker(server_host, scenario.blocks[1]);
         for (_, served) in links {
             let server_session = Server::new(served, roots[1], Box::new(|_| {})).with_store(Some(store));
-            let mut direct = Direct::new(world.addresses("server")[0], never_twice);
-            direct.plain = scenario.plain;
+            let direct = Direct::new(world.addresses("server")[0], never_twice).with_plain(scenario.plain);
             server.add(Box::new(server_session.with_direct(Some(direct))));
         }
         Pair {

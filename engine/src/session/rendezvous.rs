@@ -46,6 +46,13 @@ impl Direct {
         Direct { ip, entropy: Rc::new(RefCell::new(entropy)), patience: MEETING_TIMEOUT, plain: false }
     }
 
+    /// Whether whoever asks for that gets a connection that is not sealed.
+    #[must_use]
+    pub fn with_plain(mut self, plain: bool) -> Direct {
+        self.plain = plain;
+        self
+    }
+
     fn random(&self) -> Hash {
         (self.entropy.borrow_mut())()
     }
