@@ -102,6 +102,27 @@ fn connections(text: &str) -> Result<Connections, String> {
     }
 }
 
+/// Ports from the first to the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ports {
+    pub(crate) first: u16,
+    pub(crate) last: u16,
+}
+
+impl std::fmt::Display for Ports {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
+fn ports(text: &str) -> Result<Ports, String> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    match (first.parse(), last.parse()) {
+        (Ok(first @ 1..), Ok(last)) if first <= last => Ok(Ports { first, last }),
+        _ => Err("a port, or the first and the last of a range, as 5000-5100".to_string()),
+    }
+}
+
 /// How the other machine is reached.
 #[derive(Args, Debug, Clone, Default)]
 pub(crate) struct RemoteArgs {
@@ -137,6 +158,9 @@ pub(crate) struct RemoteArgs {
     /// benchmarks.
     #[arg(long)]
     pub(crate) plaintext: bool,
+    /// Ports at which the remote haul may listen for direct connections; the first one that is free. [default: any]
+    #[arg(long, value_name = "FIRST-LAST", value_parser = ports)]
+    pub(crate) port_range: Option<Ports>,
     /// The remote haul, if it is not on the PATH there.
     #[arg(long, value_name = "PROGRAM", default_value = "haul")]
     pub(crate) remote_path: String,
@@ -244,6 +268,12 @@ pub(crate) struct ServeArgs {
     /// environment overrules it.
     #[arg(long)]
     pub(crate) allow_plaintext: bool,
+    /// Ports at which to listen for direct connections; the first one that is free. [default: any]
+    #[arg(long, value_name = "FIRST-LAST", value_parser = ports, env = "HAUL_PORT_RANGE")]
+    pub(crate) port_range: Option<Ports>,
+    /// Address at which to listen for direct connections, and which the client is told. [default: the one that its ssh reached]
+    #[arg(long, value_name = "IP", env = "HAUL_BIND")]
+    pub(crate) bind: Option<std::net::IpAddr>,
 }
 
 /// `haul ls`

@@ -51,14 +51,14 @@ impl fmt::Display for Host {
 
 /// The script that finds who can answer, says so in one line by which the client knows where the output of the login shell
 /// ends, and starts it. It is a constant: `$0` is the nonce of that line, `$1` the program, `$2` the root for a bcmr, `$3` not
-/// empty where a haul may leave direct connections unencrypted. No
-/// quote, no newline and no `!` stands in it, so that every login shell hands it on as it is. Asking the program for its
-/// version costs 2 ms and finds what is not for this machine, may not be run, or is something else. What a bcmr says on
-/// stderr stands in its answers too, there without dumps of the data it was sent. Without
-/// SSH_ORIGINAL_COMMAND a haul that a forced command has evaluated this script for does not print a start line of its own.
+/// empty where a haul may leave direct connections unencrypted, `$4` the ports at which it may listen. No quote, no newline
+/// and no `!` stands in it, so that every login shell hands it on as it is. Asking the program for its version costs 2 ms
+/// and finds what is not for this machine, may not be run, or is something else. What a bcmr says on stderr stands in its
+/// answers too, there without dumps of the data it was sent. Without SSH_ORIGINAL_COMMAND a haul that a forced command has
+/// evaluated this script for does not print a start line of its own.
 const START: &str = "PATH=\"$PATH:$HOME/.local/bin:$HOME/.cargo/bin:/usr/local/bin\"; unset SSH_ORIGINAL_COMMAND; \
-    set -f; n=$0; p=$1; r=$2; a=$3; for c in \"$p\" bcmr; do v=$(\"$c\" --version 2>/dev/null </dev/null); case $v in \
-    \"haul \"*) set -- $v; echo \"$n haul $2\"; exec \"$c\" serve --root / ${a:+--allow-plaintext};; \
+    set -f; n=$0; p=$1; r=$2; a=$3; q=$4; for c in \"$p\" bcmr; do v=$(\"$c\" --version 2>/dev/null </dev/null); case $v in \
+    \"haul \"*) set -- $v; echo \"$n haul $2\"; exec \"$c\" serve --root / ${a:+--allow-plaintext} ${q:+--port-range \"$q\"};; \
     \"bcmr \"*) set -- $v; echo \"$n bcmr $2\"; exec \"$c\" serve ${r:+--root \"$r\"} 2>/dev/null;; esac; done; \
     if command -v \"$p\" >/dev/null 2>&1; then echo \"$n unusable\"; else echo \"$n none\"; fi; exit 127";
 
@@ -140,7 +140,8 @@ impl Dial {
         // A bcmr takes relative paths from the login directory only where it serves just that.
         let root = if self.begin == Begin::Root { "/" } else { "" };
         let plain = if self.args.plaintext { "plaintext" } else { "" };
-        let words = [START, &nonce, &self.args.remote_path, root, plain].map(quote).join(" ");
+        let ports = self.args.port_range.map(|ports| ports.to_string()).unwrap_or_default();
+        let words = [START, &nonce, &self.args.remote_path, root, plain, &ports].map(quote).join(" ");
         let script = format!("exec sh -c {words}");
         let child = self.spawn(false, &script)?;
         let mixed = "it takes absolute paths or relative ones, not both in one run";

@@ -1,6 +1,6 @@
 //! `haul serve`
 
-use crate::args::{Choice, ServeArgs};
+use crate::args::{Choice, Ports, ServeArgs};
 use crate::backend;
 use crate::exit::Exit;
 use crate::output;
@@ -68,8 +68,7 @@ fn serve(args: &ServeArgs, choice: Choice) -> Result<Exit, (String, Exit)> {
             let mut worker = Worker::new(backend, Pool::new(POOL_SMALL_BLOCKS, blocks));
             let ended = ended.clone();
             let on_end = Box::new(move |result| *ended.borrow_mut() = said(result));
-            let server =
-                Server::new(stream, root, on_end).with_store(store).with_direct(Some(direct(args.allow_plaintext)));
+            let server = Server::new(stream, root, on_end).with_store(store).with_direct(Some(direct(args)));
             worker.add(Box::new(server.with_patience(remote::patience(None))));
             worker
         }
@@ -116,7 +115,7 @@ fn root(dir: Option<&Path>) -> Result<Root, String> {
 }
 
 /// Where the client of this session may connect directly: the address at which its ssh reached this machine.
-fn direct(allow_plaintext: bool) -> Direct {
+fn direct(args: &ServeArgs) -> Direct {
     let connection = std::env::var("SSH_CONNECTION").unwrap_or_default();
     let fields: Vec<&str> = connection.split(' ').collect();
     let ip = match fields[..] {
@@ -125,8 +124,9 @@ fn direct(allow_plaintext: bool) -> Direct {
     };
     // As the environment of base servers has it, in seconds.
     let seconds = std::env::var("BCMR_RENDEZVOUS_TIMEOUT_SECS").ok().and_then(|seconds| seconds.parse::<u64>().ok());
-    let mut direct = Direct::new(ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), remote::random)
-        .with_plain(allow_plaintext && !plaintext::is_forbidden());
+    let ip = args.bind.or(ip).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let mut direct = Direct::new(ip, remote::random).with_plain(args.allow_plaintext && !plaintext::is_forbidden());
+    direct.ports = args.port_range.map(|Ports { first, last }| (first, last));
     if let Some(seconds) = seconds.filter(|&seconds| seconds > 0) {
         direct.patience = seconds.saturating_mul(SECOND);
     }

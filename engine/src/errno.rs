@@ -34,6 +34,8 @@ impl Errno {
     pub const NOT_FOUND: Errno = Errno(rustix::io::Errno::NOENT.raw_os_error());
     /// Out of space.
     pub const NO_SPACE: Errno = Errno(rustix::io::Errno::NOSPC.raw_os_error());
+    /// Somebody else listens there.
+    pub const ADDRESS_IN_USE: Errno = Errno(rustix::io::Errno::ADDRINUSE.raw_os_error());
     /// Input or output error.
     pub const IO: Errno = Errno(rustix::io::Errno::IO.raw_os_error());
     /// File exists.

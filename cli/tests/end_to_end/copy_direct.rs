@@ -154,6 +154,39 @@ fn where_no_port_can_be_had_auto_goes_through_ssh_and_direct_fails() {
 }
 
 #[test]
+fn the_server_listens_at_a_port_of_the_range_or_says_that_none_is_free() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    random_file(&source, 700_000, 1);
+    for route in Route::over_pipes() {
+        // Two ports in a row that nobody has, of which the first is taken.
+        let (taken, first) = loop {
+            let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let port = taken.local_addr().unwrap().port();
+            if port < u16::MAX && std::net::TcpListener::bind(("127.0.0.1", port + 1)).is_ok() {
+                break (taken, port);
+            }
+        };
+        let target = dir.path().join("target");
+        let range = format!("--port-range={first}-{}", first + 1);
+        let lines = copied(&route, &[&range], &[&source], &target, 1);
+        let direct = of_type(&lines, "direct");
+        assert_eq!(direct[0]["address"], format!("127.0.0.1:{}", first + 1), "{route:?}");
+        fs::remove_file(&target).unwrap();
+        let lines = json_lines(&route.copied(
+            &["--json", "--direct=auto", &format!("--port-range={first}")],
+            &[&source],
+            &target,
+        ));
+        assert_eq!(of_type(&lines, "direct").len(), 0, "{route:?}");
+        let notices = of_type(&lines, "notice");
+        assert!(notices[0]["text"].as_str().unwrap().contains("ddress already in use"), "{notices:?}");
+        fs::remove_file(&target).unwrap();
+        drop(taken);
+    }
+}
+
+#[test]
 fn ipv6_is_as_good() {
     if std::net::TcpListener::bind("[::1]:0").is_err() {
         eprintln!("SKIPPED: there is no IPv6 here");

@@ -77,7 +77,7 @@ impl Invited {
 }
 
 fn unanswered(address: SocketAddr) -> String {
-    format!("{address} does not answer: is its port filtered?")
+    format!("{address} does not answer: is its port filtered? {OPEN}")
 }
 
 /// One connection of those that were invited.
@@ -130,6 +130,8 @@ pub(super) struct Meeting {
     stream: Option<StreamId>,
 }
 
+/// What can be done about a port that cannot be reached.
+const OPEN: &str = "Open it there, or others, and name those with --port-range";
 const WHAT: &str = "no direct connection";
 const NOT_PLAIN: &str = "the server does not allow plaintext: it must be `haul serve --allow-plaintext`, and not be told \
     HAUL_PLAINTEXT=never";
@@ -198,7 +200,7 @@ impl Meeting {
                 _ => cx.submit(0, 0, OpKind::CloseStream { stream }),
             },
             (OpKind::Connect { address }, Err(errno)) => {
-                self.refused = Some(refusal(format!("{address}: {errno}")));
+                self.refused = Some(refusal(format!("{address}: {errno}. {OPEN}")));
             }
             _ => {}
         }

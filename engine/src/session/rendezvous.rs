@@ -17,7 +17,7 @@ use super::opening::Patience;
 use super::sealed::Records;
 use super::server::{self, Server, Verb};
 use super::{Context, Failure, Flow, Io, Outcome, Session};
-use crate::backend::{Completion, DirId, OpKind, Output, StreamId, Time, Token};
+use crate::backend::{Completion, DirId, Errno, OpKind, Output, StreamId, Time, Token};
 use crate::block::{Class, Pool, Quota};
 use crate::limits::{GUEST_BYTES, GUEST_TIMEOUT, MAX_CONNECTIONS, MAX_GUESTS, MEETING_TIMEOUT};
 use crate::wire::decode::Role;
@@ -38,12 +38,14 @@ pub struct Direct {
     pub patience: u64,
     /// Whoever asks for that gets a connection that is not sealed.
     pub plain: bool,
+    /// Ports it may be, the first that is free; one of the system's choice without.
+    pub ports: Option<(u16, u16)>,
 }
 
 impl Direct {
     /// At this address, with this source of random bytes.
     pub fn new(ip: IpAddr, entropy: impl FnMut() -> Hash + 'static) -> Direct {
-        Direct { ip, entropy: Rc::new(RefCell::new(entropy)), patience: MEETING_TIMEOUT, plain: false }
+        Direct { ip, entropy: Rc::new(RefCell::new(entropy)), patience: MEETING_TIMEOUT, plain: false, ports: None }
     }
 
     /// Whether whoever asks for that gets a connection that is not sealed.
@@ -127,7 +129,7 @@ impl Serve {
             meeting: meeting.clone(),
             direct: direct.clone(),
             served,
-            state: State::New,
+            state: State::New { port: direct.ports.map_or(0, |(first, _)| first) },
             accepting: false,
             accepted: Vec::new(),
             deadline: Time(0),
@@ -158,7 +160,7 @@ impl Verb for Serve {
 }
 
 enum State {
-    New,
+    New { port: u16 },
     Listening,
     Open(StreamId),
 }
@@ -182,7 +184,13 @@ impl Session for Rendezvous {
                 self.state = State::Open(stream);
                 meeting.address = Some(Ok(address));
             }
-            (OpKind::Listen { .. }, Err(errno)) => {
+            (OpKind::Listen { address }, Err(errno)) => {
+                let next = address.port().checked_add(1);
+                let next = next.filter(|&next| self.direct.ports.is_some_and(|(_, last)| next <= last));
+                if let Some(next) = next.filter(|_| errno == Errno::ADDRESS_IN_USE) {
+                    self.state = State::New { port: next };
+                    return;
+                }
                 meeting.over = true;
                 meeting.address = Some(Err(Failure::here(b"", "cannot listen for a direct connection", errno)));
             }
@@ -198,10 +206,10 @@ impl Session for Rendezvous {
     }
 
     fn on_turn(&mut self, cx: &mut Context<'_>) -> Flow {
-        if let State::New = self.state {
+        if let State::New { port } = self.state {
             self.deadline = cx.now.after(self.direct.patience);
             self.state = State::Listening;
-            cx.submit(0, 0, OpKind::Listen { address: SocketAddr::new(self.direct.ip, 0) });
+            cx.submit(0, 0, OpKind::Listen { address: SocketAddr::new(self.direct.ip, port) });
         }
         for stream in self.accepted.drain(..) {
             if self.meeting.borrow().over {
