@@ -56,8 +56,10 @@ pub(crate) struct Job {
     pub(crate) attributes: Attributes,
     /// Only this much of it.
     pub(crate) range: Option<Range>,
-    /// Connections that broke with it.
+    /// Connections that broke with it, each opened after the last of those before: an outage breaks many at once.
     pub(crate) broke: u8,
+    /// When the last of them did, as the queue counts.
+    broke_at: u64,
 }
 
 impl Job {
@@ -67,7 +69,7 @@ impl Job {
         (target, target_shown): (Target, Vec<u8>),
         attributes: Attributes,
     ) -> Job {
-        Job { number, source, source_shown, target, target_shown, attributes, range: None, broke: 0 }
+        Job { number, source, source_shown, target, target_shown, attributes, range: None, broke: 0, broke_at: 0 }
     }
 
     /// Bytes to be moved.
@@ -167,6 +169,8 @@ struct State {
     lead_joined: bool,
     /// Connections that pull.
     links: usize,
+    /// Connections that have left, ever.
+    left: u64,
     hold: Hold,
     /// The first connection shall carry no content, come what may.
     only_direct: bool,
@@ -211,8 +215,8 @@ impl Queue {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A connection joins; the lead gives its waker, to learn of results.
-    pub(crate) fn join(&self, lead: Option<Waker>) {
+    /// A connection joins; the lead gives its waker, to learn of results. Returns how many have left before.
+    pub(crate) fn join(&self, lead: Option<Waker>) -> u64 {
         let mut state = self.state();
         state.links += 1;
         match (lead, &state.hold) {
@@ -220,6 +224,7 @@ impl Queue {
             (None, _) => {}
             (lead, _) => (state.lead, state.lead_joined) = (lead, true),
         }
+        state.left
     }
 
     /// Keeps the first connection from the files: direct connections are to come, and nothing else is wanted if these are
@@ -281,12 +286,13 @@ impl Queue {
         }
     }
 
-    /// A connection leaves; what it has not finished goes to the lead.
-    pub(crate) fn leave(&self, unfinished: Vec<Job>) {
+    /// A connection leaves that joined when so many had left; what it has not finished goes to the lead.
+    pub(crate) fn leave(&self, joined: u64, unfinished: Vec<Job>) {
         let mut state = self.state();
         state.links -= 1;
+        state.left += 1;
         state.alarm = !state.over;
-        let owners = unfinished.into_iter().filter_map(|job| state.give_back(job)).collect::<Vec<_>>();
+        let owners = unfinished.into_iter().filter_map(|job| state.give_back(joined, job)).collect::<Vec<_>>();
         wake(state, true);
         owners.iter().for_each(Waker::wake);
     }
@@ -332,9 +338,10 @@ impl Queue {
         if job.range.is_none() {
             targets.insert(job.target.clone());
         }
-        if lead && held {
-            // What stands behind it may be for others.
-            wake(state, false);
+        let next_is_leads = jobs.front().is_some_and(|next| self.is_leads(next, begins));
+        if held && (lead || next_is_leads) {
+            // What stands behind it may be for others, or for the lead.
+            wake(state, !lead);
         }
         Some(job)
     }
@@ -417,15 +424,19 @@ impl Queue {
 
 impl State {
     /// Whoever was to finish this job cannot. Who is to be woken for that, beside the lead.
-    fn give_back(&mut self, job: Job) -> Option<Waker> {
+    fn give_back(&mut self, joined: u64, job: Job) -> Option<Waker> {
         if job.range.is_none() {
             self.targets.remove(&job.target);
         }
-        // Ranges of a file that was given up are nobody's.
-        if job.range.is_some_and(|range| !self.ranged.contains_key(&range.token)) {
-            return None;
+        if let Some(range) = job.range {
+            // Ranges of a file that was given up are nobody's, and those of one that failed need not be tried again.
+            let failure = self.ranged.get(&range.token)?.failure.clone();
+            if let Some(failure) = failure {
+                return self.finish_range(range, Err(failure));
+            }
         }
-        let job = Job { broke: job.broke.saturating_add(1), ..job };
+        let counts = job.broke == 0 || joined >= job.broke_at;
+        let job = if counts { Job { broke: job.broke.saturating_add(1), broke_at: self.left, ..job } } else { job };
         if job.broke < MAX_BROKE || !self.only_direct {
             self.returned.push_back(job);
             return None;

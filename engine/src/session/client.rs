@@ -59,6 +59,11 @@ pub(crate) enum Reply {
         token: u64,
         blocks: Vec<Option<Hash>>,
     },
+    /// The same of a file that cannot be sent, for this reason.
+    Unmatched {
+        token: u64,
+        failure: Failure,
+    },
 }
 
 /// How a request ended.

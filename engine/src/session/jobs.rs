@@ -80,12 +80,13 @@ pub(super) struct Jobs {
     running: HashMap<u64, Running>,
     last_tag: u64,
     bytes: u64,
-    joined: bool,
+    /// What the queue said then.
+    joined: Option<u64>,
 }
 
 impl Jobs {
     pub(super) fn new(queue: Queue, local: DirId, same_machine: Option<DirId>) -> Jobs {
-        Jobs { queue, local, same_machine, running: HashMap::new(), last_tag: TAG, bytes: 0, joined: false }
+        Jobs { queue, local, same_machine, running: HashMap::new(), last_tag: TAG, bytes: 0, joined: None }
     }
 
     pub(super) fn queue(&self) -> &Queue {
@@ -94,8 +95,8 @@ impl Jobs {
 
     /// Takes what this connection can do now. The first call joins the queue.
     pub(super) fn pump(&mut self, lead: bool, desk: &mut Desk<'_, '_>) {
-        if !std::mem::replace(&mut self.joined, true) {
-            self.queue.join(lead.then(|| desk.io.cx.waker.clone()));
+        if self.joined.is_none() {
+            self.joined = Some(self.queue.join(lead.then(|| desk.io.cx.waker.clone())));
         }
         self.look_at_ranges(desk);
         if lead && desk.io.terms.ext(Ext::PULSE) && desk.outstanding() == 0 && self.queue.take_alarm() {
@@ -266,6 +267,7 @@ impl Jobs {
                 desk.io.progress.skipped(bytes.sum());
                 self.hand_out(job, token, down.then_some(file), (there, &blocks), desk);
             }
+            Ok(Reply::Unmatched { token: there, failure }) => self.give_up_ranges(job, failure, (None, there), desk),
             Ok(_) => self.finish(job, Err(Failure::connection("protocol error", "another answer"))),
             Err(failure) => self.finish(job, Err(failure)),
         }
@@ -637,10 +639,10 @@ impl Drop for Jobs {
                 self.queue.forget_ranges(token);
             }
         }
-        if self.joined {
+        if let Some(joined) = self.joined {
             let mut unfinished: Vec<Job> = self.running.drain().map(|(_, running)| running.job).collect();
             unfinished.sort_by_key(|job| job.number);
-            self.queue.leave(unfinished);
+            self.queue.leave(joined, unfinished);
         }
     }
 }
