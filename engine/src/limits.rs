@@ -99,6 +99,9 @@ pub const MEETING_TIMEOUT: u64 = 30 * SECOND;
 pub const RESUME_BYTES: u64 = 1024 * 1024;
 /// Connections of one run at most.
 pub const MAX_CONNECTIONS: u16 = 64;
+/// Direct connections of one meeting served at the same time: all of a run, and as many again of which only the client knows
+/// yet that they broke, and has opened others in their place.
+pub const MAX_SERVED: usize = 2 * MAX_CONNECTIONS as usize;
 /// Connections that log in at the same time: sshd begins to refuse when 10 have not (MaxStartups 10:30:100).
 pub const LOGINS_AT_A_TIME: usize = 6;
 /// Bytes of a peer's words that are shown.

@@ -19,7 +19,7 @@ use super::server::{self, Server, Verb};
 use super::{Context, Failure, Flow, Io, Outcome, Session};
 use crate::backend::{Completion, DirId, Errno, OpKind, Output, StreamId, Time, Token};
 use crate::block::{Class, Pool, Quota};
-use crate::limits::{GUEST_BYTES, GUEST_TIMEOUT, MAX_CONNECTIONS, MAX_GUESTS, MEETING_TIMEOUT};
+use crate::limits::{GUEST_BYTES, GUEST_TIMEOUT, MAX_GUESTS, MAX_SERVED, MEETING_TIMEOUT};
 use crate::wire::decode::Role;
 use crate::wire::frame::{Caps, Dialect, Ext, Frame, Hash};
 use crate::wire::seal::{self, Seals, Secret};
@@ -80,8 +80,9 @@ pub(super) struct Meeting {
     blocks: Pool,
     /// Connections that wait to be proved.
     guests: usize,
-    /// Connections that were proved, ever and now.
-    met: u16,
+    /// One was proved, once.
+    met: bool,
+    /// Connections that were proved and have not ended.
     serving: usize,
     /// Nobody new is let in.
     over: bool,
@@ -121,7 +122,7 @@ impl Serve {
             address: None,
             blocks: Pool::new(MAX_GUESTS, 0),
             guests: 0,
-            met: 0,
+            met: false,
             serving: 0,
             over: false,
         }));
@@ -221,7 +222,7 @@ impl Session for Rendezvous {
             cx.spawned.push(Box::new(guest));
         }
         let mut meeting = self.meeting.borrow_mut();
-        meeting.over |= meeting.met == 0 && self.deadline <= cx.now;
+        meeting.over |= !meeting.met && self.deadline <= cx.now;
         match self.state {
             State::Open(stream) if meeting.over => {
                 cx.submit(0, 0, OpKind::CloseStream { stream });
@@ -243,7 +244,7 @@ impl Session for Rendezvous {
     }
 
     fn next_deadline(&self) -> Option<Time> {
-        (self.meeting.borrow().met == 0).then_some(self.deadline)
+        (!self.meeting.borrow().met).then_some(self.deadline)
     }
 
     fn state_of(&self, _: Token) -> &'static str {
@@ -299,7 +300,7 @@ impl Guest {
     fn admit(&mut self, frame: &Frame, cx: &mut Context<'_>) -> Option<()> {
         let meeting = self.meeting.clone();
         let mut meeting = meeting.borrow_mut();
-        let mut link = self.link.take_if(|_| !meeting.over && meeting.met < MAX_CONNECTIONS)?;
+        let mut link = self.link.take_if(|_| !meeting.over && meeting.serving < MAX_SERVED)?;
         let shared = self.meeting.clone();
         let on_end = Box::new(move |_| shared.borrow_mut().serving -= 1);
         let (root, secret) = (self.served.root, &meeting.secret);
@@ -337,7 +338,7 @@ impl Guest {
                 return None;
             }
         };
-        meeting.met += 1;
+        meeting.met = true;
         meeting.serving += 1;
         meeting.guests -= 1;
         // A base client comes once.
