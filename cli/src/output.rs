@@ -71,6 +71,8 @@ pub(crate) struct Output {
     /// Bytes that travelled, and bytes that need not: they are no speed.
     moved: u64,
     resumed: u64,
+    /// Bytes of all files that were found.
+    total: u64,
     directories: u64,
     links: u64,
     skipped: BTreeMap<&'static str, u64>,
@@ -101,6 +103,7 @@ impl Output {
             unchanged: 0,
             moved: 0,
             resumed: 0,
+            total: 0,
             directories: 0,
             links: 0,
             skipped: BTreeMap::new(),
@@ -267,6 +270,11 @@ impl Output {
         self.errors += 1;
         self.exit = exit;
         self.say(failure, exit);
+        let there = (self.moved + self.resumed).min(self.total);
+        let broke = matches!(exit, Exit::Stream | Exit::Timeout);
+        if broke && there > 0 && self.args.keeps && !self.unproved && !self.peer_keeps {
+            self.print(|| stderr(&format!("hint: {} kept; run the same command to continue", size(there))));
+        }
     }
 
     fn say(&self, failure: &Failure, exit: Exit) {
@@ -300,15 +308,15 @@ impl Output {
         let (then, before) = self.samples[0];
         let seconds = (now - then).as_secs_f64();
         let speed = if seconds > 0.05 { moved.saturating_sub(before) as f64 / seconds } else { 0.0 };
-        let there = load(&progress.skipped_bytes);
-        let left = total.saturating_sub(moved + there) as f64;
+        // What a connection had in hand when it broke is moved twice.
+        let there = (moved + load(&progress.skipped_bytes)).min(total);
+        let left = (total - there) as f64;
         let eta = match progress.totals_final.load(Ordering::Relaxed) {
             1 if speed > 1.0 => format!("{}:{:02}", (left / speed) as u64 / 60, (left / speed) as u64 % 60),
             _ => "-:--".to_string(),
         };
         let files = format!("{}/{} files", load(&progress.files), load(&progress.total_files));
-        let text =
-            format!("{} of {}  {}  ETA {eta}  {files}", size(moved + there), size(total), rate(speed as u64, 1.0),);
+        let text = format!("{} of {}  {}  ETA {eta}  {files}", size(there), size(total), rate(speed as u64, 1.0));
         let bar = self.bar.get_or_insert_with(|| {
             let bar = ProgressBar::new_spinner();
             bar.set_style(ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
@@ -339,7 +347,7 @@ impl Output {
     fn kept(&mut self, progress: &Progress) -> String {
         let (moved, total) = (load(&progress.bytes), load(&progress.total_bytes));
         self.count(progress);
-        let there = moved + self.resumed;
+        let there = (moved + self.resumed).min(total);
         let percent = (there * 100).checked_div(total).unwrap_or(0).min(100);
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
@@ -363,6 +371,7 @@ impl Output {
     pub(crate) fn count(&mut self, progress: &Progress) {
         self.moved = load(&progress.bytes);
         self.resumed = load(&progress.skipped_bytes);
+        self.total = load(&progress.total_bytes);
     }
 
     /// The last line, and the exit code.
