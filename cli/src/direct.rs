@@ -102,14 +102,16 @@ impl Direct {
         while !lock(&fate).met && begun.elapsed() < LATE && self.is_wanted() {
             std::thread::sleep(TICK);
         }
-        if !lock(&fate).met {
+        let late = !lock(&fate).met && self.is_wanted();
+        if late {
             self.queue.hold_large();
         }
         for seat in seats {
             let _ = seat.join();
         }
         let Fate { met, told, .. } = *lock(&fate);
-        if let Some(invited) = self.invitation.get().filter(|_| !met && !told && !signals::stopped()) {
+        // A run that was over before it mattered says nothing.
+        if let Some(invited) = self.invitation.get().filter(|_| late && !met && !told && !signals::stopped()) {
             notice(format!("no direct connection: {}; all went over ssh", invited.unanswered()), news);
         }
     }
@@ -148,6 +150,7 @@ impl Direct {
     fn seat(&self, index: u16, news: &SyncSender<News>, fate: &SharedFate) -> Option<Lost> {
         let patience = Duration::from_nanos(self.patience.redial);
         let (mut until, mut pause) = (None, PAUSE);
+        let mut broken = None;
         while self.is_wanted() {
             let (lost, was_there) = self.attempt(index, news, fate);
             let lost = lost?;
@@ -158,8 +161,12 @@ impl Direct {
             if was_there {
                 (until, pause) = (None, PAUSE);
             }
+            // That it broke is told, not that it could not be had again.
+            if was_there || broken.is_none() {
+                broken = Some(if was_there { lost } else { Lost::Refused(lost.failure()) });
+            }
             if Instant::now() + pause > *until.get_or_insert_with(|| Instant::now() + patience) {
-                return Some(Lost::Broken(lost.failure()));
+                return broken;
             }
             let begun = Instant::now();
             while begun.elapsed() < pause && self.is_wanted() {
@@ -201,6 +208,9 @@ impl Direct {
             }
         }
         let _ = thread.join();
+        if lost.is_none() && self.is_wanted() {
+            lost = Some(Lost::Broken(Failure::connection("connection lost", "it ended too early")));
+        }
         (lost, was_met)
     }
 }

@@ -74,6 +74,8 @@ mod ranges;
 #[cfg(target_os = "linux")]
 mod real_hosts;
 #[cfg(target_os = "linux")]
+mod redial;
+#[cfg(target_os = "linux")]
 mod resume;
 #[cfg(target_os = "linux")]
 mod sftp;
@@ -81,3 +83,5 @@ mod sftp;
 mod silence;
 #[cfg(target_os = "linux")]
 mod stop;
+#[cfg(target_os = "linux")]
+mod striped;

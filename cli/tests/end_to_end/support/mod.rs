@@ -3,6 +3,8 @@
 #![cfg_attr(not(target_os = "linux"), allow(dead_code))]
 #![allow(unreachable_pub)]
 
+#[cfg(target_os = "linux")]
+pub mod between;
 pub mod direct;
 pub mod frames;
 #[cfg(target_os = "linux")]
