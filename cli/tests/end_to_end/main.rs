@@ -42,6 +42,8 @@ mod hostile_files;
 #[cfg(target_os = "linux")]
 mod hostile_greetings;
 #[cfg(target_os = "linux")]
+mod hostile_in_between;
+#[cfg(target_os = "linux")]
 mod hostile_proofs;
 #[cfg(target_os = "linux")]
 mod hostile_ranges;
