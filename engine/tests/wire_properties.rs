@@ -163,6 +163,17 @@ fn extension() -> impl Strategy<Value = Frame> {
             ext: Ext(ext),
             mac
         }),
+        ((hash(), hash()), any::<u16>(), any::<u8>(), any::<u32>(), hash()).prop_map(
+            |((random, public), index, caps, ext, mac)| {
+                Frame::DaemonHello { random, public, index, caps: Caps(caps), ext: Ext(ext), mac }
+            }
+        ),
+        (hash(), any::<u8>(), any::<u32>(), hash()).prop_map(|(public, caps, ext, mac)| Frame::DaemonWelcome {
+            public,
+            caps: Caps(caps),
+            ext: Ext(ext),
+            mac
+        }),
         vec(hash(), 0..5).prop_map(|blocks| Frame::Kept { blocks }),
         (path(), attributes(), preserve()).prop_map(|(path, attributes, preserve)| Frame::SetMeta {
             path,
@@ -290,8 +301,8 @@ proptest! {
             for frame in &frames {
                 let frame_bytes = encoded(frame, dialect);
                 // Only what this end may read; the rest has tests of its own.
-                if matches!(frame_bytes[4], 0x40..=0x49) && role == Role::Client
-                    || matches!(frame_bytes[4], 0xc0 | 0xc2..=0xc4) && role == Role::Server
+                if matches!(frame_bytes[4], 0x40..=0x5f) && role == Role::Client
+                    || matches!(frame_bytes[4], 0xc0 | 0xc2..=0xdf) && role == Role::Server
                 {
                     continue;
                 }

@@ -22,7 +22,8 @@ use smallvec::SmallVec;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
 
-pub use super::opening::{Invitation, Invited, Opening, Patience, Seat, Wish};
+pub use super::link::NOWHERE;
+pub use super::opening::{Entropy, Invitation, Invited, Opening, Patience, Seat, Wish};
 
 /// `Token::transfer` of a driver's own operations.
 const DRIVER: u32 = 1;
@@ -280,6 +281,9 @@ impl Client {
         progress: SharedProgress,
         reporter: Reporter,
     ) -> Client {
+        if let Some((invited, seat)) = &opening.invited {
+            return Client::invited(invited, *seat, opening.patience, driver, progress, reporter);
+        }
         let mut link = Link::new(stream, Role::Client);
         link.set_stall(opening.patience.stall);
         let wish = opening.direct.clone().map(|wish| (wish, opening.greeting, opening.patience.handshake));

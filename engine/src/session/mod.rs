@@ -35,6 +35,7 @@ mod chunked;
 pub mod codec;
 mod dedup;
 mod digest;
+pub mod doorman;
 mod get;
 mod hash;
 mod hashing;

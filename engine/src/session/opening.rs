@@ -15,7 +15,7 @@
 //! the other version at once. Nothing has been asked for by then.
 
 use super::link::{Incoming, Link};
-pub use super::meeting::{Invitation, Invited, Seat, Wish};
+pub use super::meeting::{Entropy, Invitation, Invited, Seat, Wish};
 use super::preamble::{Found, Preamble};
 use super::report::Report;
 use super::{Failure, Terms};
@@ -24,6 +24,7 @@ use crate::limits::{ANSWER_TIMEOUT, HANDSHAKE_TIMEOUT, PREAMBLE_SILENCE, REDIAL_
 use crate::wire::display::Printable;
 use crate::wire::frame::{Caps, Ext, Frame};
 use crate::wire::hello::{self, Greeting, LATEST_VERSION};
+use std::sync::Arc;
 
 /// What failed when nobody could be started.
 const NO_START: &str = "cannot start haul on the remote side";
@@ -73,6 +74,8 @@ pub struct Opening {
     pub refuse_base: Option<&'static str>,
     /// Whether content shall go over a connection of its own.
     pub direct: Option<Wish>,
+    /// Where the client goes by itself, in place of the stream that it is given.
+    pub invited: Option<(Arc<Invited>, Seat)>,
     /// How long to wait.
     pub patience: Patience,
 }
@@ -114,6 +117,7 @@ impl Opening {
             redialled: None,
             refuse_base: None,
             direct: None,
+            invited: None,
             patience: Patience::default(),
         }
     }

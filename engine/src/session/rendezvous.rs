@@ -11,6 +11,7 @@
 //! with [`Ext::KEYED`] it may come again, as often as it has connections, and every connection has keys of its own. Guests
 //! are bounded in number and time, so nobody else can keep the client out.
 
+use super::doorman::{self, Door};
 use super::link::{Incoming, Link};
 use super::opening::Patience;
 use super::sealed::Records;
@@ -18,7 +19,9 @@ use super::server::{self, Server, Verb};
 use super::{Context, Failure, Flow, Io, Outcome, Session};
 use crate::backend::{Completion, DirId, OpKind, Output, StreamId, Time, Token};
 use crate::block::{Class, Pool, Quota};
-use crate::limits::{GUEST_BYTES, GUEST_TIMEOUT, MAX_CONNECTIONS, MAX_GUESTS, MEETING_TIMEOUT};
+use crate::limits::{
+    DOOR_SESSION_BLOCKS, GUEST_BYTES, GUEST_TIMEOUT, MAX_CONNECTIONS, MAX_GUESTS, MAX_SESSIONS, MEETING_TIMEOUT,
+};
 use crate::wire::decode::Role;
 use crate::wire::frame::{Caps, Dialect, Ext, Frame, Hash};
 use crate::wire::seal::{self, Seals, Secret};
@@ -54,12 +57,24 @@ pub(super) struct Served {
     pub(super) root: DirId,
     pub(super) store: Option<DirId>,
     pub(super) patience: Patience,
+    pub(super) read_only: bool,
+}
+
+/// What whoever comes has to prove, and how.
+#[derive(Clone)]
+pub(super) enum Proof {
+    /// The secret of one control session, by AuthHello.
+    Base,
+    /// The same, by KeyedHello.
+    Keyed,
+    /// The key of a daemon, by DaemonHello.
+    Key(Door),
 }
 
 /// One meeting, as the control session, the rendezvous and its guests see it.
 pub(super) struct Meeting {
     secret: Secret,
-    keyed: bool,
+    proof: Proof,
     /// Bound, or why not.
     address: Option<Result<SocketAddr, Failure>>,
     /// What guests receive into. None of it is the worker's, whose sessions would wait for blocks that guests hold.
@@ -76,6 +91,29 @@ pub(super) struct Meeting {
 pub(super) type SharedMeeting = Rc<RefCell<Meeting>>;
 
 impl Meeting {
+    pub(super) fn new(secret: Secret, proof: Proof) -> SharedMeeting {
+        Rc::new(RefCell::new(Meeting {
+            secret,
+            proof,
+            address: None,
+            blocks: Pool::new(MAX_GUESTS, 0),
+            guests: 0,
+            met: 0,
+            serving: 0,
+            over: false,
+        }))
+    }
+
+    /// True while one more may be asked to prove itself, and is then counted as such.
+    pub(super) fn has_room(&self) -> bool {
+        self.guests < MAX_GUESTS && !self.is_full()
+    }
+
+    /// True while nobody more can be served.
+    fn is_full(&self) -> bool {
+        matches!(self.proof, Proof::Key(_)) && self.serving >= MAX_SESSIONS
+    }
+
     /// True once nothing of it is left.
     pub(super) fn is_done(&self) -> bool {
         self.over && self.guests == 0 && self.serving == 0
@@ -89,7 +127,7 @@ impl Meeting {
     /// The client says nothing more where it was opened.
     pub(super) fn end(&mut self) {
         // Base clients close their control session at once, and come then.
-        self.over |= self.keyed;
+        self.over |= !matches!(self.proof, Proof::Base);
     }
 }
 
@@ -100,16 +138,8 @@ pub(super) struct Serve {
 
 impl Serve {
     pub(super) fn start(direct: &Direct, served: Served, io: &mut Io<'_, '_>) -> (Serve, SharedMeeting) {
-        let meeting = Rc::new(RefCell::new(Meeting {
-            secret: Secret::from_bytes(direct.random()),
-            keyed: io.terms.ext(Ext::KEYED),
-            address: None,
-            blocks: Pool::new(MAX_GUESTS, 0),
-            guests: 0,
-            met: 0,
-            serving: 0,
-            over: false,
-        }));
+        let proof = if io.terms.ext(Ext::KEYED) { Proof::Keyed } else { Proof::Base };
+        let meeting = Meeting::new(Secret::from_bytes(direct.random()), proof);
         io.cx.spawned.push(Box::new(Rendezvous {
             meeting: meeting.clone(),
             direct: direct.clone(),
@@ -195,8 +225,7 @@ impl Session for Rendezvous {
                 cx.submit(0, 0, OpKind::CloseStream { stream });
                 continue;
             }
-            self.meeting.borrow_mut().guests += 1;
-            let guest = Guest::new(stream, self.meeting.clone(), &self.direct, self.served.clone());
+            let guest = Guest::new(stream, self.meeting.clone(), self.direct.random(), self.served.clone());
             cx.spawned.push(Box::new(guest));
         }
         let mut meeting = self.meeting.borrow_mut();
@@ -206,7 +235,7 @@ impl Session for Rendezvous {
                 cx.submit(0, 0, OpKind::CloseStream { stream });
                 return Flow::Finished;
             }
-            State::Open(listener) if !self.accepting && meeting.guests < MAX_GUESTS => {
+            State::Open(listener) if !self.accepting && meeting.has_room() => {
                 self.accepting = true;
                 cx.submit(0, 0, OpKind::Accept { listener });
             }
@@ -231,7 +260,7 @@ impl Session for Rendezvous {
 }
 
 /// A connection that must prove to be the client's; the client's, once it has.
-struct Guest {
+pub(super) struct Guest {
     link: Option<Link>,
     meeting: SharedMeeting,
     nonce: Hash,
@@ -241,13 +270,15 @@ struct Guest {
 }
 
 impl Guest {
-    fn new(stream: StreamId, meeting: SharedMeeting, direct: &Direct, served: Served) -> Guest {
+    /// From here on it counts in its meeting.
+    pub(super) fn new(stream: StreamId, meeting: SharedMeeting, nonce: Hash, served: Served) -> Guest {
+        meeting.borrow_mut().guests += 1;
         let mut link = Link::new(stream, Role::Server);
-        if meeting.borrow().keyed {
+        if !matches!(meeting.borrow().proof, Proof::Base) {
             link.set_dialect(Dialect { version: 1, ext: Ext::KEYED });
         }
         let link = Some(link);
-        Guest { link, meeting, nonce: direct.random(), served, deadline: None, server: None }
+        Guest { link, meeting, nonce, served, deadline: None, server: None }
     }
 
     /// Goes on until it is known who that is. `None`: nobody who is to be served.
@@ -260,7 +291,9 @@ impl Guest {
                 *self.deadline.insert(cx.now.after(GUEST_TIMEOUT))
             }
         };
-        if let Some(incoming) = link.next().ok()? {
+        // Whoever is ready while others have every place waits for one of them to end.
+        let full = self.meeting.borrow().is_full();
+        if let Some(incoming) = if full { None } else { link.next().ok()? } {
             let Incoming::Frame(frame) = incoming else { return None };
             return self.admit(&frame, cx).map(|()| Flow::Continue);
         }
@@ -278,19 +311,29 @@ impl Guest {
     fn admit(&mut self, frame: &Frame, cx: &mut Context<'_>) -> Option<()> {
         let meeting = self.meeting.clone();
         let mut meeting = meeting.borrow_mut();
-        let mut link = self.link.take_if(|_| !meeting.over && meeting.met < MAX_CONNECTIONS)?;
-        let shared = self.meeting.clone();
-        let on_end = Box::new(move |_| shared.borrow_mut().serving -= 1);
+        let door = match &meeting.proof {
+            Proof::Key(door) => Some(door.clone()),
+            Proof::Base | Proof::Keyed => None,
+        };
+        let may_come = !meeting.over && (door.is_some() || meeting.met < MAX_CONNECTIONS);
+        let mut link = self.link.take_if(|_| may_come)?;
+        let (shared, told) = (self.meeting.clone(), door.clone());
+        let on_end = Box::new(move |result| {
+            shared.borrow_mut().serving -= 1;
+            if let Some(door) = told {
+                (door.on_session_end)(result);
+            }
+        });
         let (root, secret) = (self.served.root, &meeting.secret);
         let server = match *frame {
-            Frame::AuthHello { mac } if !meeting.keyed => {
+            Frame::AuthHello { mac } if matches!(meeting.proof, Proof::Base) => {
                 if !seal::is_same(&mac, &seal::auth_mac(secret, &self.nonce)) {
                     self.link = Some(link);
                     return None;
                 }
                 Server::behind_proof(link, root, on_end, secret.clone())
             }
-            Frame::KeyedHello { random, index, caps, ext, mac } if meeting.keyed => {
+            Frame::KeyedHello { random, index, caps, ext, mac } if matches!(meeting.proof, Proof::Keyed) => {
                 let mut transcript = keyed::hello(&self.nonce, &random, index, (caps, ext));
                 if !seal::is_same(&mac, &keyed::client_proof(secret, &transcript)) || !caps.has(Caps::AEAD) {
                     self.link = Some(link);
@@ -303,17 +346,27 @@ impl Guest {
                 link.seal(Seals::keyed(secret, &transcript, Role::Server), Records::Keyed, cx);
                 Server::keyed(link, root, on_end, (caps, ext))
             }
+            Frame::DaemonHello { .. } if let Some(door) = &door => {
+                let Some(let_in) = doorman::admit(secret, &self.nonce, frame, door) else {
+                    self.link = Some(link);
+                    return None;
+                };
+                link.frame(&let_in.welcome).ok()?;
+                link.seal(let_in.seals, Records::Keyed, cx);
+                Server::keyed(link, root, on_end, let_in.agreed).with_large_blocks(DOOR_SESSION_BLOCKS)
+            }
             _ => {
                 self.link = Some(link);
                 return None;
             }
         };
-        meeting.met += 1;
+        meeting.met = meeting.met.saturating_add(1);
         meeting.serving += 1;
         meeting.guests -= 1;
         // A base client comes once.
-        meeting.over |= !meeting.keyed;
-        self.server = Some(server.with_store(self.served.store).with_patience(self.served.patience));
+        meeting.over |= matches!(meeting.proof, Proof::Base);
+        let Served { store, patience, read_only, .. } = self.served;
+        self.server = Some(server.with_store(store).with_patience(patience).with_read_only(read_only));
         Some(())
     }
 }

@@ -15,7 +15,7 @@ use super::link::{Incoming, Link};
 use super::opening::Patience;
 use super::rendezvous::{self, Direct, SharedMeeting};
 use super::report::Progress;
-use super::request::{begin, has_body, request_path};
+use super::request::{begin, has_body, read_only, request_path};
 use super::sealed::Records;
 use super::tree;
 use super::{Cause, Context, Failure, Flow, Io, Outcome, Quotas, Session, Terms};
@@ -116,6 +116,8 @@ pub struct Server {
     store: Option<DirId>,
     codec: Policy,
     patience: Patience,
+    /// Requests that would change anything are refused.
+    read_only: bool,
     phase: Phase,
     /// Nothing was asked for since the first Welcome: one more Hello may take its place.
     may_greet_again: bool,
@@ -161,6 +163,7 @@ impl Server {
             store: None,
             codec: Policy::new(None, false, OFFLOAD_THREADS),
             patience: Patience::default(),
+            read_only: false,
             phase: Phase::AwaitHello { deadline: None },
             may_greet_again: false,
             terms: Terms { dialect: Dialect::BASE, caps: Caps::NONE },
@@ -197,6 +200,13 @@ impl Server {
     pub fn with_patience(mut self, patience: Patience) -> Server {
         self.link.set_stall(patience.stall);
         self.patience = patience;
+        self
+    }
+
+    /// Refuses every request that would change anything.
+    #[must_use]
+    pub fn with_read_only(mut self, read_only: bool) -> Server {
+        self.read_only = read_only;
         self
     }
 
@@ -416,10 +426,11 @@ impl Server {
             transfer,
         };
         let verb: Box<dyn Verb> = match (&request, &self.direct) {
+            _ if self.read_only && class == Class::Write => Box::new(Refused { failure: read_only() }),
             (Frame::OpenDirectChannel, Some(direct)) if io.terms.caps.has(Caps::DIRECT_TCP) => {
                 self.meetings.retain(|meeting| !meeting.borrow().is_done());
                 if self.meetings.len() < MAX_MEETINGS {
-                    let served = rendezvous::Served { root, store, patience: self.patience };
+                    let served = rendezvous::Served { root, store, patience: self.patience, read_only: self.read_only };
                     let (verb, meeting) = rendezvous::Serve::start(direct, served, &mut io);
                     self.meetings.push(meeting);
                     Box::new(verb)

@@ -82,6 +82,7 @@ pub(crate) mod type_byte {
     pub(crate) const CONTINUE: u8 = 0x47;
     pub(crate) const SKIP: u8 = 0x48;
     pub(crate) const KEYED_HELLO: u8 = 0x49;
+    pub(crate) const DAEMON_HELLO: u8 = 0x4a;
 
     pub(crate) const WELCOME: u8 = 0x81;
     pub(crate) const OK: u8 = 0x82;
@@ -101,6 +102,7 @@ pub(crate) mod type_byte {
     pub(crate) const ATTRIBUTES_RESPONSE: u8 = 0xc2;
     pub(crate) const KEPT: u8 = 0xc3;
     pub(crate) const KEYED_WELCOME: u8 = 0xc4;
+    pub(crate) const DAEMON_WELCOME: u8 = 0xc5;
 
     /// The extension without which this type does not exist: `Ext::NONE` for the base set, `None` for no type at all.
     pub(crate) fn extension(type_byte: u8) -> Option<Ext> {
@@ -110,7 +112,7 @@ pub(crate) mod type_byte {
             COMMIT | ABANDON => Some(Ext::COMMIT),
             SET_META | SYMLINK | META => Some(Ext::META),
             CONTINUE | SKIP | KEPT => Some(Ext::RESUME),
-            KEYED_HELLO | KEYED_WELCOME => Some(Ext::KEYED),
+            KEYED_HELLO | KEYED_WELCOME | DAEMON_HELLO | DAEMON_WELCOME => Some(Ext::KEYED),
             _ => None,
         }
     }
