@@ -281,7 +281,9 @@ impl Client {
         progress: SharedProgress,
         reporter: Reporter,
     ) -> Client {
-        if let Some((invited, seat)) = &opening.invited {
+        if let Some((invitation, seat)) = &opening.invited
+            && let Some(invited) = invitation.get()
+        {
             return Client::invited(invited, *seat, opening.patience, driver, progress, reporter);
         }
         let mut link = Link::new(stream, Role::Client);

@@ -212,11 +212,10 @@ mod tests {
             let (mut client, terms) = answered(knock, &let_in.welcome).unwrap();
             assert_eq!((terms.caps, terms.dialect.ext), ASKED);
             let server = &mut let_in.seals;
-            for (record, opener) in
-                [(sealed(&mut client), &mut server.opener), (sealed(server), &mut client.opener)]
-            {
+            let records = [sealed(&mut client), sealed(server)];
+            for (mut record, opener) in records.into_iter().zip([&mut server.opener, &mut client.opener]) {
                 assert!(seen.insert(record.clone()), "the same record twice");
-                assert!(opener.next().unwrap().open(&mut record.clone()).is_ok());
+                assert!(opener.next().unwrap().open(&mut record).is_ok());
             }
         }
     }

@@ -57,6 +57,12 @@ impl Invitation {
     pub fn get(&self) -> Option<&Invited> {
         self.0.get()
     }
+
+    /// To a daemon, with the key that it shares with its clients. `greeting` is what is asked for there.
+    pub fn by_daemon(address: SocketAddr, secret: Secret, greeting: Greeting, entropy: Entropy) -> Invitation {
+        let greeting = Greeting { caps: greeting.caps.without(Caps::DIRECT_TCP).or(Caps::AEAD), ..greeting };
+        Invitation(Arc::new(Invited { address, secret, greeting, daemon: Some(entropy) }.into()))
+    }
 }
 
 /// How to come to a server.
@@ -72,12 +78,6 @@ pub struct Invited {
 pub type Entropy = fn() -> Hash;
 
 impl Invited {
-    /// To a daemon, with the key that it shares with its clients. `greeting` is what is asked for there.
-    pub fn by_daemon(address: SocketAddr, secret: Secret, greeting: Greeting, entropy: Entropy) -> Invited {
-        let caps = greeting.caps.without(Caps::DIRECT_TCP).or(Caps::AEAD);
-        Invited { address, secret, greeting: Greeting { caps, ..greeting }, daemon: Some(entropy) }
-    }
-
     /// Why there is no connection where nothing has come from there.
     pub fn unanswered(&self) -> String {
         unanswered(self.address)

@@ -24,7 +24,6 @@ use crate::limits::{ANSWER_TIMEOUT, HANDSHAKE_TIMEOUT, PREAMBLE_SILENCE, REDIAL_
 use crate::wire::display::Printable;
 use crate::wire::frame::{Caps, Ext, Frame};
 use crate::wire::hello::{self, Greeting, LATEST_VERSION};
-use std::sync::Arc;
 
 /// What failed when nobody could be started.
 const NO_START: &str = "cannot start haul on the remote side";
@@ -75,7 +74,7 @@ pub struct Opening {
     /// Whether content shall go over a connection of its own.
     pub direct: Option<Wish>,
     /// Where the client goes by itself, in place of the stream that it is given.
-    pub invited: Option<(Arc<Invited>, Seat)>,
+    pub invited: Option<(Invitation, Seat)>,
     /// How long to wait.
     pub patience: Patience,
 }
