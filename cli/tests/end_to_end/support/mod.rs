@@ -3,6 +3,7 @@
 #![cfg_attr(not(target_os = "linux"), allow(dead_code))]
 #![allow(unreachable_pub)]
 
+pub mod daemon;
 pub mod direct;
 pub mod frames;
 #[cfg(target_os = "linux")]
