@@ -206,7 +206,7 @@ fn attempt(
                 return Attempt::Ended(Ended::Exit(output.finish()));
             }
         }
-        opening.invited = Some((invitation.clone(), daemon.first_seat()));
+        opening.invited = Some(Box::new((invitation.clone(), daemon.first_seat())));
     }
     let wish = opening.direct.as_mut().filter(|_| work.moves);
     let direct = wish.map(|wish| {

@@ -3,7 +3,7 @@
 use crate::support::daemon::{Listening, key_in};
 use crate::support::direct::SealedEnd;
 use crate::support::frames::{FULL, attributes, blake3_of, bytes_of, data, field, hello};
-use crate::support::processes::{complete, names, wait_for};
+use crate::support::processes::{complete, names, script, wait_for};
 use crate::support::routes::assert_same_tree;
 use crate::support::{BACKENDS, hash_of, haul, random_file, trees};
 use haul_engine::wire::frame::{ErrorCode, Frame, Kind, Preserve};
@@ -415,6 +415,36 @@ fn copies_from_a_server_that_only_reads_work_and_copies_to_it_say_why_not() {
         }
         assert_eq!(names(&daemon.root()), ["f"]);
         assert_eq!(daemon.end(), "");
+    }
+}
+
+#[test]
+fn a_server_behind_ssh_may_be_read_only_too_and_so_are_its_direct_connections() {
+    for (near, far) in PAIRS {
+        let dir = scratch();
+        let shell = dir.path().join("ssh");
+        // What sshd does where the account runs a program of its own.
+        let text = format!(
+            "#!/bin/sh\nfor last; do :; done\nSSH_ORIGINAL_COMMAND=$last exec {} --backend {far} serve --root / --read-only\n",
+            crate::support::binary().display()
+        );
+        script(&shell, &text);
+        random_file(&dir.path().join("source"), 700_000, 1);
+        let at = |name: &str| format!("far:{}", dir.path().join(name).display());
+        for way in ["ssh", "direct"] {
+            let copy = |from: &str, to: &str| {
+                let mut copy = haul(near, ["copy", &format!("--direct={way}"), "-e"]);
+                complete(copy.arg(&shell).args([from, to]).env("HAUL_CAS_DIR", dir.path().join("cas")))
+            };
+            let here = |name: &str| dir.path().join(name).display().to_string();
+            copy(&at("source"), &here("back")).assert_exit(0);
+            assert_eq!(hash_of(&dir.path().join("back")), hash_of(&dir.path().join("source")));
+            let ended = copy(&here("source"), &at("new"));
+            ended.assert_exit(23);
+            assert!(ended.stderr.contains("this server is read-only"), "{way}: {ended:?}");
+            fs::remove_file(dir.path().join("back")).unwrap();
+            assert_eq!(names(dir.path()), ["source", "ssh"], "{way}");
+        }
     }
 }
 

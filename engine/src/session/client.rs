@@ -281,7 +281,7 @@ impl Client {
         progress: SharedProgress,
         reporter: Reporter,
     ) -> Client {
-        if let Some((invitation, seat)) = &opening.invited
+        if let Some((invitation, seat)) = opening.invited.as_deref()
             && let Some(invited) = invitation.get()
         {
             return Client::invited(invited, *seat, opening.patience, driver, progress, reporter);

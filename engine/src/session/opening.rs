@@ -74,7 +74,7 @@ pub struct Opening {
     /// Whether content shall go over a connection of its own.
     pub direct: Option<Wish>,
     /// Where the client goes by itself, in place of the stream that it is given.
-    pub invited: Option<(Invitation, Seat)>,
+    pub invited: Option<Box<(Invitation, Seat)>>,
     /// How long to wait.
     pub patience: Patience,
 }
