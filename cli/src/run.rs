@@ -201,6 +201,10 @@ fn attempt(
     if let Peer::Daemon(daemon) = peer {
         match daemon.invitation(address, opening.greeting) {
             Ok(to_daemon) => invitation = to_daemon,
+            Err(_) if signals::stopped() => {
+                output.interrupted(&progress);
+                return Attempt::Ended(Ended::Exit(Exit::Interrupted));
+            }
             Err(failure) => {
                 output.fatal(&failure, exit::of_fatal(&failure));
                 return Attempt::Ended(Ended::Exit(output.finish()));
