@@ -188,6 +188,20 @@ fn a_further_connection_that_breaks_is_opened_again_and_nothing_is_lost() {
 }
 
 #[test]
+fn more_connections_than_a_daemon_serves_move_everything_all_the_same() {
+    let dir = trees::scratch();
+    trees::small_files(dir.path(), 3000);
+    for (near, far) in PAIRS {
+        let daemon = Listening::start(far);
+        let mut from = OsString::from(dir.path());
+        from.push("/");
+        daemon.copy(near, &["-a", "--connections=40"], from, daemon.at("there")).assert_exit(0);
+        assert_same_tree(&daemon.root().join("there"), dir.path());
+        assert_eq!(daemon.end(), "");
+    }
+}
+
+#[test]
 fn a_first_connection_that_breaks_ends_the_run_and_the_next_run_goes_on() {
     for (near, far) in PAIRS {
         let daemon = Listening::start(far);
@@ -222,7 +236,7 @@ fn a_daemon_outlives_its_clients_however_they_end() {
         assert!(wait_for(crate::support::processes::LIMIT, || {
             names(&daemon.root()).iter().all(|name| !name.to_string_lossy().starts_with(".haul"))
         }));
-        daemon.end();
+        assert_eq!(daemon.end(), "");
     }
 }
 

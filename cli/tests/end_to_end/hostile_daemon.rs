@@ -13,6 +13,10 @@ use haul_engine::wire::seal::{LENGTH_BYTES, Secret, TAG_BYTES, auth_mac};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::time::Duration;
+
+/// Clients that are served at a time, see `limits::MAX_SESSIONS`.
+const SESSIONS: usize = 16;
 
 /// A daemon with a file in what it serves.
 fn daemon(backend: &str) -> Listening {
@@ -152,6 +156,26 @@ fn the_silent_are_cut_off_and_a_crowd_of_them_keeps_no_client_out() {
         }
         client.end(true);
         daemon.end();
+    }
+}
+
+#[test]
+fn when_all_places_are_taken_the_next_client_waits_for_one() {
+    for backend in BACKENDS {
+        let daemon = daemon(backend);
+        let mut clients: Vec<SealedEnd> = (0..SESSIONS).map(|_| daemon.enter()).collect();
+        // Longer than any guest has.
+        let waiting = TcpStream::connect(daemon.address).unwrap();
+        waiting.set_read_timeout(Some(Duration::from_millis(4500))).unwrap();
+        assert!((&waiting).read(&mut [0]).is_err(), "not even asked to prove itself");
+        clients.pop().unwrap().end(true);
+        enter(Guest::over(waiting), &daemon.key(), Knock::ALL).end(true);
+        for mut client in clients {
+            assert!(matches!(client.ask(&Frame::Stat { path: field("f") }), Frame::StatResponse { size: 3, .. }));
+            client.end(true);
+        }
+        assert_alive(&daemon);
+        assert_eq!(daemon.end(), "");
     }
 }
 

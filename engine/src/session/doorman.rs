@@ -75,11 +75,14 @@ impl Session for Doorman {
     }
 
     fn on_turn(&mut self, cx: &mut Context<'_>) -> Flow {
-        for stream in self.accepted.drain(..) {
+        // Accept was on its way when the last place was taken: whoever came waits here, and his time has not begun.
+        while self.meeting.borrow().has_room()
+            && let Some(stream) = self.accepted.pop()
+        {
             let guest = Guest::new(stream, self.meeting.clone(), (self.entropy)(), self.served.clone());
             cx.spawned.push(Box::new(guest));
         }
-        if !self.accepting && self.meeting.borrow().has_room() {
+        if !self.accepting && self.accepted.is_empty() && self.meeting.borrow().has_room() {
             self.accepting = true;
             cx.submit(0, 0, OpKind::Accept { listener: self.listener });
         }

@@ -23,7 +23,7 @@ use crate::backend::{Completion, DirId, OpKind, StreamId, Time, Token};
 use crate::block::{Quota, Slice};
 use crate::limits::{MAX_ACTIVE_REQUESTS, MAX_MEETINGS, MAX_REQUEST_PATH_BYTES, OFFLOAD_THREADS};
 use crate::wire::compress::Codec;
-use crate::wire::decode::Role;
+use crate::wire::decode::{DecodeError, Role};
 use crate::wire::frame::{Attributes, Caps, Dialect, ErrorCode, Ext, Frame, Hash, PathField, Preserve};
 use crate::wire::hello::{self, Greeting, ServerOffer};
 use crate::wire::path::Target;
@@ -228,7 +228,7 @@ impl Server {
             if matches!(self.phase, Phase::Draining) || !self.is_ready(cx) {
                 return Ok(());
             }
-            let incoming = self.link.next().map_err(|error| Failure::connection("protocol error", error))?;
+            let incoming = self.link.next().map_err(broken)?;
             match incoming {
                 None => return Ok(()),
                 Some(Incoming::Frame(frame)) => self.on_frame(frame, cx),
@@ -635,6 +635,12 @@ impl Verb for Refused {
     fn state(&self) -> &'static str {
         "refused"
     }
+}
+
+/// What cannot be understood. A client that is gone without a word has broken no rule.
+fn broken(error: DecodeError) -> Failure {
+    let what = if error == DecodeError::CutOff { "connection" } else { "protocol error" };
+    Failure::connection(what, error)
 }
 
 /// Replies; what does not fit a frame is answered with an Error.
