@@ -1,6 +1,7 @@
 //! The command line: every flag is defined here, once.
 
 use crate::exit::{self, Exit};
+use crate::plaintext;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use haul_engine::limits::MAX_CONNECTIONS;
 use std::ffi::OsString;
@@ -131,6 +132,16 @@ pub(crate) struct RemoteArgs {
     /// Key of the daemon that haul:// operands name, as `haul keygen` wrote it and `haul serve` has it.
     #[arg(long, value_name = "FILE")]
     pub(crate) key_file: Option<PathBuf>,
+    /// How long the other side may be silent: what does not go on within that is opened again, goes another way, or ends
+    /// with exit code 30 or 35.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(3..=86_400), default_value = "30")]
+    pub(crate) timeout: Option<u64>,
+    /// Do not encrypt direct connections. Both ends still prove who they are; whoever can reach the wire in between reads
+    /// everything, and can change it and ask the server for more. Needs --direct=direct or auto, and haul at the other end,
+    /// which ssh starts with --allow-plaintext. HAUL_PLAINTEXT=never at either end refuses. For a trusted cable, and for
+    /// benchmarks.
+    #[arg(long)]
+    pub(crate) plaintext: bool,
     /// The remote haul, if it is not on the PATH there.
     #[arg(long, value_name = "PROGRAM", default_value = "haul")]
     pub(crate) remote_path: String,
@@ -157,6 +168,9 @@ pub(crate) struct OutputArgs {
     /// Files go to another machine.
     #[arg(skip)]
     pub(crate) uploads: bool,
+    /// Quiet by nature, not because the user wants that: warnings are shown.
+    #[arg(skip)]
+    pub(crate) warns: bool,
 }
 
 /// `haul copy`
@@ -203,11 +217,12 @@ pub(crate) struct CopyArgs {
     /// and hashed as a whole before its first byte is sent.
     #[arg(long)]
     pub(crate) dedup: bool,
-    /// Downloads without a hash: the server's kernel sends the file. No compression unless --compress asks for it.
+    /// Copy without a hash: the sender's kernel sends the file, nothing is proved. With -V both ends read it again afterwards.
+    /// bcmr peers still hash uploads, and so do --dedup and -C. No compression unless --compress asks for it.
     #[arg(long, visible_alias = "no-hash")]
     pub(crate) fast: bool,
-    /// Connections that share the files of a copy; over ssh each is a login of its own. auto is 1 over ssh. A large file
-    /// is shared only with bcmr peers, in ranges.
+    /// Connections that share the files of a copy; over ssh each is a login of its own, direct ones come by one login. auto
+    /// is 1. A file of 64 MiB or more is shared as well, except that over ssh it goes up whole to a haul.
     #[arg(long, visible_alias = "parallel", value_name = "N|auto", value_parser = connections, default_value = "auto")]
     pub(crate) connections: Connections,
     /// Flush every file and its directory to the disk before it counts as copied.
@@ -238,6 +253,10 @@ pub(crate) struct ServeArgs {
     /// Refuse whatever would change anything.
     #[arg(long)]
     pub(crate) read_only: bool,
+    /// Leave direct connections unencrypted for clients that ask for that with --plaintext. HAUL_PLAINTEXT=never in the
+    /// environment overrules it.
+    #[arg(long)]
+    pub(crate) allow_plaintext: bool,
 }
 
 /// `haul keygen`
@@ -309,7 +328,7 @@ const NEAREST: [(&str, &str); 8] = [
 
 /// Parses the command line; prints help, version or the error itself.
 pub(crate) fn parse() -> Result<Haul, Exit> {
-    Haul::try_parse().map_err(|error| {
+    let haul = Haul::try_parse().map_err(|error| {
         use clap::error::ErrorKind;
         let _ = error.print();
         let invalid = error.get(clap::error::ContextKind::InvalidArg).map(ToString::to_string).unwrap_or_default();
@@ -320,5 +339,7 @@ pub(crate) fn parse() -> Result<Haul, Exit> {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Success,
             _ => Exit::Usage,
         }
-    })
+    })?;
+    plaintext::check(&haul.command)?;
+    Ok(haul)
 }

@@ -13,7 +13,7 @@ use crate::remote;
 use crate::run::News;
 use crate::signals;
 use haul_engine::session::Failure;
-use haul_engine::session::client::{Invitation, Seat};
+use haul_engine::session::client::{Invitation, Opening, Patience, Seat};
 use haul_engine::wire::hello::Greeting;
 use haul_engine::wire::seal::Secret;
 use std::cell::OnceCell;
@@ -89,6 +89,7 @@ impl fmt::Display for Address {
 pub(crate) struct Daemon {
     address: Address,
     key: Secret,
+    pub(crate) patience: Patience,
     found: OnceCell<Vec<SocketAddr>>,
 }
 
@@ -110,7 +111,8 @@ impl Daemon {
         let Some(file) = &args.key_file else {
             return Err(format!("{address}: --key-file is needed, with the key that `haul serve` has there"));
         };
-        Ok(Daemon { address: address.clone(), key: keygen::read(file)?, found: OnceCell::new() })
+        let (address, patience) = (address.clone(), remote::patience(args.timeout));
+        Ok(Daemon { address, key: keygen::read(file)?, patience, found: OnceCell::new() })
     }
 
     fn addresses(&self) -> Result<&[SocketAddr], Failure> {
@@ -122,7 +124,7 @@ impl Daemon {
     }
 
     /// How to come to the address of this number, and what to ask for there.
-    pub(crate) fn invitation(&self, number: usize, greeting: Greeting) -> Result<Invitation, Failure> {
+    fn invitation(&self, number: usize, greeting: Greeting) -> Result<Invitation, Failure> {
         let address = self.addresses()?.get(number).copied();
         let address = address.ok_or_else(|| Failure::connection(WHAT, "there is no other address"))?;
         Ok(Invitation::by_daemon(address, self.key.clone(), greeting, remote::random))
@@ -133,9 +135,17 @@ impl Daemon {
         self.found.get().is_some_and(|found| number + 1 < found.len())
     }
 
-    /// The connection without which there is no run.
-    pub(crate) fn first_seat(&self) -> Seat {
-        Seat { index: 0, random: remote::random(), required: true }
+    /// How the connection begins without which there is no run, before it is known what is asked for.
+    pub(crate) fn opening(&self) -> Opening {
+        Opening { patience: self.patience, ..Opening::full(None).with_pulse() }
+    }
+
+    /// The same, to the address of this number. The invitation is for further connections too.
+    pub(crate) fn invite(&self, number: usize, opening: &mut Opening) -> Result<Invitation, Failure> {
+        let invitation = self.invitation(number, opening.greeting)?;
+        let seat = Seat { index: 0, random: remote::random(), required: true };
+        opening.invited = Some(Box::new((invitation.clone(), seat)));
+        Ok(invitation)
     }
 }
 

@@ -208,7 +208,7 @@ impl Direct {
                     Report::NotDirect(failure) => lost = Some(Lost::Refused(failure)),
                     Report::Fatal(failure) if was_met => lost = Some(Lost::Broken(failure)),
                     Report::Fatal(failure) => lost = Some(Lost::Untrusted(failure)),
-                    report @ Report::Direct(_) => {
+                    report @ Report::Direct { .. } => {
                         was_met = true;
                         lock(fate).met = true;
                         let _ = news.send(News::Report(Box::new(report)));

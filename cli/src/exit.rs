@@ -68,7 +68,11 @@ pub(crate) fn of_failure(failure: &Failure) -> Exit {
 
 /// The code of a failure of the whole connection. What a remote shell printed decides nothing.
 pub(crate) fn of_fatal(failure: &Failure) -> Exit {
-    let late = |why: &str| why == "the server did not answer in time" || why.ends_with("for a minute");
+    let late = |why: &str| {
+        why == "the server did not answer in time"
+            || why.contains("has said nothing for")
+            || why.contains("has read nothing for")
+    };
     match (failure.what, &failure.cause) {
         (_, Cause::Rule(_)) => Exit::Usage,
         ("the remote side did not answer in time", _) => Exit::ConnectTimeout,

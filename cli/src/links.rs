@@ -9,7 +9,7 @@
 
 use crate::args::Choice;
 use crate::direct::Direct;
-use crate::remote::{self, Dial};
+use crate::remote::Dial;
 use crate::run::{self, Link, MakeClient, News, Start};
 use crate::signals;
 use haul_engine::limits::LOGINS_AT_A_TIME;
@@ -57,7 +57,7 @@ impl More {
             }
             if self.invitation.get().is_some() {
                 let More { choice, progress, queue, invitation, required, .. } = self;
-                let patience = remote::patience();
+                let patience = self.dial.direct_patience();
                 return Direct { choice, progress, queue, invitation, required, patience }.carry(number, &news);
             }
             let logging_in = Arc::new(AtomicUsize::new(0));

@@ -16,6 +16,7 @@ mod links;
 mod list;
 mod operand;
 mod output;
+mod plaintext;
 mod remote;
 mod run;
 mod serve;

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
 use std::io::{IsTerminal, Write};
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -84,6 +85,8 @@ pub(crate) struct Output {
     /// What the peer has of an upload that did not end is not ours to say.
     peer_keeps: bool,
     backend: String,
+    /// The user knows that content is not encrypted.
+    warned: bool,
 }
 
 impl Output {
@@ -109,6 +112,7 @@ impl Output {
             unproved: false,
             peer_keeps: false,
             backend: String::new(),
+            warned: false,
         }
     }
 
@@ -194,16 +198,26 @@ impl Output {
                     self.note(&format!("{peer} answers"));
                 }
             }
-            Report::Direct(address) => {
-                if self.args.verbose && !self.args.json {
-                    self.note(&format!("content goes directly to {address}, encrypted with AES-256-GCM"));
-                }
-                self.json("direct", json!({"address": address.to_string()}));
-            }
+            Report::Direct { address, plain } => self.direct(address, plain),
             Report::Listed { .. } | Report::Hashed { .. } | Report::Resumable { .. } => {}
             // What these mean is decided where the connection was made.
             Report::Absent(_) | Report::Redial { .. } | Report::NotDirect(_) => {}
         }
+    }
+
+    /// Content goes over a connection of its own.
+    fn direct(&mut self, address: SocketAddr, plain: bool) {
+        // Further connections say the same again.
+        let wanted = self.args.warns || !self.args.quiet;
+        if plain && wanted && !std::mem::replace(&mut self.warned, true) {
+            self.note(&format!("warning: content goes UNENCRYPTED to {address}"));
+        }
+        if self.args.verbose && !self.args.json {
+            let how = if plain { "not encrypted" } else { "encrypted with AES-256-GCM" };
+            self.note(&format!("content goes directly to {address}, {how}"));
+        }
+        let cipher = if plain { "none" } else { "AES-256-GCM" };
+        self.json("direct", json!({"address": address.to_string(), "cipher": cipher}));
     }
 
     /// A file is complete under its final name. Without a hash nobody has compared what arrived with what was sent.
@@ -306,6 +320,23 @@ impl Output {
 
     /// The line for a run that was told to stop.
     pub(crate) fn interrupted(&mut self, progress: &Progress) {
+        let kept = self.kept(progress);
+        stderr(&format!("haul: interrupted at {kept}"));
+        self.exit = Exit::Interrupted;
+        self.summary();
+    }
+
+    /// The connection broke in the middle: why, and what is left of it.
+    pub(crate) fn broken_off(&mut self, failure: &Failure, exit: Exit, progress: &Progress) {
+        let kept = self.kept(progress);
+        self.errors += 1;
+        self.exit = exit;
+        stderr(&format!("haul: {}: stopped at {kept}", failure.reason()));
+        self.json("error", json!({"what": failure.reason(), "exit": exit as u8}));
+    }
+
+    /// How far the run has come, what of it is kept, and what to do about the rest.
+    fn kept(&mut self, progress: &Progress) -> String {
         let (moved, total) = (load(&progress.bytes), load(&progress.total_bytes));
         self.count(progress);
         let there = moved + self.resumed;
@@ -325,9 +356,7 @@ impl Output {
                 format!("{complete} complete {files} kept, nothing else; run the same command to do it again")
             }
         };
-        stderr(&format!("haul: interrupted at {percent} %; {kept}"));
-        self.exit = Exit::Interrupted;
-        self.summary();
+        format!("{percent} %; {kept}")
     }
 
     /// Takes over what the counters say in the end.

@@ -50,14 +50,15 @@ impl fmt::Display for Host {
 }
 
 /// The script that finds who can answer, says so in one line by which the client knows where the output of the login shell
-/// ends, and starts it. It is a constant: `$0` is the nonce of that line, `$1` the program, `$2` the root for a bcmr. No
+/// ends, and starts it. It is a constant: `$0` is the nonce of that line, `$1` the program, `$2` the root for a bcmr, `$3` not
+/// empty where a haul may leave direct connections unencrypted. No
 /// quote, no newline and no `!` stands in it, so that every login shell hands it on as it is. Asking the program for its
 /// version costs 2 ms and finds what is not for this machine, may not be run, or is something else. What a bcmr says on
 /// stderr stands in its answers too, there without dumps of the data it was sent. Without
 /// SSH_ORIGINAL_COMMAND a haul that a forced command has evaluated this script for does not print a start line of its own.
 const START: &str = "PATH=\"$PATH:$HOME/.local/bin:$HOME/.cargo/bin:/usr/local/bin\"; unset SSH_ORIGINAL_COMMAND; \
-    set -f; n=$0; p=$1; r=$2; for c in \"$p\" bcmr; do v=$(\"$c\" --version 2>/dev/null </dev/null); case $v in \
-    \"haul \"*) set -- $v; echo \"$n haul $2\"; exec \"$c\" serve --root /;; \
+    set -f; n=$0; p=$1; r=$2; a=$3; for c in \"$p\" bcmr; do v=$(\"$c\" --version 2>/dev/null </dev/null); case $v in \
+    \"haul \"*) set -- $v; echo \"$n haul $2\"; exec \"$c\" serve --root / ${a:+--allow-plaintext};; \
     \"bcmr \"*) set -- $v; echo \"$n bcmr $2\"; exec \"$c\" serve ${r:+--root \"$r\"} 2>/dev/null;; esac; done; \
     if command -v \"$p\" >/dev/null 2>&1; then echo \"$n unusable\"; else echo \"$n none\"; fi; exit 127";
 
@@ -138,20 +139,37 @@ impl Dial {
         let nonce = nonce();
         // A bcmr takes relative paths from the login directory only where it serves just that.
         let root = if self.begin == Begin::Root { "/" } else { "" };
-        let script = format!("exec sh -c {} {nonce} {} {}", quote(START), quote(&self.args.remote_path), quote(root));
+        let plain = if self.args.plaintext { "plaintext" } else { "" };
+        let words = [START, &nonce, &self.args.remote_path, root, plain].map(quote).join(" ");
+        let script = format!("exec sh -c {words}");
         let child = self.spawn(false, &script)?;
         let mixed = "it takes absolute paths or relative ones, not both in one run";
         let direct = match self.args.direct {
             DirectWay::Ssh => None,
-            way => Some(Wish { required: way == DirectWay::Direct, random: random(), invitation: None }),
+            way => {
+                let (required, plain) = (way == DirectWay::Direct, self.args.plaintext);
+                Some(Wish { required, plain, random: random(), invitation: None })
+            }
         };
         let opening = Opening {
             redialled,
             refuse_base: (self.begin == Begin::Both).then_some(mixed),
-            patience: patience(),
-            ..Opening::full(Some(nonce.into_bytes())).with_direct(direct)
+            patience: self.patience(),
+            ..Opening::full(Some(nonce.into_bytes())).with_pulse().with_direct(direct)
         };
         Ok((child, opening))
+    }
+
+    /// How long the first connection, and further ones through ssh, wait.
+    pub(crate) fn patience(&self) -> Patience {
+        patience(self.args.timeout)
+    }
+
+    /// How long direct connections wait: so much less that what they carried can go on otherwise in time.
+    pub(crate) fn direct_patience(&self) -> Patience {
+        let mut patience = self.patience();
+        patience.alive /= 2;
+        patience
     }
 
     /// Starts the SFTP server there, which does without any program of ours. `None` with a remote shell of the user's: it
@@ -208,16 +226,21 @@ impl Dial {
 }
 
 /// How long to wait for the other end: a person may have to type a password first.
-pub(crate) fn patience() -> Patience {
+pub(crate) fn patience(timeout: Option<u64>) -> Patience {
     let mut patience = Patience::default();
+    if let Some(seconds) = timeout {
+        let timeout = seconds * SECOND;
+        (patience.handshake, patience.login) = (timeout, timeout);
+        (patience.alive, patience.redial) = (timeout * 2 / 3, timeout / 3);
+    }
     if std::fs::File::open("/dev/tty").is_ok() {
         patience.login = LOGIN_TIMEOUT;
     }
     // For tests, see limits.rs.
     let set = std::env::var("HAUL_TIMEOUTS_MS").unwrap_or_default();
     let mut set = set.split(',').filter_map(|number| number.parse::<u64>().ok()).map(|ms| ms * (SECOND / 1000));
-    let Patience { silence, login, handshake, stall, answer, redial } = &mut patience;
-    let fields = [silence, login, handshake, stall, answer, redial];
+    let Patience { silence, login, handshake, stall, answer, redial, alive } = &mut patience;
+    let fields = [silence, login, handshake, stall, answer, redial, alive];
     for field in fields {
         *field = set.next().unwrap_or(*field);
     }

@@ -7,7 +7,7 @@
 
 use crate::args::{Choice, OutputArgs, RemoteArgs};
 use crate::backend::{self, AnyBackend};
-use crate::daemon::{self, Daemon};
+use crate::daemon::Daemon;
 use crate::direct::Direct;
 use crate::exit::{self, Exit};
 use crate::links;
@@ -199,7 +199,7 @@ fn attempt(
     let mut opening = opening.with_caps(caps);
     let mut invitation = Invitation::default();
     if let Peer::Daemon(daemon) = peer {
-        match daemon.invitation(address, opening.greeting) {
+        match daemon.invite(address, &mut opening) {
             Ok(to_daemon) => invitation = to_daemon,
             Err(_) if signals::stopped() => {
                 output.interrupted(&progress);
@@ -210,7 +210,6 @@ fn attempt(
                 return Attempt::Ended(Ended::Exit(output.finish()));
             }
         }
-        opening.invited = Some(Box::new((invitation.clone(), daemon.first_seat())));
     }
     let wish = opening.direct.as_mut().filter(|_| work.moves);
     let direct = wish.map(|wish| {
@@ -226,10 +225,10 @@ fn attempt(
             let more = links::More { dial, caps, choice, progress, queue, invitation, required: direct == Some(true) };
             threads.push(more.spawn(work.links, sender.clone()));
         }
-        Peer::Daemon(_) if work.links > 1 => {
-            let (progress, patience) = (progress.clone(), crate::remote::patience());
+        Peer::Daemon(daemon) if work.links > 1 => {
+            let (progress, patience) = (progress.clone(), daemon.patience);
             let further = Direct { choice, progress, queue, invitation, required: true, patience };
-            threads.push(daemon::spawn(further, work.links - 1, sender.clone()));
+            threads.push(crate::daemon::spawn(further, work.links - 1, sender.clone()));
         }
         _ => {}
     }
@@ -260,7 +259,7 @@ fn attempt(
     }
     output.count(&progress);
     // Who has not answered for so long does not end by itself either.
-    let late = matches!(&last, Some(Report::Fatal(failure)) if exit::of_fatal(failure) == Exit::ConnectTimeout);
+    let late = matches!(&last, Some(Report::Fatal(failure)) if matches!(exit::of_fatal(failure), Exit::ConnectTimeout | Exit::Timeout));
     let shell = child.and_then(|mut child| end_shell(&mut child, if late { Duration::ZERO } else { SHELL_END }));
     let connected = progress.connected.load(std::sync::atomic::Ordering::Relaxed) > 0;
     match last {
@@ -278,7 +277,12 @@ fn attempt(
         Some(Report::NotDirect(_)) if matches!(peer, Peer::Daemon(daemon) if daemon.has_more(address)) => {
             return Attempt::Elsewhere;
         }
-        Some(Report::Fatal(failure) | Report::NotDirect(failure)) => output.fatal(&failure, exit::of_fatal(&failure)),
+        Some(Report::Fatal(failure) | Report::NotDirect(failure)) => match exit::of_fatal(&failure) {
+            exit @ (Exit::Stream | Exit::Timeout) if connected && work.moves => {
+                output.broken_off(&failure, exit, &progress);
+            }
+            exit => output.fatal(&failure, exit),
+        },
         _ => {}
     }
     Attempt::Ended(Ended::Exit(output.finish()))
@@ -339,9 +343,7 @@ fn open(peer: &Peer, redialled: Option<u8>) -> Result<Opened, Failure> {
             Ok((None, Opening::full(None), Some((ours.into(), None)), Some(theirs)))
         }
         // Its client opens the connection.
-        Peer::Daemon(_) => {
-            Ok((None, Opening { patience: crate::remote::patience(), ..Opening::full(None) }, None, None))
-        }
+        Peer::Daemon(daemon) => Ok((None, daemon.opening(), None, None)),
         Peer::Remote(dial) => {
             let (mut child, opening) = dial.start(redialled)?;
             let (Some(stdout), Some(stdin)) = (child.stdout.take(), child.stdin.take()) else {
@@ -512,7 +514,7 @@ pub(crate) fn usage(why: &str) -> Exit {
     Exit::Usage
 }
 
-/// An output that shows nothing but errors, for commands whose result is what they print.
+/// An output that shows nothing but errors and warnings, for commands whose result is what they print.
 pub(crate) fn quiet(args: &OutputArgs) -> OutputArgs {
-    OutputArgs { quiet: true, json: false, ..args.clone() }
+    OutputArgs { quiet: true, json: false, warns: !args.quiet, ..args.clone() }
 }

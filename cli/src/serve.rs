@@ -5,6 +5,7 @@ use crate::backend;
 use crate::exit::Exit;
 use crate::keygen;
 use crate::output;
+use crate::plaintext;
 use crate::remote;
 use crate::signals;
 use crate::store;
@@ -61,7 +62,7 @@ fn serve(args: &ServeArgs, choice: Choice) -> Result<Exit, (String, Exit)> {
             let listener = backend.add_listener(listener).map_err(failed)?;
             let mut worker = Worker::new(backend, Pool::new(POOL_SMALL_BLOCKS, blocks));
             let on_session_end = Rc::new(|result| _ = said(result));
-            let (patience, entropy) = (remote::patience(), remote::random);
+            let (patience, entropy) = (remote::patience(None), remote::random);
             let session: Box<dyn Session> = match key {
                 None => Box::new(Acceptor::new(listener, root, store, on_session_end).with_read_only(read_only)),
                 Some(key) => {
@@ -85,8 +86,9 @@ fn serve(args: &ServeArgs, choice: Choice) -> Result<Exit, (String, Exit)> {
             let mut worker = Worker::new(backend, Pool::new(POOL_SMALL_BLOCKS, blocks));
             let ended = ended.clone();
             let on_end = Box::new(move |result| *ended.borrow_mut() = said(result));
-            let server = Server::new(stream, root, on_end).with_store(store).with_direct(Some(direct()));
-            worker.add(Box::new(server.with_patience(remote::patience()).with_read_only(read_only)));
+            let server =
+                Server::new(stream, root, on_end).with_store(store).with_direct(Some(direct(args.allow_plaintext)));
+            worker.add(Box::new(server.with_patience(remote::patience(None)).with_read_only(read_only)));
             worker
         }
     };
@@ -136,7 +138,7 @@ fn root(args: &ServeArgs, is_daemon: bool) -> Result<Root, String> {
 }
 
 /// Where the client of this session may connect directly: the address at which its ssh reached this machine.
-fn direct() -> Direct {
+fn direct(allow_plaintext: bool) -> Direct {
     let connection = std::env::var("SSH_CONNECTION").unwrap_or_default();
     let fields: Vec<&str> = connection.split(' ').collect();
     let ip = match fields[..] {
@@ -145,7 +147,8 @@ fn direct() -> Direct {
     };
     // As the environment of base servers has it, in seconds.
     let seconds = std::env::var("BCMR_RENDEZVOUS_TIMEOUT_SECS").ok().and_then(|seconds| seconds.parse::<u64>().ok());
-    let mut direct = Direct::new(ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), remote::random);
+    let mut direct = Direct::new(ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), remote::random)
+        .with_plain(allow_plaintext && !plaintext::is_forbidden());
     if let Some(seconds) = seconds.filter(|&seconds| seconds > 0) {
         direct.patience = seconds.saturating_mul(SECOND);
     }

@@ -259,6 +259,8 @@ pub enum OpenMode {
     Continue {
         /// Final size in bytes.
         size: u64,
+        /// While it is open, others of this process that know this can write to it too.
+        token: Option<u64>,
     },
     /// As Create of a file that may be replaced, made this long (sparse) at once. While it is open, others of this process
     /// can write to it too: those that know `token`.
@@ -268,10 +270,10 @@ pub enum OpenMode {
         /// Given once in a process.
         token: u64,
     },
-    /// A file that somebody in this process has open as Shared, to be written to. Whoever made it publishes it, the others
-    /// close it. Without such a file it is not found.
+    /// A file that somebody in this process has open under this token, to be written to; the size in [`Output::Opened`] is
+    /// its final one. Whoever made it publishes it, the others close it. Without such a file it is not found.
     Join {
-        /// As given to Shared.
+        /// As given to Shared or Continue.
         token: u64,
     },
     /// The target itself, to be written to where it stands; made if it is missing, as are its parents. A link is not

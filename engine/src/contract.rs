@@ -178,6 +178,7 @@ macro_rules! contract_rules {
             a_file_that_must_not_be_replaced_is_not,
             a_new_file_can_begin_with_bytes_of_the_old_one,
             a_shared_file_takes_writes_from_those_who_join_it,
+            a_kept_file_takes_writes_from_those_who_join_it,
             a_directory_is_never_replaced_by_a_file,
             reads_are_short_only_at_the_end_of_the_file,
             writes_land_at_their_offsets_in_any_order,

@@ -115,6 +115,8 @@ pub const PULL_AHEAD_BYTES: u64 = 8 * 1024 * 1024;
 pub const RANGED_BYTES: u64 = 64 * 1024 * 1024;
 /// Bytes of such a range: large beside a request, small beside a file. A multiple of the hash block.
 pub const RANGE_BYTES: u64 = 16 * 1024 * 1024;
+/// Files a session may have begun in ranges at the same time.
+pub const MAX_RANGED_FILES: usize = 64;
 /// Ranges of a file at most; beyond, it goes over one connection.
 pub const MAX_RANGES: u64 = 64 * 1024;
 /// Copies inside the kernel that run at the same time.
@@ -240,16 +242,21 @@ pub const HANDSHAKE_TIMEOUT: u64 = 30 * SECOND;
 pub const PREAMBLE_SILENCE: u64 = 3 * SECOND;
 /// Nanoseconds a remote shell has to begin where a person may have to type a password first: above the 120 s after which
 /// sshd itself hangs up (LoginGraceTime). Without a terminal it has `HANDSHAKE_TIMEOUT`. Tests of the program set the
-/// silence, this, the handshake, the stall, the answer and the redial by HAUL_TIMEOUTS_MS, which is not for users.
+/// silence, this, the handshake, the stall, the answer, the redial and the silence of a peer that would say that it lives by
+/// HAUL_TIMEOUTS_MS, which is not for users.
 pub const LOGIN_TIMEOUT: u64 = 150 * SECOND;
 /// Nanoseconds a server has to end the stream once its client has nothing more to ask.
 pub const LEAVE_TIMEOUT: u64 = 5 * SECOND;
 /// Nanoseconds after which a connection that is being opened looks whether the run still wants it.
 pub const LOOK_AGAIN: u64 = SECOND / 50;
 /// Nanoseconds for which a direct connection that broke is opened again and again.
-pub const REDIAL_TIMEOUT: u64 = 20 * SECOND;
+pub const REDIAL_TIMEOUT: u64 = 10 * SECOND;
 /// Nanoseconds without any progress of a started send after which the peer is cut off.
 pub const STALL_TIMEOUT: u64 = 60 * SECOND;
+/// Nanoseconds after which a server that is at work on an answer and has nothing to send says that it lives.
+pub const PULSE_INTERVAL: u64 = SECOND;
+/// Nanoseconds of silence, or without progress of a send, after which a peer that would say that it lives does not.
+pub const ALIVE_TIMEOUT: u64 = 20 * SECOND;
 /// Nanoseconds of silence from a server that owes an answer after which a further connection is given up, and the first one
 /// does its work again. Long, because a server may have a large file to flush or to read again before it answers; the
 /// first connection itself waits without end.

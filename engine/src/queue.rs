@@ -19,10 +19,11 @@
 //! its worker's waker.
 
 use crate::backend::Waker;
-use crate::limits::{MAX_BROKE, PULL_AHEAD_BYTES, QUEUED_JOBS, RANGE_BYTES, RANGED_BYTES};
+use crate::limits::{MAX_BROKE, MAX_RANGES, PULL_AHEAD_BYTES, QUEUED_JOBS, RANGE_BYTES, RANGED_BYTES};
 use crate::session::Failure;
 use crate::session::plan::Options;
 use crate::session::report::Direction;
+use crate::tree_hash::HASH_BLOCK_BYTES;
 use crate::wire::frame::{Attributes, Hash};
 use crate::wire::path::Target;
 use std::collections::{BTreeMap, HashSet, VecDeque};
@@ -33,6 +34,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub(crate) struct Range {
     /// Names the attempt at the whole file, and the file being made here.
     pub(crate) token: u64,
+    /// Names the file being made over there, where that is not done where it stands.
+    pub(crate) there: u64,
     /// First byte: that of a hash block.
     pub(crate) offset: u64,
     pub(crate) length: u64,
@@ -167,6 +170,10 @@ struct State {
     hold: Hold,
     /// The first connection shall carry no content, come what may.
     only_direct: bool,
+    /// It begins and names the files that go in ranges, even so.
+    begins: bool,
+    /// A connection broke: whether the first one still lives is worth a question.
+    alarm: bool,
     /// No job will come any more.
     over: bool,
 }
@@ -216,11 +223,27 @@ impl Queue {
     }
 
     /// Keeps the first connection from the files: direct connections are to come, and nothing else is wanted if these are
-    /// `required`. Its waker, to learn what becomes of them.
-    pub(crate) fn hold(&self, required: bool, lead: &Waker) {
+    /// `required`. It `begins` what goes in ranges. Its waker, to learn what becomes of them.
+    pub(crate) fn hold(&self, (required, begins): (bool, bool), lead: &Waker) {
         let mut state = self.state();
-        (state.hold, state.only_direct) = (Hold::All, required);
+        (state.hold, state.only_direct, state.begins) = (Hold::All, required, begins);
         state.lead = Some(lead.clone());
+    }
+
+    /// True once after a connection broke.
+    pub(crate) fn take_alarm(&self) -> bool {
+        std::mem::take(&mut self.state().alarm)
+    }
+
+    /// True while direct connections are to carry the content.
+    pub(crate) fn is_held(&self) -> bool {
+        !matches!(self.state().hold, Hold::Nothing)
+    }
+
+    /// True of a file that the first connection begins, so that the others move its ranges.
+    fn is_leads(&self, job: &Job, begins: bool) -> bool {
+        let Ranging { from, bytes } = self.0.ranging;
+        begins && job.range.is_none() && (from..=MAX_RANGES * bytes).contains(&job.attributes.size)
     }
 
     /// Direct connections are late: the first one need not wait with what is small.
@@ -262,6 +285,7 @@ impl Queue {
     pub(crate) fn leave(&self, unfinished: Vec<Job>) {
         let mut state = self.state();
         state.links -= 1;
+        state.alarm = !state.over;
         let owners = unfinished.into_iter().filter_map(|job| state.give_back(job)).collect::<Vec<_>>();
         wake(state, true);
         owners.iter().for_each(Waker::wake);
@@ -284,6 +308,7 @@ impl Queue {
     pub(crate) fn pull(&self, lead: bool, fits: impl Fn(&Job) -> bool) -> Option<Job> {
         let mut state = self.state();
         let held = !matches!(state.hold, Hold::Nothing);
+        let begins = held && state.begins;
         let small = lead && matches!(state.hold, Hold::Large);
         let carrying = state.links - usize::from(held && state.lead_joined);
         let alone = carrying <= 1 && self.connections() <= 1 && !small;
@@ -299,9 +324,17 @@ impl Queue {
             false => (lead || job.broke < MAX_BROKE) && fits(job),
         };
         let job = if lead || held { returned.pop_front_if(again) } else { None };
-        let job = job.or_else(|| jobs.pop_front_if(|job| (!lead || !held || small) && fits(job)))?;
+        let own = |job: &mut Job| match (held, lead) {
+            (true, true) => self.is_leads(job, begins) && is_free(job, targets) || small && fits(job),
+            _ => !self.is_leads(job, begins) && fits(job),
+        };
+        let job = job.or_else(|| jobs.pop_front_if(own))?;
         if job.range.is_none() {
             targets.insert(job.target.clone());
+        }
+        if lead && held {
+            // What stands behind it may be for others.
+            wake(state, false);
         }
         Some(job)
     }
@@ -311,7 +344,8 @@ impl Queue {
         let mut state = self.state();
         let held = !matches!(state.hold, Hold::Nothing);
         let again = state.returned.front().filter(|job| held && job.broke < MAX_BROKE);
-        if state.over || state.jobs.front().into_iter().chain(again).any(|job| is_free(job, &state.targets)) {
+        let first = state.jobs.front().filter(|job| !self.is_leads(job, held && state.begins));
+        if state.over || first.into_iter().chain(again).any(|job| is_free(job, &state.targets)) {
             return true;
         }
         if !state.idle.iter().any(|idle| Arc::ptr_eq(&idle.0, &waker.0)) {
@@ -327,14 +361,16 @@ impl Queue {
         wake(state, true);
     }
 
-    /// Has `job`, a whole file, moved in ranges, which go before all else. `owner` is woken when they are done.
-    pub(crate) fn begin_ranges(&self, job: &Job, token: u64, owner: Waker) {
+    /// Has `job`, a whole file, moved in ranges, which go before all else, apart from the blocks whose chaining values are
+    /// `known`. Tokens here and there. `owner` is woken when they are done.
+    pub(crate) fn begin_ranges(&self, job: &Job, (token, there): (u64, u64), known: &[Option<Hash>], owner: Waker) {
         let mut state = self.state();
-        let (size, bytes) = (job.attributes.size, self.0.ranging.bytes);
-        let offsets = (0..size.div_ceil(bytes)).map(|index| index * bytes);
-        let ranges = offsets.map(|offset| Range { token, offset, length: bytes.min(size - offset) });
+        let ranges = missing(job.attributes.size, self.0.ranging.bytes, known);
+        let ranges = ranges.map(|(offset, length)| Range { token, there, offset, length });
         let jobs: Vec<Job> = ranges.map(|range| Job { range: Some(range), ..job.clone() }).collect();
-        state.ranged.insert(token, Ranged { owner, left: jobs.len(), done: BTreeMap::new(), failure: None });
+        let known = known.iter().enumerate().filter_map(|(index, hash)| hash.map(|hash| (index, hash)));
+        let done = known.map(|(index, hash)| (index as u64 * HASH_BLOCK_BYTES as u64, vec![hash])).collect();
+        state.ranged.insert(token, Ranged { owner, left: jobs.len(), done, failure: None });
         jobs.into_iter().rev().for_each(|job| state.jobs.push_front(job));
         wake(state, false);
     }
@@ -424,6 +460,28 @@ impl State {
         self.returned.retain(other);
         before - self.jobs.len() - self.returned.len()
     }
+}
+
+/// What is to be moved of a file of `size` bytes, in ranges of at most `bytes`: all but the blocks that are known.
+fn missing(size: u64, bytes: u64, known: &[Option<Hash>]) -> impl Iterator<Item = (u64, u64)> {
+    const BLOCK: u64 = HASH_BLOCK_BYTES as u64;
+    let is_known = |offset: u64| {
+        let block = usize::try_from(offset / BLOCK).ok().and_then(|index| known.get(index));
+        block.is_some_and(Option::is_some)
+    };
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        while at < size && is_known(at) {
+            at += BLOCK;
+        }
+        let first = at;
+        let limit = size.min((first / bytes + 1) * bytes);
+        while at < limit && !is_known(at) {
+            at += BLOCK;
+        }
+        at = at.min(size);
+        (first < size).then(|| (first, at - first))
+    })
 }
 
 /// True when nobody writes to where this job would.

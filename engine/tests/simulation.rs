@@ -56,8 +56,9 @@ struct Scenario {
     blocks: [(usize, usize); 2],
     options: Options,
     sources: Vec<&'static str>,
-    /// Content goes over direct connections: only so, or where they come about.
+    /// Content goes over direct connections: only so, or where they come about; `plain` ones are not sealed.
     direct: Option<bool>,
+    plain: bool,
     /// One file is large enough to be continued block by block, to be offered to the block store, or to go in ranges.
     large: bool,
 }
@@ -92,22 +93,33 @@ impl Scenario {
         let version = if extended { 1 } else { 1 + u8::try_from(random.below(2)).unwrap() };
         let up = random.once_in(2);
         let direct = random.once_in(3).then(|| random.once_in(2));
+        let plain = extended && direct.is_some() && random.once_in(2);
         // The session that a connection was agreed on in waits for words with a block of its own, and the beginning of a
         // record that cannot be parsed yet has one.
         let blocks = blocks.map(|(large, small)| (large + if direct.is_some() { 2 * links } else { 0 }, small));
-        let drawn = Scenario { up, version, extended, caps, links, blocks, options, sources, large, direct };
-        match random.below(3) {
+        let drawn = Scenario { up, version, extended, caps, links, blocks, options, sources, large, direct, plain };
+        match random.below(if large { 4 } else { 1 }) {
             _ if !large => drawn,
             // Each of the three ways more often than in a small world.
             0 => Scenario { caps: caps.or(Caps::DEDUP), ..drawn },
             1 => Scenario { options: Options { resume: true, ..options }, ..drawn },
-            _ => drawn.with_ranges(),
+            2 => drawn.with_ranges(),
+            _ => drawn.with_proved_ranges(),
         }
+    }
+
+    /// Two hauls, which move large files in ranges over direct connections where nothing goes before that.
+    fn with_proved_ranges(self) -> Scenario {
+        let direct = self.direct.or(Some(false));
+        let more = if self.direct.is_some() { 0 } else { 2 * self.links };
+        let blocks = self.blocks.map(|(large, small)| (large + more, small));
+        let caps = self.caps.without(Caps::DEDUP.or(Caps::FAST));
+        Scenario { extended: true, version: 1, caps, direct, blocks, ..self }
     }
 
     /// The same towards base peers, over several connections, with nothing that goes before ranges.
     fn with_ranges(mut self) -> Scenario {
-        (self.extended, self.caps) = (false, Caps::NONE);
+        (self.extended, self.plain, self.caps) = (false, false, Caps::NONE);
         self.version = if self.up { 1 } else { self.version };
         self.links = self.links.max(2);
         let each = if self.direct.is_some() { 4 } else { 2 };
@@ -125,7 +137,7 @@ impl Scenario {
     /// Of the first connection, with where the others find how to come; of the others, without.
     fn opening(&self, invitation: Option<Invitation>) -> Opening {
         let opening = if self.extended { Opening::full(None) } else { Opening::base(self.version) };
-        let wish = |required| Wish { required, random: [self.links as u8; 32], invitation };
+        let wish = |required| Wish { required, plain: self.plain, random: [self.links as u8; 32], invitation };
         opening.with_caps(self.caps).with_direct(self.direct.map(wish))
     }
 
@@ -288,7 +300,7 @@ impl Guests {
             let reporter: Reporter = Box::new(move |report| {
                 let mut fate = fate.borrow_mut();
                 match report {
-                    Report::Direct(_) => return met = true,
+                    Report::Direct { .. } => return met = true,
                     Report::Fatal(failure) if !met => fate.untrusted = Some(failure),
                     Report::Fatal(failure) | Report::NotDirect(failure) => fate.lost = Some(failure),
                     _ => return,
@@ -347,7 +359,7 @@ impl Pair {
         let mut server = worker(server_host, scenario.blocks[1]);
         for (_, served) in links {
             let server_session = Server::new(served, roots[1], Box::new(|_| {})).with_store(Some(store));
-            let direct = Direct::new(world.addresses("server")[0], never_twice);
+            let direct = Direct::new(world.addresses("server")[0], never_twice).with_plain(scenario.plain);
             server.add(Box::new(server_session.with_direct(Some(direct))));
         }
         Pair {

@@ -11,7 +11,7 @@ use proptest::option;
 use proptest::prelude::*;
 
 /// Every extension, those of direct connections included.
-const EVERY: Ext = Ext(Ext::ALL.0 | Ext::KEYED.0);
+const EVERY: Ext = Ext(Ext::ALL.0 | Ext::KEYED.0 | Ext::PULSE.0);
 
 fn dialect() -> impl Strategy<Value = Dialect> {
     (1u8..=2, prop_oneof![Just(Ext::NONE), (0u32..16).prop_map(Ext)])
@@ -175,6 +175,16 @@ fn extension() -> impl Strategy<Value = Frame> {
             mac
         }),
         vec(hash(), 0..5).prop_map(|blocks| Frame::Kept { blocks }),
+        (path(), any::<u64>(), attributes(), preserve(), any::<bool>()).prop_map(
+            |(path, size, attributes, preserve, keep)| Frame::RangeBegin { path, size, attributes, preserve, keep }
+        ),
+        any::<[u64; 3]>().prop_map(|[token, offset, length]| Frame::RangePut { token, offset, length }),
+        Just(Frame::Ping),
+        Just(Frame::Pulse),
+        (any::<u64>(), hash()).prop_map(|(token, hash)| Frame::RangeCommit { token, hash }),
+        any::<u64>().prop_map(|token| Frame::RangeAbandon { token }),
+        (path(), any::<u64>()).prop_map(|(path, length)| Frame::Blocks { path, length }),
+        (any::<u64>(), vec(hash(), 0..5)).prop_map(|(token, blocks)| Frame::RangeBegun { token, blocks }),
         (path(), attributes(), preserve()).prop_map(|(path, attributes, preserve)| Frame::SetMeta {
             path,
             attributes,

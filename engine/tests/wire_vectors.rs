@@ -9,7 +9,7 @@ use haul_engine::wire::path::{PathError, RelPath, RequestPath, Target};
 
 const V1: Dialect = Dialect::BASE;
 const V2: Dialect = Dialect { version: 2, ext: Ext::NONE };
-const ALL: Dialect = Dialect { version: 1, ext: Ext(Ext::ALL.0 | Ext::KEYED.0) };
+const ALL: Dialect = Dialect { version: 1, ext: Ext(Ext::ALL.0 | Ext::KEYED.0 | Ext::PULSE.0) };
 const ZERO8: &str = "00 00 00 00 00 00 00 00";
 
 fn unhex(text: &str) -> Vec<u8> {
@@ -153,10 +153,10 @@ fn extension_frames_match_the_vectors_that_the_wire_page_prints() {
         },
     ];
     let vectors = [
-        (hello(1, Some(Ext::ALL)), "07 00 00 00 01 01 07 3f 00 00 00".to_owned()),
+        (hello(1, Some(Ext(0xbf))), "07 00 00 00 01 01 07 bf 00 00 00".to_owned()),
         (
-            Frame::Welcome { version: 1, caps: Caps(7), ext: Some(Ext::ALL) },
-            "07 00 00 00 81 01 07 3f 00 00 00".to_owned(),
+            Frame::Welcome { version: 1, caps: Caps(7), ext: Some(Ext(0xbf)) },
+            "07 00 00 00 81 01 07 bf 00 00 00".to_owned(),
         ),
         (
             Frame::Stat { path: PathField(b"/a\0b/\xff".to_vec()) },
@@ -203,6 +203,35 @@ fn extension_frames_match_the_vectors_that_the_wire_page_prints() {
             Frame::DaemonWelcome { public: [3; 32], caps: Caps(0x43), ext: Ext(0x3f), mac: [4; 32] },
             format!("46 00 00 00 c5 {} 43 3f 00 00 00 {}", "03 ".repeat(32), "04 ".repeat(32)),
         ),
+        (
+            Frame::RangeBegin {
+                path: field("a"),
+                size: 5,
+                attributes: attributes(Kind::Regular),
+                preserve: Preserve(1),
+                keep: true,
+            },
+            format!("31 00 00 00 4b 01 00 00 00 61 05 00 00 00 00 00 00 00 {REGULAR} 01 01"),
+        ),
+        (
+            Frame::RangePut { token: 7, offset: 4 << 20, length: 5 },
+            "19 00 00 00 4c 07 00 00 00 00 00 00 00 00 00 40 00 00 00 00 00 05 00 00 00 00 00 00 00".to_owned(),
+        ),
+        (
+            Frame::RangeCommit { token: 7, hash: [7; 32] },
+            format!("29 00 00 00 4d 07 00 00 00 00 00 00 00 {}", hex(&[7; 32])),
+        ),
+        (Frame::RangeAbandon { token: 7 }, "09 00 00 00 4e 07 00 00 00 00 00 00 00".to_owned()),
+        (
+            Frame::Blocks { path: field("a"), length: 5 },
+            "0e 00 00 00 4f 01 00 00 00 61 05 00 00 00 00 00 00 00".to_owned(),
+        ),
+        (
+            Frame::RangeBegun { token: 7, blocks: vec![[7; 32]] },
+            format!("2d 00 00 00 c6 07 00 00 00 00 00 00 00 01 00 00 00 {}", hex(&[7; 32])),
+        ),
+        (Frame::Ping, "01 00 00 00 50".to_owned()),
+        (Frame::Pulse, "01 00 00 00 c8".to_owned()),
         (Frame::Kept { blocks: vec![[7; 32]] }, format!("25 00 00 00 c3 01 00 00 00 {}", hex(&[7; 32]))),
         (
             Frame::SetMeta { path: field("d"), attributes: attributes(Kind::Directory), preserve },

@@ -204,7 +204,7 @@ impl Sftp {
     fn wait(&self, flags: PollFlags, since: Instant, may_stop: bool) -> Result<()> {
         let (nanoseconds, why) = match self.greeted {
             true => (STALL_TIMEOUT, "the server has done nothing for a minute"),
-            false => (remote::patience().login, "the server did not answer in time"),
+            false => (remote::patience(None).login, "the server did not answer in time"),
         };
         let late = match self.stop_at {
             Some(until) => until <= Instant::now(),

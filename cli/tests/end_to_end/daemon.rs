@@ -365,6 +365,13 @@ fn writing() -> Vec<(&'static str, Vec<Frame>)> {
         ("Put", vec![Frame::Put { path: path.clone(), size: 3, offset: 0, overwrite: true }, commit()]),
         ("Continue", vec![Frame::Continue { path: path.clone(), size: 3 }, commit()]),
         ("PutChunked", vec![Frame::PutChunked { path: path.clone(), offset: 0, length: 3 }, commit()]),
+        (
+            "RangeBegin",
+            vec![Frame::RangeBegin { path: path.clone(), size: 3, attributes: meta, preserve, keep: false }],
+        ),
+        ("RangePut", vec![Frame::RangePut { token: 7, offset: 0, length: 3 }, Frame::Done]),
+        ("RangeCommit", vec![Frame::RangeCommit { token: 7, hash: blake3_of(b"new") }]),
+        ("RangeAbandon", vec![Frame::RangeAbandon { token: 7 }]),
         ("Truncate", vec![Frame::Truncate { path: path.clone(), size: 0 }]),
         ("Mkdir", vec![Frame::Mkdir { path: field("new") }]),
         ("SetMeta", vec![Frame::SetMeta { path: field("."), attributes: attributes(Kind::Directory, 0), preserve }]),

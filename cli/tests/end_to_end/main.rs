@@ -24,6 +24,8 @@ mod disk_full;
 #[cfg(target_os = "linux")]
 mod errors;
 #[cfg(target_os = "linux")]
+mod fast_uploads;
+#[cfg(target_os = "linux")]
 mod hostile_beginnings;
 #[cfg(target_os = "linux")]
 mod hostile_client;
@@ -70,6 +72,8 @@ mod kill;
 #[cfg(target_os = "linux")]
 mod options;
 #[cfg(target_os = "linux")]
+mod plaintext;
+#[cfg(target_os = "linux")]
 mod ranges;
 #[cfg(target_os = "linux")]
 mod real_hosts;
@@ -77,5 +81,7 @@ mod real_hosts;
 mod resume;
 #[cfg(target_os = "linux")]
 mod sftp;
+#[cfg(target_os = "linux")]
+mod silence;
 #[cfg(target_os = "linux")]
 mod stop;

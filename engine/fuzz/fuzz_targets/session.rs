@@ -96,7 +96,7 @@ impl Program<'_> {
 
     fn frame(&mut self) -> Frame {
         let preserve = |byte: u8| Preserve(byte % 8);
-        match self.byte() % 40 {
+        match self.byte() % 45 {
             0 => Frame::List { path: self.path() },
             1 => Frame::Stat { path: self.path() },
             2 => Frame::Hash {
@@ -141,6 +141,15 @@ impl Program<'_> {
             35 | 36 => Frame::Skip { offset: self.number() },
             37 => self.hello(),
             38 => Frame::Kept { blocks: vec![self.hash()] },
+            39 => {
+                let (path, size, attributes) = (self.path(), self.number(), self.attributes());
+                let (preserve, keep) = (preserve(self.byte()), self.byte() % 2 == 0);
+                Frame::RangeBegin { path, size, attributes, preserve, keep }
+            }
+            // Tokens are counted from 1 in a process, by whoever is fuzzed before as well.
+            40 | 41 => Frame::RangePut { token: self.number(), offset: self.number(), length: self.number() },
+            42 => Frame::RangeCommit { token: self.number(), hash: self.hash() },
+            43 => Frame::Blocks { path: self.path(), length: self.number() },
             _ => Frame::Ok { hash: None },
         }
     }

@@ -171,6 +171,37 @@ pub fn a_shared_file_takes_writes_from_those_who_join_it<R: Rig>() {
     driver.finish();
 }
 
+/// [`OpenMode::Continue`] with a token: as Shared, and what arrived is there for the next one.
+pub fn a_kept_file_takes_writes_from_those_who_join_it<R: Rig>() {
+    static TOKEN: AtomicU64 = AtomicU64::new(2 << 32);
+    let mut driver = Driver::<R>::new();
+    let (place, elsewhere) = (driver.place("name"), driver.place(""));
+    let content = pattern(1, 300_000);
+    for (round, there) in [(0, 0), (1, 300_000)] {
+        let token = TOKEN.fetch_add(1, Ordering::Relaxed);
+        let mode = OpenMode::Continue { size: 300_010, token: Some(token) };
+        let opened = driver.run(OpKind::Open { place: place.clone(), mode });
+        let Ok(Output::Opened { file, attributes }) = opened else { panic!("{opened:?}") };
+        assert_eq!(attributes.size, there, "what is there");
+        let opened = driver.run(OpKind::Open { place: elsewhere.clone(), mode: OpenMode::Join { token } });
+        let Ok(Output::Opened { file: other, attributes }) = opened else { panic!("{opened:?}") };
+        assert_eq!(attributes.size, 300_010, "what it shall be");
+        if round == 0 {
+            write(&mut driver, other, 200_000, &content[200_000..]);
+            write(&mut driver, file, 0, &content[..200_000]);
+            assert!(driver.run(OpKind::Close { file }).is_ok());
+            assert!(driver.run(OpKind::Close { file: other }).is_ok());
+        } else {
+            write(&mut driver, other, 300_000, &[9; 10]);
+            assert!(driver.run(OpKind::Close { file: other }).is_ok());
+            assert!(publish(&mut driver, file, PLAIN).is_ok());
+        }
+    }
+    assert_same(&driver.rig.read_file("name").unwrap(), &[&content[..], &[9; 10]].concat(), "both rounds");
+    assert_eq!(driver.rig.names(), ["name"]);
+    driver.finish();
+}
+
 /// Create, Store and MakeLink onto a directory; Open and Load of one.
 pub fn a_directory_is_never_replaced_by_a_file<R: Rig>() {
     let mut driver = Driver::<R>::new();

@@ -28,9 +28,11 @@ pub(super) fn run(kind: &mut OpKind, held: &Held, give_up: &AtomicBool) -> Resul
             create::create(root, &place.target, want, give_up)
                 .map(|(file, attributes)| Made::File(Arc::new(file), attributes))
         }
-        (OpKind::Open { place, mode: OpenMode::Continue { size } }, Held::Root(root)) => {
-            partial::open(root, &place.target, *size, give_up)
-                .map(|(file, attributes)| Made::File(Arc::new(file), attributes))
+        (OpKind::Open { place, mode: OpenMode::Continue { size, token } }, Held::Root(root)) => {
+            let (file, attributes) = partial::open(root, &place.target, *size, give_up)?;
+            let file = Arc::new(file);
+            token.iter().for_each(|&token| shared::offer(token, &file));
+            Ok(Made::File(file, attributes))
         }
         (OpKind::Open { place, mode: OpenMode::Shared { size, token } }, Held::Root(root)) => {
             shared::create(root, &place.target, *size, *token, give_up)
@@ -39,6 +41,10 @@ pub(super) fn run(kind: &mut OpKind, held: &Held, give_up: &AtomicBool) -> Resul
         (OpKind::Open { mode: OpenMode::Join { token }, .. }, Held::Root(_)) => {
             let file = shared::join(*token)?;
             let attributes = from_stat(&file.stat()?);
+            // As long as it is being made, what is there of it says nothing.
+            let size = if file.is_sink() { u64::MAX } else { attributes.size };
+            let size = file.making().map_or(size, |making| making.wanted.size);
+            let attributes = Attributes { size, ..attributes };
             Ok(Made::File(file, attributes))
         }
         (OpKind::Open { place, mode: OpenMode::InPlace { truncate } }, Held::Root(root)) => {

@@ -32,10 +32,15 @@ pub(super) fn create(
         retry_on_intr(|| rustix::fs::ftruncate(file.fd(), size))?;
     }
     let file = Arc::new(file);
+    offer(token, &file);
+    Ok((file, attributes))
+}
+
+/// Lets others of this process have it.
+pub(super) fn offer(token: u64, file: &Arc<OpenFile>) {
     let mut offered = OFFERED.lock().unwrap_or_else(PoisonError::into_inner);
     offered.retain(|(_, file)| file.strong_count() > 0);
-    offered.push((token, Arc::downgrade(&file)));
-    Ok((file, attributes))
+    offered.push((token, Arc::downgrade(file)));
 }
 
 /// The file offered under this token, if it is still open.

@@ -5,8 +5,9 @@
 //!         on each connection GetChunked{offset, length} -> Data.. of exactly that length, Ok
 //! ```
 //! Nothing is transactional on the server here: the ranges are written where the file stands, and no hash covers the whole.
-//! That is how these three are defined; between haul peers files travel by Put and Get. The client hashes the blocks of its
-//! ranges, and whoever has the whole file (jobs.rs) compares their hash with the server's of the whole.
+//! That is how these three are defined. The client hashes the blocks of its ranges, and whoever has the whole file (jobs.rs)
+//! compares their hash with the server's of the whole. Between two hauls (RANGE) a range goes up by RangePut to a file that
+//! was begun before (range.rs), and each range, either way, is proved by the chaining values of its blocks.
 
 use super::client::{Answer, Ask, Reply, Sent, Simple};
 use super::link::Incoming;
@@ -14,16 +15,30 @@ use super::receiver::{Order, Receiver, Way};
 use super::server::{Body, Verb, reply, reply_failure};
 use super::source::{Purpose, Source};
 use super::{Cause, Failure, Io, Outcome, get};
-use crate::backend::{Errno, FileId, Finish, OpKind, OpenMode, Output, Place};
+use crate::backend::{DirId, Errno, FileId, Finish, OpKind, OpenMode, Output, Place};
 use crate::queue::Range;
-use crate::wire::frame::{Attributes, Caps, Frame, Hash, Preserve};
-use crate::wire::path::Target;
+use crate::tree_hash::HASH_BLOCK_BYTES;
+use crate::wire::frame::{Attributes, Caps, Ext, Frame, Hash, Preserve};
+use crate::wire::path::{RequestPath, Target};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const OPEN: u32 = 75;
 const FLUSH: u32 = 76;
 
-fn path_of(place: &Place) -> Vec<u8> {
+/// The next attempt at a file in ranges: no two in a process have the same number, whichever end counts.
+static TOKENS: AtomicU64 = AtomicU64::new(1);
+
+pub(super) fn next_token() -> u64 {
+    TOKENS.fetch_add(1, Ordering::Relaxed)
+}
+
+pub(super) fn path_of(place: &Place) -> Vec<u8> {
     place.target.joined().as_bytes().to_vec()
+}
+
+/// True where each range is proved by the chaining values of its blocks, which both ends make.
+fn is_proved(io: &Io<'_, '_>) -> bool {
+    io.terms.ext(Ext::RANGE) && !io.terms.caps.has(Caps::FAST)
 }
 
 fn finish(io: &Io<'_, '_>) -> Finish {
@@ -46,6 +61,33 @@ impl Put {
             Order { place, path, size, offset, overwrite: true, way: Way::InPlace, unhashed: true, alone: 0, finish };
         Ok(Box::new(Put { receiver: Receiver::start(order, io) }))
     }
+
+    /// Of RangePut: a range of a file that was begun over some connection of this process.
+    pub(super) fn join(
+        root: DirId,
+        token: u64,
+        (offset, length): (u64, u64),
+        io: &mut Io<'_, '_>,
+    ) -> Result<Box<dyn Verb>, Failure> {
+        let end = offset.checked_add(length).filter(|_| offset.is_multiple_of(HASH_BLOCK_BYTES as u64));
+        let Some(size) = end else {
+            return Err(Failure::rule(b"", "cannot put", "the range does not begin where a block does"));
+        };
+        // The token says which file; the root, only whose backend.
+        let target = Target { operand: RequestPath::default(), below: None };
+        let order = Order {
+            place: Place { dir: root, target },
+            path: Vec::new(),
+            size,
+            offset,
+            overwrite: true,
+            way: Way::Joined(token),
+            unhashed: false,
+            alone: 0,
+            finish: finish(io),
+        };
+        Ok(Box::new(Put { receiver: Receiver::start(order, io) }))
+    }
 }
 
 impl Verb for Put {
@@ -64,7 +106,7 @@ impl Verb for Put {
             Body::Piece(piece) => self.receiver.piece(piece, io),
             Body::DataEnd => self.receiver.end(io),
             // Done is always part of the body: replying before it would leave it to be taken for a request.
-            Body::Done => self.receiver.finish(None, io),
+            Body::Done | Body::Cut => self.receiver.finish(None, io),
             Body::Meta(..) | Body::Skip(_) | Body::Have(..) | Body::Commit(_) | Body::Abandon(_) => {
                 let path = self.receiver.order().path.clone();
                 self.receiver.fail(Failure::rule(&path, "cannot put", "this does not belong to a range"), io);
@@ -76,7 +118,10 @@ impl Verb for Put {
     fn advance(&mut self, head: bool, io: &mut Io<'_, '_>) -> bool {
         match self.receiver.result().filter(|_| head) {
             None => return false,
-            Some(Ok(_)) => reply(&Frame::Ok { hash: None }, io),
+            Some(Ok(_)) => match self.receiver.order().way {
+                Way::Joined(_) => reply(&Frame::Kept { blocks: self.receiver.take_range() }, io),
+                _ => reply(&Frame::Ok { hash: None }, io),
+            },
             Some(Err(failure)) => reply_failure(&failure, io),
         }
         true
@@ -93,14 +138,35 @@ pub(super) struct Get {
     path: Vec<u8>,
     end: Option<u64>,
     length: u64,
+    announced: bool,
+    /// Its reply ends with the chaining values of what was sent.
+    hashed: bool,
 }
 
 impl Get {
     pub(super) fn start(place: Place, offset: u64, length: u64, io: &mut Io<'_, '_>) -> Get {
         let path = path_of(&place);
-        let purpose = Purpose { offset, limit: Some(length), hashed: false, ..Purpose::SEND };
-        let source = Source::start(place, path.clone(), purpose, io);
-        Get { source, path, end: offset.checked_add(length), length }
+        // Between two hauls each range is proved by itself.
+        let hashed = is_proved(io) && offset.is_multiple_of(HASH_BLOCK_BYTES as u64);
+        let purpose = Purpose { offset, limit: Some(length), hashed, ..Purpose::SEND };
+        let mut source = Source::start(place, path.clone(), purpose, io);
+        if hashed {
+            source.hash_range();
+        }
+        Get { source, path, end: offset.checked_add(length), length, announced: false, hashed }
+    }
+
+    /// Says what is coming, once it is known. False until then.
+    fn announce(&mut self, io: &mut Io<'_, '_>) -> bool {
+        if !self.announced
+            && let Some(Ok(attributes)) = self.source.opened()
+        {
+            self.announced = true;
+            if io.terms.ext(Ext::RANGE) {
+                reply(&Frame::Meta { attributes, preserve: Preserve::default() }, io);
+            }
+        }
+        self.announced
     }
 
     /// Refuses a range that is not all in the file, and an empty one of a file that is not empty.
@@ -124,10 +190,16 @@ impl Verb for Get {
     }
 
     fn advance(&mut self, head: bool, io: &mut Io<'_, '_>) -> bool {
-        self.source.pump(head, io, get::send);
+        let turn = head && self.announce(io);
+        self.source.pump(turn, io, get::send);
         match self.source.result().filter(|_| head) {
             None => return false,
-            Some(Ok(_)) => reply(&Frame::Ok { hash: None }, io),
+            Some(Ok(_)) => {
+                if self.hashed {
+                    reply(&Frame::Kept { blocks: self.source.take_range() }, io);
+                }
+                reply(&Frame::Ok { hash: None }, io);
+            }
             Some(Err(failure)) => reply_failure(failure, io),
         }
         true
@@ -210,13 +282,28 @@ pub(super) struct Part {
 /// The client's half of GetChunked.
 pub(super) struct Fetch {
     part: Part,
+    /// Of the file, as it must be.
+    expected: Attributes,
     receiver: Option<Receiver>,
+    /// What the server says of the blocks, where each range is proved.
+    theirs: Option<Vec<Hash>>,
+    proved: bool,
     refused: Option<Failure>,
 }
 
 impl Fetch {
-    pub(super) fn new(part: Part) -> Fetch {
-        Fetch { part, receiver: None, refused: None }
+    pub(super) fn new(part: Part, expected: Attributes) -> Fetch {
+        Fetch { part, expected, receiver: None, theirs: None, proved: false, refused: None }
+    }
+
+    fn give_up(&mut self, failure: Failure, io: &mut Io<'_, '_>) {
+        match &mut self.receiver {
+            Some(receiver) => {
+                receiver.fail(failure, io);
+                receiver.finish(None, io);
+            }
+            None => _ = self.refused.get_or_insert(failure),
+        }
     }
 
     fn receiver(&mut self, io: &mut Io<'_, '_>) -> &mut Receiver {
@@ -253,21 +340,29 @@ impl Ask for Fetch {
 
     fn on_incoming(&mut self, incoming: Incoming, io: &mut Io<'_, '_>) -> Result<bool, Failure> {
         match incoming {
-            Incoming::Frame(Frame::Ok { .. }) => {
+            Incoming::Frame(Frame::Ok { .. }) if self.theirs.is_some() || !is_proved(io) => {
+                self.proved = is_proved(io);
                 self.receiver(io).finish(None, io);
                 return Ok(true);
             }
             Incoming::Frame(Frame::Error { message, code }) => {
                 let cause = Cause::There { code, message };
                 let failure = Failure { path: self.part.remote_path.clone(), what: "cannot get", cause };
-                match &mut self.receiver {
-                    Some(receiver) => {
-                        receiver.fail(failure, io);
-                        receiver.finish(None, io);
-                    }
-                    None => self.refused = Some(failure),
-                }
+                self.give_up(failure, io);
                 return Ok(true);
+            }
+            Incoming::Frame(Frame::Meta { attributes, .. }) if self.receiver.is_none() => {
+                // All ranges must be of one file.
+                let found = (attributes.size, attributes.mtime);
+                self.receiver(io);
+                if found != (self.expected.size, self.expected.mtime) {
+                    let rule = "the file changed while it was read";
+                    let failure = Failure::rule(&self.part.remote_path, "cannot get", rule);
+                    self.receiver(io).fail(failure, io);
+                }
+            }
+            Incoming::Frame(Frame::Kept { blocks }) if self.theirs.is_none() && is_proved(io) => {
+                self.theirs = Some(blocks);
             }
             Incoming::Frame(_) => {
                 return Err(Failure::connection("protocol error", "the server answered GetChunked with another reply"));
@@ -295,7 +390,14 @@ impl Ask for Fetch {
             return Some(Err(failure.clone()));
         }
         let receiver = self.receiver.as_mut()?;
-        Some(receiver.result()?.map(|_| Reply::Range(receiver.take_range())))
+        if let Err(failure) = receiver.result()? {
+            return Some(Err(failure));
+        }
+        let ours = receiver.take_range();
+        if self.proved && self.theirs.as_ref() != Some(&ours) {
+            return Some(Err(Failure::here(&self.part.local_path, "not published", Errno::HASH_MISMATCH)));
+        }
+        Some(Ok(Reply::Range(ours)))
     }
 
     fn state(&self) -> &'static str {
@@ -338,9 +440,12 @@ impl Send {
                 Some(Failure::rule(&self.part.local_path, "cannot read", "the file changed while it was read"))
             }
             Some(Ok(_)) => {
-                let path = self.part.remote.encode(io.terms.dialect.ext);
-                let Range { offset, length, .. } = self.part.range;
-                let asked = io.link.frame(&Frame::PutChunked { path, offset, length });
+                let Range { offset, length, there: token, .. } = self.part.range;
+                let asked = io.link.frame(&if io.terms.ext(Ext::RANGE) {
+                    Frame::RangePut { token, offset, length }
+                } else {
+                    Frame::PutChunked { path: self.part.remote.encode(io.terms.dialect.ext), offset, length }
+                });
                 asked.err().map(|error| Failure::rule(&self.part.local_path, "cannot send", error.to_string()))
             }
         };
@@ -389,7 +494,14 @@ impl Ask for Send {
     fn on_incoming(&mut self, incoming: Incoming, io: &mut Io<'_, '_>) -> Result<bool, Failure> {
         match incoming {
             // Some servers do not wait for Done, but all of them for the last byte.
-            Incoming::Frame(Frame::Ok { .. }) if self.announced => Ok(true),
+            Incoming::Frame(Frame::Ok { .. }) if self.announced && !io.terms.ext(Ext::RANGE) => Ok(true),
+            Incoming::Frame(Frame::Kept { blocks }) if self.announced && io.terms.ext(Ext::RANGE) => {
+                if self.sent.as_ref() != Some(&blocks) {
+                    let failure = Failure::here(&self.part.remote_path, "not published", Errno::HASH_MISMATCH);
+                    self.give_up(failure, io);
+                }
+                Ok(true)
+            }
             Incoming::Frame(Frame::Error { message, code }) if self.announced => {
                 let cause = Cause::There { code, message };
                 self.give_up(Failure { path: self.part.remote_path.clone(), what: "cannot put", cause }, io);

@@ -8,12 +8,12 @@
 
 use super::codec::Policy;
 use super::link::{Incoming, Link};
-use super::meeting::{Meeting, Step};
+use super::meeting::{BASE_IS_SEALED, Meeting, Step};
 use super::opening::Opener;
 use super::report::{Report, Reporter, SharedProgress};
 use super::{Cause, Context, Failure, Flow, Io, Outcome, Quotas, Session, Terms};
 use crate::backend::{Completion, OpKind, Output, StreamId, Time, Token, Waker};
-use crate::limits::{CLIENT_LOAD_AHEAD, CLIENT_WINDOW_REQUESTS, LEAVE_TIMEOUT, LOOK_AGAIN, OFFLOAD_THREADS};
+use crate::limits::{CLIENT_LOAD_AHEAD, CLIENT_WINDOW_REQUESTS, LEAVE_TIMEOUT, LOOK_AGAIN, OFFLOAD_THREADS, SECOND};
 use crate::wire::compress::Codec;
 use crate::wire::decode::Role;
 use crate::wire::frame::{Attributes, Caps, Dialect, Ext, Frame, Hash, ListEntry, TreeEntry};
@@ -54,6 +54,12 @@ pub(crate) enum Reply {
     Same(Option<Hash>),
     /// Chaining values of the blocks of a range that was moved.
     Range(Vec<Hash>),
+    /// A file in ranges has begun over there, under this token; the chaining values of its leading blocks, of those that
+    /// are the same at both ends.
+    Begun {
+        token: u64,
+        blocks: Vec<Option<Hash>>,
+    },
 }
 
 /// How a request ended.
@@ -161,7 +167,7 @@ pub(crate) trait Driver {
     /// Takes note of a completion of an operation of its own.
     fn on_completion(&mut self, kind: OpKind, outcome: Outcome, desk: &mut Desk<'_, '_>);
     /// Direct connections are to carry the content: where they are `required`, nothing else.
-    fn invited(&mut self, _required: bool, _waker: &Waker) {}
+    fn invited(&mut self, _required: bool, _terms: &Terms, _waker: &Waker) {}
     /// It is finished. Whoever waits for what it may still find need not.
     fn leave(&mut self) {}
     /// True when nothing is left to do for a connection that is not there yet.
@@ -269,6 +275,8 @@ pub struct Client {
     driver: Box<dyn Driver>,
     /// Nanoseconds of silence after which a server that owes an answer is given up, if ever.
     answer: Option<u64>,
+    /// The same where the server says that it lives.
+    alive: u64,
     /// While it opens a connection of its own: when to see whether anybody still wants it.
     look: Option<Time>,
 }
@@ -286,13 +294,11 @@ impl Client {
         {
             return Client::invited(invited, *seat, opening.patience, driver, progress, reporter);
         }
-        let mut link = Link::new(stream, Role::Client);
+        let (mut link, alive) = (Link::new(stream, Role::Client), opening.patience.alive);
         link.set_stall(opening.patience.stall);
         let wish = opening.direct.clone().map(|wish| (wish, opening.greeting, opening.patience.handshake));
-        Client {
-            wish,
-            ..Client::with(link, Phase::Opening(Box::new(Opener::new(opening))), driver, progress, reporter)
-        }
+        let phase = Phase::Opening(Box::new(Opener::new(opening)));
+        Client { wish, ..Client::with((link, alive), phase, driver, progress, reporter) }
     }
 
     /// On a direct connection that it opens itself, because another session of the run has asked for it.
@@ -307,10 +313,16 @@ impl Client {
         let mut link = Link::nowhere(Role::Client);
         link.set_stall(patience.stall);
         let meeting = Meeting::invited(invited, seat, patience.handshake);
-        Client::with(link, Phase::Meeting(Box::new(meeting)), driver, progress, reporter)
+        Client::with((link, patience.alive), Phase::Meeting(Box::new(meeting)), driver, progress, reporter)
     }
 
-    fn with(link: Link, phase: Phase, driver: Box<dyn Driver>, progress: SharedProgress, reporter: Reporter) -> Client {
+    fn with(
+        (link, alive): (Link, u64),
+        phase: Phase,
+        driver: Box<dyn Driver>,
+        progress: SharedProgress,
+        reporter: Reporter,
+    ) -> Client {
         Client {
             link,
             control: None,
@@ -329,6 +341,7 @@ impl Client {
             },
             driver,
             answer: None,
+            alive,
             look: None,
         }
     }
@@ -380,6 +393,9 @@ impl Client {
             (self.reporter)(Report::Peer(peer));
         }
         match self.wish.take() {
+            Some((Wish { plain: true, .. }, ..)) if !terms.ext(Ext::KEYED) => {
+                return Err(Failure::connection("no direct connection", BASE_IS_SEALED).into());
+            }
             Some((wish, greeting, patience)) if terms.caps.has(Caps::DIRECT_TCP) => {
                 self.phase = Phase::Meeting(Box::new(Meeting::new(wish, greeting, terms, patience)));
                 self.terms = terms;
@@ -399,6 +415,10 @@ impl Client {
     fn begin(&mut self, terms: Terms) {
         self.terms = terms;
         self.codec = Policy::new(Codec::agreed(terms.caps), terms.is_adaptive(), OFFLOAD_THREADS);
+        if terms.ext(Ext::PULSE) {
+            self.answer = Some(self.answer.map_or(self.alive, |answer| answer.min(self.alive)));
+            self.link.set_stall(self.link.stall().min(self.alive));
+        }
         self.phase = Phase::Working;
         self.progress.connected.store(1, Ordering::Release);
     }
@@ -416,14 +436,14 @@ impl Client {
             }
             Step::Met(mut link, terms, address) => {
                 link.set_stall(self.link.stall());
-                (self.reporter)(Report::Direct(address));
+                (self.reporter)(Report::Direct { address, plain: terms.ext(Ext::PLAIN) });
                 let control = std::mem::replace(&mut self.link, *link);
                 self.control = (!control.is_nowhere()).then_some(control);
                 self.begin(terms);
             }
             Step::HandedOn { required } => {
-                self.driver.invited(required, cx.waker);
                 let terms = self.terms;
+                self.driver.invited(required, &terms, cx.waker);
                 self.begin(terms);
             }
         }
@@ -485,7 +505,7 @@ impl Client {
         while self.is_ready(cx) {
             let next = self.link.next().map_err(Failure::stream)?;
             let Some(incoming) = next else { break };
-            if self.is_stray(&incoming) {
+            if self.is_stray(&incoming) || matches!(incoming, Incoming::Frame(Frame::Pulse)) {
                 continue;
             }
             let Some(&transfer) = self.asks.unanswered.front() else {
@@ -584,10 +604,15 @@ impl Client {
 
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<Flow, Report> {
         if self.stall_deadline().is_some_and(|deadline| deadline <= cx.now) {
-            return Err(Failure::connection("connection", "the server has read nothing for a minute").into());
+            let seconds = self.link.stall() / SECOND;
+            return Err(
+                Failure::connection("connection", format!("the server has read nothing for {seconds} s")).into()
+            );
         }
         if self.answer_deadline().is_some_and(|deadline| deadline <= cx.now) {
-            return Err(Failure::connection("connection", "the server has not answered for ten minutes").into());
+            let seconds = self.answer.unwrap_or(0) / SECOND;
+            let why = format!("the server has said nothing for {seconds} s");
+            return Err(Failure::connection("connection", why).into());
         }
         if matches!(self.phase, Phase::Meeting(_)) && self.link.is_nowhere() {
             if self.driver.is_unwanted() {

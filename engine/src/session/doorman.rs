@@ -59,7 +59,7 @@ impl Doorman {
     /// Serves what `daemon` says to whoever connects to `listener` and knows the key.
     pub fn new(listener: StreamId, daemon: Daemon) -> Doorman {
         let Daemon { root, store, read_only, patience, key, entropy, on_session_end } = daemon;
-        let meeting = Meeting::new(key, Proof::Key(Door { entropy, on_session_end }));
+        let meeting = Meeting::new(key, Proof::Key(Door { entropy, on_session_end }), false);
         let served = Served { root, store, patience, read_only };
         Doorman { listener, meeting, entropy, served, accepting: false, accepted: Vec::new() }
     }
@@ -161,7 +161,7 @@ pub(super) fn admit(key: &Secret, nonce: &Hash, hello: &Frame, door: &Door) -> O
     let exchange = Exchange::new(&Secret::from_bytes((door.entropy)()));
     let ours = exchange.public();
     let shared = exchange.agree(&public)?;
-    let (caps, ext) = (caps.and(server::DIRECT_CAPS), ext.and(Ext::ALL));
+    let (caps, ext) = (caps.and(server::DIRECT_CAPS), ext.and(server::SESSION_EXT));
     transcript.welcome(&ours, (caps, ext));
     let welcome = Frame::DaemonWelcome { public: ours, caps, ext, mac: transcript.server_proof(key) };
     Some(LetIn { welcome, seals: transcript.seals(key, &shared, Role::Server), agreed: (caps, ext) })

@@ -13,7 +13,7 @@ use super::jobs::Jobs;
 use super::lead::Lead;
 use super::plan::{Landing, Operand, skip_reason, unreadable};
 use super::report::{Report, Reporter, SharedProgress};
-use super::{Failure, Outcome, list, stat, tree};
+use super::{Failure, Outcome, Terms, list, stat, tree};
 use crate::backend::{DirId, Errno, FsOp, NO_ATTRIBUTES, OpKind, Output, Place, StreamId, Waker};
 use crate::limits::PAGE_ENTRIES;
 use crate::queue::Queue;
@@ -400,8 +400,8 @@ impl Driver for Download {
         }
     }
 
-    fn invited(&mut self, required: bool, waker: &Waker) {
-        self.lead.jobs.queue().hold(required, waker);
+    fn invited(&mut self, required: bool, terms: &Terms, waker: &Waker) {
+        self.lead.jobs.queue().hold((required, Jobs::may_range(terms)), waker);
     }
 
     fn leave(&mut self) {

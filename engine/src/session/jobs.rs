@@ -3,38 +3,41 @@
 //! ```text
 //! pull -> [LookThere | LookHere -same size-> Comparing -equal-> unchanged] -> Moving [-> Checking] -> finish
 //!      -> Cloning (within one machine) -the kernel cannot-> Moving
-//!      -> Beginning (a file here, or one there) -> Ranges (all connections) -> Proving -> [Naming] -> finish
+//!      -> Beginning (a file here, or one there) -> [Matching] -> Ranges (all connections) -> Proving -> [Naming] -> finish
 //! ```
-//! Towards base peers, which have no better way, a large file is moved in ranges if the run has several connections; see
-//! chunked.rs. Down, they are written to a file without a name. Up, base servers have ranges written where the file stands:
-//! done only towards those that do the same with every Put (version 1).
+//! A large file is moved in ranges if the run has several connections, or direct ones, which may break and come again. Down,
+//! they are written to a file without a name, or one that is kept. Up, a haul server has the same (range.rs), for all direct
+//! connections of one login; base servers have ranges written where the file stands (chunked.rs): done only towards those
+//! that do the same with every Put (version 1).
 //! The steps in brackets are those of a run that resumes. `Checking` has the peer read the whole file again, where nothing
 //! else has proved it.
 
 use super::chunked::{self, Part};
 use super::client::{Answer, Ask, Desk, Reply};
+use super::dedup::block_bytes;
 use super::plan::Options;
 use super::put::Offered;
+use super::range::{self, Match, Wanted};
 use super::report::{Direction, Report};
 use super::same::Same;
-use super::{Failure, Outcome, get, put, stat};
+use super::{Failure, Outcome, Terms, get, put, stat};
 use crate::backend::{DirId, Errno, FileId, Finish, FsOp, OpKind, OpenMode, Output, Place};
 use crate::limits::{CLONES, MAX_RANGES, PULL_AHEAD_BYTES, RESUME_BYTES};
 use crate::queue::{Finished, Job, Queue, Range, Ranging, Way};
-use crate::tree_hash::TreeHash;
+use crate::tree_hash::{HASH_BLOCK_BYTES, TreeHash};
 use crate::wire::frame::{Attributes, Caps, Ext, Hash, Kind, Preserve};
 use crate::wire::path::Target;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 const LOOK: u32 = 92;
 const CLONE: u32 = 81;
 const BEGIN: u32 = 93;
 const NAME: u32 = 94;
-/// The next attempt at a file in ranges: no two in a process have the same number.
-static TOKENS: AtomicU64 = AtomicU64::new(1);
 /// Tags of requests made here; the drivers' own are below.
 const TAG: u64 = 1 << 63;
+/// Of the question whether anybody is there.
+const PING: u64 = u64::MAX;
 
 enum Stage {
     LookThere,
@@ -45,8 +48,12 @@ enum Stage {
     Moving,
     /// The file that ranges will be written to is made: here, or, once the source is known to open, there.
     Beginning(u64),
-    /// Others move its ranges, too. Here, the file they are written to.
-    Ranges(u64, Option<FileId>),
+    /// What is there of it is compared; the file here is open.
+    Matching(u64, FileId),
+    /// Others move its ranges, too. Here, the file they are written to; there, its token.
+    Ranges(u64, Option<FileId>, u64),
+    /// It failed, and the server is told.
+    Abandoning(Failure),
     /// All ranges are there; their hash and the peer's of the whole file.
     Proving(Hash, Option<FileId>),
     /// The file made of ranges gets its name.
@@ -91,6 +98,10 @@ impl Jobs {
             self.queue.join(lead.then(|| desk.io.cx.waker.clone()));
         }
         self.look_at_ranges(desk);
+        if lead && desk.io.terms.ext(Ext::PULSE) && desk.outstanding() == 0 && self.queue.take_alarm() {
+            // What befell the other one may have befallen this one too, which nobody would notice.
+            desk.ask(PING, Box::new(range::ask_ping()));
+        }
         while desk.has_room() && self.cloning() < CLONES && !self.is_beginning() {
             // A connection that is busy leaves the rest to the others.
             let fits = |job: &Job| {
@@ -111,7 +122,7 @@ impl Jobs {
 
     /// One file for ranges is made at a time: what comes next are its ranges.
     fn is_beginning(&self) -> bool {
-        self.running.values().any(|running| matches!(running.stage, Stage::Beginning(_)))
+        self.running.values().any(|running| matches!(running.stage, Stage::Beginning(_) | Stage::Matching(..)))
     }
 
     fn cloning(&self) -> usize {
@@ -144,8 +155,6 @@ impl Jobs {
             let finish = Finish { attributes: Some(job.attributes), preserve, sync, verify: None };
             desk.io.submit(CLONE, OpKind::Fs(Box::new(FsOp::Clone { from, to, finish })));
             self.tag(job, Stage::Cloning);
-        } else if self.goes_in_ranges(&job, desk) {
-            self.begin_ranges(job, desk);
         } else if !options.resume {
             self.move_file(job, None, desk);
         } else if self.queue.direction() == Direction::Down {
@@ -167,14 +176,30 @@ impl Jobs {
         let down = self.queue.direction() == Direction::Down;
         let Ranging { from, bytes } = self.queue.ranging();
         let fits = (from..=MAX_RANGES * bytes).contains(&size);
+        if terms.ext(Ext::RANGE) {
+            let several = self.queue.is_held() || (down && options.connections > 1);
+            return several && fits && Jobs::may_range(terms);
+        }
         let another_way = options.resume || terms.caps.has(Caps::DEDUP) || terms.dialect.ext != Ext::NONE;
         options.connections > 1 && fits && !another_way && (down || terms.dialect.version == 1)
     }
 
+    /// True where nothing that was agreed on with a haul goes before ranges.
+    pub(super) fn may_range(terms: &Terms) -> bool {
+        terms.ext(Ext::RANGE) && !terms.caps.has(Caps::DEDUP) && !terms.caps.has(Caps::FAST)
+    }
+
+    /// True where what arrives is kept when the transfer is interrupted.
+    fn keeps(&self, job: &Job) -> bool {
+        self.queue.options().resume && job.attributes.size >= RESUME_BYTES
+    }
+
     fn begin_ranges(&mut self, job: Job, desk: &mut Desk<'_, '_>) {
-        let token = TOKENS.fetch_add(1, Ordering::Relaxed);
+        let token = chunked::next_token();
+        let size = job.attributes.size;
         let (target, mode) = match self.queue.direction() {
-            Direction::Down => (&job.target, OpenMode::Shared { size: job.attributes.size, token }),
+            Direction::Down if self.keeps(&job) => (&job.target, OpenMode::Continue { size, token: Some(token) }),
+            Direction::Down => (&job.target, OpenMode::Shared { size, token }),
             // Nothing there is lost for a source that cannot be read.
             _ => (&job.source, OpenMode::Read),
         };
@@ -185,8 +210,8 @@ impl Jobs {
     /// The file here is open.
     fn on_begun(&mut self, job: Job, token: u64, outcome: Outcome, desk: &mut Desk<'_, '_>) {
         let down = self.queue.direction() == Direction::Down;
-        let file = match outcome {
-            Ok(Output::Opened { file, .. }) => file,
+        let (file, found) = match outcome {
+            Ok(Output::Opened { file, attributes }) => (file, attributes),
             outcome => {
                 let errno = outcome.err().unwrap_or(Errno::IO);
                 let (path, what) =
@@ -195,8 +220,11 @@ impl Jobs {
                 return self.finish(job, Err(failure));
             }
         };
-        if down {
-            return self.hand_out(job, token, Some(file), desk);
+        if down && !(self.keeps(&job) && found.size >= HASH_BLOCK_BYTES as u64) {
+            return self.hand_out(job, token, Some(file), (0, &[]), desk);
+        }
+        if desk.io.terms.ext(Ext::RANGE) {
+            return self.compare_ranges(job, token, (file, found), desk);
         }
         desk.io.submit(BEGIN, OpKind::Close { file });
         let ask = chunked::ask_truncate(job.target.clone(), job.attributes.size, job.target_shown.clone());
@@ -204,11 +232,57 @@ impl Jobs {
         desk.ask(tag, Box::new(ask));
     }
 
-    fn hand_out(&mut self, job: Job, token: u64, file: Option<FileId>, desk: &mut Desk<'_, '_>) {
-        self.queue.begin_ranges(&job, token, desk.io.cx.waker.clone());
+    /// Begins the file over there, or asks what is there of what is here.
+    fn compare_ranges(&mut self, job: Job, token: u64, (file, found): (FileId, Attributes), desk: &mut Desk<'_, '_>) {
+        let (size, keep, preserve) = (job.attributes.size, self.keeps(&job), self.queue.options().preserve);
+        let down = self.queue.direction() == Direction::Down;
+        if !down && (found.size, found.mtime) != (size, job.attributes.mtime) {
+            desk.io.submit(BEGIN, OpKind::Close { file });
+            let failure = Failure::rule(&job.source_shown, "cannot read", "the file changed meanwhile");
+            return self.finish(job, Err(failure));
+        }
+        let (wanted, paths) = if down {
+            let there = if found.size >= size { size } else { found.size - found.size % HASH_BLOCK_BYTES as u64 };
+            (Wanted::Down { source: job.source.clone(), there }, (&job.source_shown, &job.target_shown))
+        } else {
+            let target = job.target.clone();
+            (Wanted::Up { target, size, attributes: found, preserve, keep }, (&job.target_shown, &job.source_shown))
+        };
+        let ask = Match::new(wanted, (paths.0.clone(), paths.1.clone()), file);
+        let tag = self.tag(job, Stage::Matching(token, file));
+        desk.ask(tag, Box::new(ask));
+    }
+
+    /// It is known which blocks need not be moved.
+    fn on_matched(&mut self, job: Job, token: u64, file: FileId, answer: Answer, desk: &mut Desk<'_, '_>) {
+        let down = self.queue.direction() == Direction::Down;
+        if !down || answer.is_err() {
+            desk.io.submit(BEGIN, OpKind::Close { file });
+        }
+        match answer {
+            Ok(Reply::Begun { token: there, blocks }) => {
+                let known = blocks.iter().zip(0..).filter(|(block, _)| block.is_some());
+                let bytes = known.map(|(_, index)| block_bytes(index, job.attributes.size) as u64);
+                desk.io.progress.skipped(bytes.sum());
+                self.hand_out(job, token, down.then_some(file), (there, &blocks), desk);
+            }
+            Ok(_) => self.finish(job, Err(Failure::connection("protocol error", "another answer"))),
+            Err(failure) => self.finish(job, Err(failure)),
+        }
+    }
+
+    fn hand_out(
+        &mut self,
+        job: Job,
+        token: u64,
+        file: Option<FileId>,
+        (there, known): (u64, &[Option<Hash>]),
+        desk: &mut Desk<'_, '_>,
+    ) {
+        self.queue.begin_ranges(&job, (token, there), known, desk.io.cx.waker.clone());
         // Of its bytes this connection has as many as it takes ranges.
         self.bytes = self.bytes.saturating_sub(job.bytes());
-        self.tag(job, Stage::Ranges(token, file));
+        self.tag(job, Stage::Ranges(token, file, there));
     }
 
     fn move_range(&mut self, job: Job, range: Range, desk: &mut Desk<'_, '_>) {
@@ -220,7 +294,7 @@ impl Jobs {
         };
         let part = Part { local: self.here(here), local_path, remote: there.clone(), remote_path, range };
         let ask: Box<dyn Ask> = match down {
-            true => Box::new(chunked::Fetch::new(part)),
+            true => Box::new(chunked::Fetch::new(part, job.attributes)),
             false => Box::new(chunked::Send::new(part, job.attributes)),
         };
         let tag = self.tag(job, Stage::Moving);
@@ -233,27 +307,40 @@ impl Jobs {
             .running
             .iter()
             .filter_map(|(&tag, running)| match running.stage {
-                Stage::Ranges(token, _) => Some((tag, token)),
+                Stage::Ranges(token, ..) => Some((tag, token)),
                 _ => None,
             })
             .collect();
         for (tag, token) in waiting {
             let Some(result) = self.queue.take_ranges(token) else { continue };
-            let Some(Running { job, stage: Stage::Ranges(_, file) }) = self.running.remove(&tag) else { continue };
+            let Some(Running { job, stage: Stage::Ranges(_, file, there) }) = self.running.remove(&tag) else {
+                continue;
+            };
             // Counted again, to be taken off when the file is finished.
             self.bytes = self.bytes.saturating_add(job.bytes());
             match result {
-                Err(failure) => self.give_up_ranges(job, failure, file, desk),
+                Err(failure) => self.give_up_ranges(job, failure, (file, there), desk),
                 Ok(chaining) => {
                     let mut tree = TreeHash::new();
                     chaining.into_iter().for_each(|chaining| tree.push_chaining(chaining));
-                    self.prove(job, tree.finalize(), file, desk);
+                    self.prove(job, tree.finalize(), (file, there), desk);
                 }
             }
         }
     }
 
-    fn prove(&mut self, job: Job, hash: Hash, file: Option<FileId>, desk: &mut Desk<'_, '_>) {
+    fn prove(&mut self, job: Job, hash: Hash, (file, there): (Option<FileId>, u64), desk: &mut Desk<'_, '_>) {
+        if desk.io.terms.ext(Ext::RANGE) {
+            // Each range was proved already.
+            return match file {
+                Some(file) => self.name(job, hash, file, desk),
+                None => {
+                    let ask = range::ask_commit(there, hash, job.target_shown.clone());
+                    let tag = self.tag(job, Stage::Proving(hash, None));
+                    desk.ask(tag, Box::new(ask));
+                }
+            };
+        }
         let (there, shown) = match self.queue.direction() {
             Direction::Down => (job.source.clone(), job.source_shown.clone()),
             _ => (job.target.clone(), job.target_shown.clone()),
@@ -275,23 +362,36 @@ impl Jobs {
                 let size = job.attributes.size;
                 return self.done(job, (Some(ours), size, Way::Moved(Direction::Up)), desk);
             }
-            (Ok(_), Some(file)) => {
-                let Options { preserve, sync, .. } = self.queue.options();
-                let verify = preserve.has(Preserve::VERIFY).then_some(ours);
-                let finish = Box::new(Finish { attributes: None, preserve, sync, verify });
-                desk.io.submit(NAME, OpKind::Publish { file, finish });
-                self.tag(job, Stage::Naming(ours, file));
-                return;
-            }
+            (Ok(_), Some(file)) => return self.name(job, ours, file, desk),
             (Err(failure), _) => failure,
         };
-        self.give_up_ranges(job, failure, file, desk);
+        self.give_up_ranges(job, failure, (file, 0), desk);
     }
 
-    fn give_up_ranges(&mut self, job: Job, failure: Failure, file: Option<FileId>, desk: &mut Desk<'_, '_>) {
+    /// Everything is there, and proved.
+    fn name(&mut self, job: Job, hash: Hash, file: FileId, desk: &mut Desk<'_, '_>) {
+        let Options { preserve, sync, .. } = self.queue.options();
+        let verify = preserve.has(Preserve::VERIFY).then_some(hash);
+        let attributes = desk.io.terms.ext(Ext::META).then_some(job.attributes);
+        let finish = Box::new(Finish { attributes, preserve, sync, verify });
+        desk.io.submit(NAME, OpKind::Publish { file, finish });
+        self.tag(job, Stage::Naming(hash, file));
+    }
+
+    fn give_up_ranges(
+        &mut self,
+        job: Job,
+        failure: Failure,
+        (file, there): (Option<FileId>, u64),
+        desk: &mut Desk<'_, '_>,
+    ) {
         if let Some(file) = file {
             desk.io.submit(BEGIN, OpKind::Close { file });
-        } else {
+        } else if there != 0 {
+            let ask = range::ask_abandon(there, job.target_shown.clone());
+            let tag = self.tag(job, Stage::Abandoning(failure));
+            return desk.ask(tag, Box::new(ask));
+        } else if desk.io.terms.dialect.ext == Ext::NONE {
             let text = "what failed is incomplete over there: this peer writes the ranges of a file where it stands";
             desk.report(Report::Notice(text.to_string()));
         }
@@ -300,6 +400,9 @@ impl Jobs {
 
     /// `append`: so many bytes are over there already, and are right.
     fn move_file(&mut self, job: Job, append: Option<u64>, desk: &mut Desk<'_, '_>) {
+        if append.is_none() && self.goes_in_ranges(&job, desk) {
+            return self.begin_ranges(job, desk);
+        }
         let options = self.queue.options();
         let (attributes, size) = (job.attributes, job.attributes.size);
         let continued = options.resume && size >= RESUME_BYTES;
@@ -357,6 +460,9 @@ impl Jobs {
 
     /// Takes an answer, if it is to a request made here.
     pub(super) fn on_answer(&mut self, tag: u64, answer: Answer, desk: &mut Desk<'_, '_>) -> Option<Answer> {
+        if tag == PING {
+            return None;
+        }
         let Some(Running { job, stage }) = self.running.remove(&tag) else { return Some(answer) };
         match (stage, answer) {
             (Stage::LookThere, Ok(Reply::Attributes(attributes))) => self.on_looked(job, Some(attributes), desk),
@@ -380,7 +486,9 @@ impl Jobs {
                 self.finish(job, Err(failure));
             }
             (Stage::Moving, Ok(Reply::Range(chaining))) => self.end_range(job, Ok(chaining)),
-            (Stage::Beginning(token), Ok(_)) => self.hand_out(job, token, None, desk),
+            (Stage::Beginning(token), Ok(_)) => self.hand_out(job, token, None, (0, &[]), desk),
+            (Stage::Matching(token, file), answer) => self.on_matched(job, token, file, answer, desk),
+            (Stage::Abandoning(failure), _) => self.finish(job, Err(failure)),
             (Stage::Proving(hash, file), answer) => self.on_proved(job, hash, file, answer, desk),
             (_, Err(failure)) => match job.range {
                 Some(_) => self.end_range(job, Err(failure)),
@@ -401,8 +509,12 @@ impl Jobs {
         let unread = options.preserve.has(Preserve::VERIFY) && !desk.io.terms.ext(Ext::VERIFY);
         // A server that hashes nothing has to be asked what it read.
         let unhashed = options.preserve.has(Preserve::VERIFY) && !up && desk.io.terms.caps.has(Caps::FAST);
+        let sent_unhashed = up && hash.is_none() && desk.io.terms.puts_unhashed();
+        if sent_unhashed && !options.preserve.has(Preserve::VERIFY) {
+            return self.done(job, (None, size, Way::Moved(Direction::Up)), desk);
+        }
         if unhashed || (up && (unread || hash.is_none())) {
-            let appended = up && hash.is_none();
+            let appended = up && hash.is_none() && !sent_unhashed;
             return self.compare(job, None, Stage::Checking { size, appended }, desk);
         }
         self.done(job, (hash, size, Way::Moved(self.queue.direction())), desk);
@@ -486,9 +598,10 @@ impl Jobs {
     /// A file that ranges are written to was opened, named or closed. Nobody else here opens files.
     fn on_file(&mut self, kind: &OpKind, outcome: Outcome, desk: &mut Desk<'_, '_>) {
         let tag = match kind {
-            OpKind::Open { mode: OpenMode::Shared { token, .. }, .. } => {
-                self.find(|running| matches!(running.stage, Stage::Beginning(begun) if begun == *token))
-            }
+            OpKind::Open {
+                mode: OpenMode::Shared { token, .. } | OpenMode::Continue { token: Some(token), .. },
+                ..
+            } => self.find(|running| matches!(running.stage, Stage::Beginning(begun) if begun == *token)),
             OpKind::Open { place, .. } => {
                 self.find(|running| matches!(running.stage, Stage::Beginning(_)) && running.job.source == place.target)
             }
@@ -520,7 +633,7 @@ impl Jobs {
 impl Drop for Jobs {
     fn drop(&mut self) {
         for running in self.running.values() {
-            if let Stage::Ranges(token, _) = running.stage {
+            if let Stage::Ranges(token, ..) = running.stage {
                 self.queue.forget_ranges(token);
             }
         }

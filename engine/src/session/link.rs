@@ -192,6 +192,11 @@ impl Link {
         self.sealed = Some(Box::new(Sealed::new(seals, records, carried)));
     }
 
+    /// What follows the proofs is not sealed. The block they were received into may be one that was lent.
+    pub(crate) fn leave_bare(&mut self) {
+        self.spare = None;
+    }
+
     /// True when content must pass through user space on its way out.
     pub(crate) fn is_sealed(&self) -> bool {
         self.sealed.is_some()

@@ -7,7 +7,8 @@
 //!    +--Error---> not to be had <---+
 //! ```
 //! Up to the connection nothing is lost: the client may go on over the control session. Behind it a server that cannot
-//! prove itself is an attack or a fault, and never a reason to go on with less.
+//! prove itself is an attack or a fault, and never a reason to go on with less. Nor is one that seals where the user wants
+//! plaintext, or the other way round: both ends have said the same, by what both prove, or there is no connection.
 //!
 //! Between two hauls one session asks and stays what it is; how to come is handed on to the connections that carry the
 //! content of the run, which begin with `Invited`. A base server ends the session that asked once somebody came, so the
@@ -42,6 +43,8 @@ const TRY_TIMEOUT: u64 = SECOND;
 pub struct Wish {
     /// Without one nothing is done.
     pub required: bool,
+    /// Not sealed, or not at all.
+    pub plain: bool,
     /// Fresh random bytes.
     pub random: Hash,
     /// Where further connections look for how to come, if they are to carry the content and this one is not.
@@ -153,6 +156,10 @@ pub(super) struct Meeting {
 const WHAT: &str = "no direct connection";
 /// The same where there was never to be another one.
 const WHAT_OF_DAEMON: &str = "no connection";
+const NOT_PLAIN: &str = "the server does not allow plaintext: it must be `haul serve --allow-plaintext`, and not be told \
+    HAUL_PLAINTEXT=never";
+/// Why a server of the base protocol is left where the user wants plaintext.
+pub(super) const BASE_IS_SEALED: &str = "plaintext is only for a haul at the other end";
 
 impl Meeting {
     /// Where the control session agreed on `terms`. `greeting` is what is asked for over the new connection; `patience` in
@@ -163,7 +170,7 @@ impl Meeting {
         let greeting = Greeting {
             version,
             caps: Caps(greeting.caps.0 & !Caps::DIRECT_TCP.0).or(Caps::AEAD),
-            ext: greeting.ext.filter(|_| keyed),
+            ext: greeting.ext.filter(|_| keyed).map(|ext| if wish.plain { ext.or(Ext::PLAIN) } else { ext }),
         };
         let seat = Seat { index: 0, random: wish.random, required: wish.required };
         let invitation = wish.invitation.filter(|_| keyed);
@@ -301,7 +308,7 @@ impl Meeting {
             None if self.deadline.is_some_and(|deadline| deadline <= cx.now) => {
                 return Err(Failure::connection(WHAT, "the server did not answer in time"));
             }
-            None => {}
+            None | Some(Incoming::Frame(Frame::Pulse)) => {}
             Some(Incoming::Frame(Frame::DirectChannelReady { address, key })) => {
                 let parsed = std::str::from_utf8(&address).ok().and_then(|text| text.parse::<SocketAddr>().ok());
                 let Some(address) = parsed else {
@@ -418,13 +425,19 @@ impl Meeting {
                 if !seal::is_same(&mac, &keyed::server_proof(secret, &transcript)) {
                     return refused("the server cannot prove that it is the one that ssh reached");
                 }
-                let (caps, ext) = (sent.caps.and(caps), sent.ext.unwrap_or(Ext::NONE).and(ext));
-                if !caps.has(Caps::AEAD) {
-                    return refused("the server does not encrypt");
-                }
+                let asked = sent.ext.unwrap_or(Ext::NONE);
+                let (caps, ext) = (sent.caps.and(caps), asked.and(ext));
                 let dialect = Dialect { version: 1, ext };
                 link.set_dialect(dialect);
-                link.seal(Seals::keyed(secret, &transcript, Role::Client), Records::Keyed, cx);
+                match (ext.has(Ext::PLAIN), caps.has(Caps::AEAD)) {
+                    (false, true) if asked.has(Ext::PLAIN) => return refused(NOT_PLAIN),
+                    (false, true) => {
+                        link.seal(Seals::keyed(secret, &transcript, Role::Client), Records::Keyed, cx);
+                    }
+                    (true, false) => link.leave_bare(),
+                    (false, false) => return refused("the server does not encrypt"),
+                    (true, true) => return refused("the server wants plaintext and encrypts"),
+                }
                 Ok(Some(Step::Met(Box::new(link), Terms { dialect, caps }, *address)))
             }
             (State::Knocking { mut link, knock }, Incoming::Frame(Frame::DaemonWelcome { public, caps, ext, mac })) => {

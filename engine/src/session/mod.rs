@@ -51,6 +51,7 @@ mod opening;
 mod preamble;
 mod proof;
 mod put;
+mod range;
 mod receiver;
 pub mod rendezvous;
 mod request;
@@ -154,6 +155,11 @@ pub(crate) struct Terms {
 impl Terms {
     pub(crate) fn ext(&self, ext: Ext) -> bool {
         self.dialect.ext.has(ext)
+    }
+
+    /// Files go up without a hash, those apart that need one on the way.
+    pub(crate) fn puts_unhashed(&self) -> bool {
+        self.caps.has(Caps::FAST) && self.ext(Ext::COMMIT.or(Ext::FASTPUT))
     }
 
     /// Both ends are haul and the user left the codec to us: the measured link decides too.

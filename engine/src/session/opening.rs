@@ -20,7 +20,9 @@ use super::preamble::{Found, Preamble};
 use super::report::Report;
 use super::{Failure, Terms};
 use crate::backend::{Errno, Time};
-use crate::limits::{ANSWER_TIMEOUT, HANDSHAKE_TIMEOUT, PREAMBLE_SILENCE, REDIAL_TIMEOUT, STALL_TIMEOUT};
+use crate::limits::{
+    ALIVE_TIMEOUT, ANSWER_TIMEOUT, HANDSHAKE_TIMEOUT, PREAMBLE_SILENCE, REDIAL_TIMEOUT, STALL_TIMEOUT,
+};
 use crate::wire::display::Printable;
 use crate::wire::frame::{Caps, Ext, Frame};
 use crate::wire::hello::{self, Greeting, LATEST_VERSION};
@@ -45,6 +47,8 @@ pub struct Patience {
     pub answer: u64,
     /// For which a direct connection that broke is tried again.
     pub redial: u64,
+    /// Without a word, or any progress of a send, where the server says now and then that it lives.
+    pub alive: u64,
 }
 
 impl Default for Patience {
@@ -56,6 +60,7 @@ impl Default for Patience {
             stall: STALL_TIMEOUT,
             answer: ANSWER_TIMEOUT,
             redial: REDIAL_TIMEOUT,
+            alive: ALIVE_TIMEOUT,
         }
     }
 }
@@ -100,6 +105,13 @@ impl Opening {
             self.greeting.ext = self.greeting.ext.map(|ext| ext.or(Ext::KEYED));
         }
         self.direct = wish;
+        self
+    }
+
+    /// The same, where the server says now and then that it lives.
+    #[must_use]
+    pub fn with_pulse(mut self) -> Opening {
+        self.greeting.ext = self.greeting.ext.map(|ext| ext.or(Ext::PULSE));
         self
     }
 

@@ -5,6 +5,9 @@
 //!         opening -> hashing blocks -its turn-> Put [Meta] HaveBlocks -MissingBlocks-> Data.. (as above, see dedup.rs)
 //! server: receiver -Commit: compare, then name the file | Done: name the file-> head -> Ok{hash} | Error
 //! ```
+//! Under FAST and FASTPUT nobody hashes a file that is sent as a whole: it ends with Done, and Ok carries no hash. What is
+//! continued or offered in blocks is hashed all the same, and committed.
+//!
 //! Towards haul the server compares before the file gets its name. Towards base peers the client compares the hash in Ok,
 //! after their rename, and says that the copy over there is bad. A source that cannot be read to its end is abandoned: with
 //! COMMIT by a frame of its own, else by a Done that comes too early, which every server refuses.
@@ -26,6 +29,10 @@ use crate::wire::path::Target;
 pub(super) struct Serve {
     receiver: Receiver,
     store: Option<DirId>,
+    /// It may end without a hash.
+    unhashed: bool,
+    /// The sender's hash, which the file has if it is published.
+    committed: Option<Hash>,
     /// Blocks were offered, and what is missing of them was not answered yet.
     offered: bool,
     /// What is there was asked for, and not answered yet; the blocks, once it was.
@@ -61,10 +68,12 @@ impl Serve {
         let sync = io.terms.caps.has(Caps::SYNC);
         let finish = Finish { attributes: None, preserve: Preserve::default(), sync, verify: None };
         let way = if continued { Way::Continued } else { Way::New };
-        let order = Order { place, path, size, offset, overwrite, way, unhashed: false, alone: 0, finish };
+        let unhashed = io.terms.puts_unhashed() && !continued && offset == 0;
+        let order = Order { place, path, size, offset, overwrite, way, unhashed, alone: 0, finish };
         let receiver = Receiver::start(order, io);
         let kept = if continued { Kept::Asked } else { Kept::NotAsked };
-        Ok(Box::new(Serve { receiver, store, offered: false, kept, replied: false }))
+        let (committed, offered, replied) = (None, false, false);
+        Ok(Box::new(Serve { receiver, store, unhashed, committed, offered, kept, replied }))
     }
 
     fn skip(&mut self, offset: u64, io: &mut Io<'_, '_>) {
@@ -81,6 +90,7 @@ impl Serve {
     fn offer(&mut self, block_size: u32, hashes: Vec<Hash>, io: &mut Io<'_, '_>) {
         if io.terms.caps.has(Caps::DEDUP) {
             self.offered = true;
+            self.unhashed = false;
             self.receiver.offer_blocks(block_size, hashes, self.store, io);
         } else {
             let rule = "dedup was not agreed on";
@@ -107,15 +117,19 @@ impl Verb for Serve {
             Body::Packed(codec, original, len) => self.receiver.begin_packed(codec, original, len, io),
             Body::Piece(piece) => self.receiver.piece(piece, io),
             Body::DataEnd => self.receiver.end(io),
-            Body::Done => {
-                if io.terms.ext(Ext::COMMIT) {
+            Body::Done | Body::Cut => {
+                let ended = matches!(body, Body::Done) && self.unhashed;
+                if io.terms.ext(Ext::COMMIT) && !ended {
                     let rule = "it ended without the sender's hash";
                     let failure = Failure::rule(&self.receiver.order().path, "incomplete", rule);
                     self.receiver.fail(failure, io);
                 }
                 self.receiver.finish(None, io);
             }
-            Body::Commit(hash) => self.receiver.finish(Some(hash), io),
+            Body::Commit(hash) => {
+                self.committed = Some(hash);
+                self.receiver.finish(Some(hash), io);
+            }
             Body::Abandon(code) => {
                 let cause = Cause::There {
                     code: ErrorCode::ABANDONED,
@@ -148,7 +162,7 @@ impl Verb for Serve {
             None => return false,
             Some(Ok((hash, _))) => {
                 // The hash of a whole file; what was kept of an old one was not hashed.
-                let hash = hash.filter(|_| self.receiver.order().offset == 0);
+                let hash = hash.or(self.committed).filter(|_| self.receiver.order().offset == 0);
                 reply(&Frame::Ok { hash }, io);
             }
             Some(Err(failure)) => reply_failure(&failure, io),
@@ -197,7 +211,8 @@ pub(super) struct Upload {
     source: Option<Source>,
     phase: Phase,
     announced: bool,
-    sent: Option<Hash>,
+    /// All of it was sent, and has this hash, if anybody knows.
+    sent: Option<Option<Hash>>,
     size: u64,
     failure: Option<Failure>,
     /// The server has answered with an Error; nothing more needs to be sent.
@@ -223,6 +238,11 @@ impl Upload {
 
     fn continues(&self, io: &Io<'_, '_>) -> bool {
         self.offered.continued && io.terms.ext(Ext::RESUME)
+    }
+
+    /// Nobody wants the hash.
+    fn is_unhashed(&self, io: &Io<'_, '_>) -> bool {
+        io.terms.puts_unhashed() && !self.continues(io) && !self.offers_blocks(io) && self.offered.append.is_none()
     }
 
     fn announce(&mut self, io: &mut Io<'_, '_>) -> Sent {
@@ -260,7 +280,10 @@ impl Upload {
         }
         if io.terms.ext(Ext::META) {
             // A time no clock can have does not stop a file: its attributes are left out.
-            let _ = io.link.frame(&Frame::Meta { attributes, preserve: self.offered.preserve });
+            // What has no hash cannot be held against it; whoever wants that asks for one afterwards.
+            let without = if self.is_unhashed(io) { Preserve::VERIFY } else { Preserve::default() };
+            let preserve = Preserve(self.offered.preserve.0 & !without.0);
+            let _ = io.link.frame(&Frame::Meta { attributes, preserve });
         }
         self.announced = true;
         self.phase = if continues { Phase::AwaitKept } else { Phase::Sending };
@@ -319,11 +342,12 @@ impl Upload {
     /// Ends the body.
     fn end(&mut self, result: Result<Hash, ErrorCode>, io: &mut Io<'_, '_>) -> Sent {
         let frame = match (result, io.terms.ext(Ext::COMMIT)) {
+            (Ok(_), true) if self.is_unhashed(io) => Frame::Done,
             (Ok(hash), true) => Frame::Commit { hash },
             (Err(code), true) => Frame::Abandon { code },
             (_, false) => Frame::Done,
         };
-        self.sent = result.ok();
+        self.sent = result.ok().map(|hash| Some(hash).filter(|_| !self.is_unhashed(io)));
         // Frames of fixed size always fit.
         let _ = io.link.frame(&frame);
         Sent::Whole
@@ -336,7 +360,8 @@ impl Ask for Upload {
         io.progress.skipped(self.offset());
         let held = self.offers_blocks(io) || self.continues(io);
         let whole_or_nothing = !io.terms.ext(Ext::COMMIT);
-        let purpose = Purpose { offset: self.offset(), held, whole_or_nothing, ..Purpose::SEND };
+        let hashed = !self.is_unhashed(io);
+        let purpose = Purpose { offset: self.offset(), hashed, held, whole_or_nothing, ..Purpose::SEND };
         self.source = Some(Source::start(place, path, purpose, io));
     }
 
@@ -390,10 +415,10 @@ impl Ask for Upload {
                 self.phase = Phase::Comparing(blocks);
                 Ok(false)
             }
-            Incoming::Frame(Frame::Ok { hash }) if self.sent.is_some() => {
+            Incoming::Frame(Frame::Ok { hash }) if self.sent.is_some_and(|sent| sent.is_some() || hash.is_none()) => {
                 // Of what was appended to no server says a hash: the whole is asked for afterwards.
                 let appended = self.offset() > 0 && hash.is_none();
-                if hash != self.sent && !appended {
+                if Some(hash) != self.sent && !appended {
                     let rule = "the server's copy has another hash; it is bad";
                     self.failure.get_or_insert(Failure::rule(&path(), "cannot verify", rule));
                 }
@@ -422,7 +447,7 @@ impl Ask for Upload {
         Some(match (&self.failure, self.sent) {
             (Some(failure), _) => Err(failure.clone()),
             (None, Some(hash)) => {
-                let hash = (self.offset() == 0).then_some(hash);
+                let hash = hash.filter(|_| self.offset() == 0);
                 Ok(Reply::Moved { hash, size: self.size })
             }
             (None, None) => Err(Failure::here(&self.offered.local_path, "cannot send", Errno::IO)),

@@ -122,7 +122,7 @@ impl Receiver {
         let mode = match order.way {
             Way::InPlace => OpenMode::InPlace { truncate: None },
             Way::Joined(token) => OpenMode::Join { token },
-            Way::Continued => OpenMode::Continue { size: order.size },
+            Way::Continued => OpenMode::Continue { size: order.size, token: None },
             Way::New => OpenMode::Create { size: order.size, keep: order.offset, overwrite: order.overwrite },
         };
         io.submit(OPEN, OpKind::Open { place: order.place.clone(), mode });
@@ -149,6 +149,10 @@ impl Receiver {
         if self.has_begun() || self.filling.is_some() || self.order.way != Way::New {
             let rule = "blocks are offered before any content, once";
             return self.fail(Failure::rule(&self.order.path, "cannot receive", rule), io);
+        }
+        if std::mem::take(&mut self.order.unhashed) {
+            // Whoever hashes its blocks has the hash of the whole.
+            self.digest = Digest::new(ContentHash { whole: Some(TreeHash::new()), range: None, tail: None });
         }
         // A small file is not in a file yet, and not worth looking for.
         let store = store.filter(|_| !matches!(self.state, State::Small(_)));
@@ -425,6 +429,10 @@ impl Receiver {
         if self.failure.is_some() {
             self.state = State::Done;
             return io.submit(CLOSE, OpKind::Close { file });
+        }
+        if matches!(self.order.way, Way::Joined(_)) && self.order.size > there {
+            let rule = format!("the range is not part of its {there} bytes");
+            return self.fail(Failure::rule(&self.order.path, "cannot receive", rule), io);
         }
         if self.order.way == Way::Continued {
             // Whole blocks, and the last one only if exactly the file may be there.

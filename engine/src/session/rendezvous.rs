@@ -9,7 +9,8 @@
 //! ```
 //! The secret goes to the client through the control session, which ssh protects. Whoever proves to know it is the client;
 //! with [`Ext::KEYED`] it may come again, as often as it has connections, and every connection has keys of its own. Guests
-//! are bounded in number and time, so nobody else can keep the client out.
+//! are bounded in number and time, so nobody else can keep the client out. With [`Ext::PLAIN`], which takes the user's word at
+//! both ends, only the proofs stand: what follows them is neither sealed nor proved to be whole.
 
 use super::doorman::{self, Door};
 use super::link::{Incoming, Link};
@@ -38,12 +39,21 @@ pub struct Direct {
     pub entropy: Rc<RefCell<dyn FnMut() -> Hash>>,
     /// Nanoseconds in which the first connection must come.
     pub patience: u64,
+    /// Whoever asks for that gets a connection that is not sealed.
+    pub plain: bool,
 }
 
 impl Direct {
     /// At this address, with this source of random bytes.
     pub fn new(ip: IpAddr, entropy: impl FnMut() -> Hash + 'static) -> Direct {
-        Direct { ip, entropy: Rc::new(RefCell::new(entropy)), patience: MEETING_TIMEOUT }
+        Direct { ip, entropy: Rc::new(RefCell::new(entropy)), patience: MEETING_TIMEOUT, plain: false }
+    }
+
+    /// Whether whoever asks for that gets a connection that is not sealed.
+    #[must_use]
+    pub fn with_plain(mut self, plain: bool) -> Direct {
+        self.plain = plain;
+        self
     }
 
     fn random(&self) -> Hash {
@@ -75,6 +85,8 @@ pub(super) enum Proof {
 pub(super) struct Meeting {
     secret: Secret,
     proof: Proof,
+    /// A connection need not be sealed.
+    plain: bool,
     /// Bound, or why not.
     address: Option<Result<SocketAddr, Failure>>,
     /// What guests receive into. None of it is the worker's, whose sessions would wait for blocks that guests hold.
@@ -91,10 +103,11 @@ pub(super) struct Meeting {
 pub(super) type SharedMeeting = Rc<RefCell<Meeting>>;
 
 impl Meeting {
-    pub(super) fn new(secret: Secret, proof: Proof) -> SharedMeeting {
+    pub(super) fn new(secret: Secret, proof: Proof, plain: bool) -> SharedMeeting {
         Rc::new(RefCell::new(Meeting {
             secret,
             proof,
+            plain,
             address: None,
             blocks: Pool::new(MAX_GUESTS, 0),
             guests: 0,
@@ -139,7 +152,7 @@ pub(super) struct Serve {
 impl Serve {
     pub(super) fn start(direct: &Direct, served: Served, io: &mut Io<'_, '_>) -> (Serve, SharedMeeting) {
         let proof = if io.terms.ext(Ext::KEYED) { Proof::Keyed } else { Proof::Base };
-        let meeting = Meeting::new(Secret::from_bytes(direct.random()), proof);
+        let meeting = Meeting::new(Secret::from_bytes(direct.random()), proof, direct.plain);
         io.cx.spawned.push(Box::new(Rendezvous {
             meeting: meeting.clone(),
             direct: direct.clone(),
@@ -335,15 +348,23 @@ impl Guest {
             }
             Frame::KeyedHello { random, index, caps, ext, mac } if matches!(meeting.proof, Proof::Keyed) => {
                 let mut transcript = keyed::hello(&self.nonce, &random, index, (caps, ext));
-                if !seal::is_same(&mac, &keyed::client_proof(secret, &transcript)) || !caps.has(Caps::AEAD) {
+                let plain = meeting.plain && ext.has(Ext::PLAIN);
+                let is_client = seal::is_same(&mac, &keyed::client_proof(secret, &transcript));
+                if !is_client || !(plain || caps.has(Caps::AEAD)) {
                     self.link = Some(link);
                     return None;
                 }
-                let (caps, ext) = (caps.and(server::DIRECT_CAPS), ext.and(Ext::ALL));
+                let (caps, ext) = match plain {
+                    true => (caps.and(server::PLAIN_CAPS), ext.and(server::SESSION_EXT.or(Ext::PLAIN))),
+                    false => (caps.and(server::DIRECT_CAPS), ext.and(server::SESSION_EXT)),
+                };
                 keyed::welcome(&mut transcript, (caps, ext));
                 let mac = keyed::server_proof(secret, &transcript);
                 link.frame(&Frame::KeyedWelcome { caps, ext, mac }).ok()?;
-                link.seal(Seals::keyed(secret, &transcript, Role::Server), Records::Keyed, cx);
+                match plain {
+                    true => link.leave_bare(),
+                    false => link.seal(Seals::keyed(secret, &transcript, Role::Server), Records::Keyed, cx),
+                }
                 Server::keyed(link, root, on_end, (caps, ext))
             }
             Frame::DaemonHello { .. } if let Some(door) = &door => {

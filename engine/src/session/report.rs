@@ -116,8 +116,13 @@ pub enum Report {
     Stats(String),
     /// Who answers at the other end, in its own words: `haul 0.1.0`.
     Peer(String),
-    /// Content goes over a direct connection to this address, sealed with AES-256-GCM.
-    Direct(std::net::SocketAddr),
+    /// Content goes over a direct connection.
+    Direct {
+        /// Where to.
+        address: std::net::SocketAddr,
+        /// As it is; else it is sealed with AES-256-GCM.
+        plain: bool,
+    },
     /// There is no direct connection to be had, for this reason; nothing is lost, and nothing follows.
     NotDirect(Failure),
     /// There is nobody at the other end who speaks the protocol, for this reason; nothing was asked for, and nothing follows.

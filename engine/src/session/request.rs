@@ -1,5 +1,6 @@
 //! Which verb serves which request.
 
+use super::range::{self, Files};
 use super::server::Verb;
 use super::{Cause, Failure, Io};
 use super::{chunked, get, hash, list, mkdir, put, resume, stat, tree};
@@ -9,7 +10,7 @@ use crate::wire::path::Target;
 
 /// True of a request that a body follows.
 pub(super) fn has_body(request: &Frame) -> bool {
-    matches!(request, Frame::Put { .. } | Frame::Continue { .. } | Frame::PutChunked { .. })
+    matches!(request, Frame::Put { .. } | Frame::Continue { .. } | Frame::PutChunked { .. } | Frame::RangePut { .. })
 }
 
 /// The path a request is about.
@@ -29,6 +30,8 @@ pub(super) fn request_path(request: &Frame) -> Option<&PathField> {
         | Frame::Tree { path, .. }
         | Frame::Lookup { path, .. }
         | Frame::SetMeta { path, .. }
+        | Frame::RangeBegin { path, .. }
+        | Frame::Blocks { path, .. }
         | Frame::Symlink { path, .. } => Some(path),
         _ => None,
     }
@@ -45,7 +48,7 @@ pub(super) fn read_only() -> Failure {
 pub(super) fn begin(
     request: Frame,
     (root, store): (DirId, Option<DirId>),
-    walks: &mut tree::Walks,
+    (walks, files): (&mut tree::Walks, &Files),
     io: &mut Io<'_, '_>,
 ) -> Result<Box<dyn Verb>, Failure> {
     let place = match request_path(&request) {
@@ -84,6 +87,14 @@ pub(super) fn begin(
         }
         (Frame::Resume { .. }, Some(place)) => Box::new(resume::Serve::start(place, io)),
         (Frame::Tree { walk, recursive, .. }, Some(place)) => Box::new(walks.open(walk, place, recursive)?),
+        (Frame::Ping, _) => Box::new(range::Pong),
+        (Frame::RangeBegin { size, attributes, preserve, keep, .. }, Some(place)) => {
+            files.begin(place, (size, attributes, preserve), keep, io)?
+        }
+        (Frame::RangePut { token, offset, length }, _) => chunked::Put::join(root, token, (offset, length), io)?,
+        (Frame::RangeCommit { token, hash }, _) => files.commit(token, hash, io)?,
+        (Frame::RangeAbandon { token }, _) => files.abandon(token, io)?,
+        (Frame::Blocks { length, .. }, Some(place)) => Box::new(range::Blocks::start(place, length, io)),
         (Frame::TreeNext { walk }, _) => Box::new(walks.next(walk)?),
         (other, _) => return Err(Failure::rule(b"", "unexpected message", name_of(&other))),
     })

@@ -13,6 +13,7 @@
 use super::codec::Policy;
 use super::link::{Incoming, Link};
 use super::opening::Patience;
+use super::range::Files;
 use super::rendezvous::{self, Direct, SharedMeeting};
 use super::report::Progress;
 use super::request::{begin, has_body, read_only, request_path};
@@ -21,7 +22,7 @@ use super::tree;
 use super::{Cause, Context, Failure, Flow, Io, Outcome, Quotas, Session, Terms};
 use crate::backend::{Completion, DirId, OpKind, StreamId, Time, Token};
 use crate::block::{Quota, Slice};
-use crate::limits::{MAX_ACTIVE_REQUESTS, MAX_MEETINGS, MAX_REQUEST_PATH_BYTES, OFFLOAD_THREADS};
+use crate::limits::{MAX_ACTIVE_REQUESTS, MAX_MEETINGS, MAX_REQUEST_PATH_BYTES, OFFLOAD_THREADS, PULSE_INTERVAL};
 use crate::wire::compress::Codec;
 use crate::wire::decode::{DecodeError, Role};
 use crate::wire::frame::{Attributes, Caps, Dialect, ErrorCode, Ext, Frame, Hash, PathField, Preserve};
@@ -32,8 +33,12 @@ use std::collections::VecDeque;
 
 /// What this server offers, on every kind of session.
 const CAPS: u8 = Caps::LZ4.0 | Caps::ZSTD.0 | Caps::DEDUP.0 | Caps::FAST.0 | Caps::SYNC.0 | Caps::PUT_OFFSET.0;
-/// The same over a direct connection, which is always sealed.
+/// The same over a direct connection that is sealed.
 pub(super) const DIRECT_CAPS: Caps = Caps(CAPS | Caps::AEAD.0);
+/// Extensions of every kind of session between two hauls.
+pub(super) const SESSION_EXT: Ext = Ext(Ext::ALL.0 | Ext::PULSE.0);
+/// The same over one that is not.
+pub(super) const PLAIN_CAPS: Caps = Caps(CAPS);
 
 /// What follows a Put.
 pub(super) enum Body {
@@ -51,6 +56,8 @@ pub(super) enum Body {
     Done,
     Commit(Hash),
     Abandon(ErrorCode),
+    /// It was not ended, and a request came.
+    Cut,
 }
 
 /// One request being worked on.
@@ -129,7 +136,10 @@ pub struct Server {
     pending: Option<Pending>,
     body: BodyOf,
     walks: tree::Walks,
+    files: Files,
     next_transfer: u32,
+    /// When it last had something to send, or nothing to do.
+    said_at: Time,
     on_end: Option<OnEnd>,
     /// Where clients of this session may connect directly.
     direct: Option<Direct>,
@@ -149,7 +159,7 @@ impl Server {
         Server { secret: Some(secret), ..Server::over(link, root, on_end) }
     }
 
-    /// For a client that proved itself and has agreed on these, over a link that is sealed.
+    /// For a client that proved itself and has agreed on these, over a link that is sealed unless that is part of it.
     pub(super) fn keyed(link: Link, root: DirId, on_end: OnEnd, (caps, ext): (Caps, Ext)) -> Server {
         let mut server = Server::over(link, root, on_end);
         server.agree(Terms { dialect: Dialect { version: 1, ext }, caps });
@@ -173,7 +183,9 @@ impl Server {
             pending: None,
             body: BodyOf::Nobody,
             walks: tree::Walks::default(),
+            files: Files::default(),
             next_transfer: 1,
+            said_at: Time(0),
             on_end: Some(on_end),
             direct: None,
             meetings: Vec::new(),
@@ -275,7 +287,7 @@ impl Server {
             }
             request => {
                 // A request inside a body ends it; the Put finds itself incomplete.
-                self.end_body(Body::Done, "", cx);
+                self.end_body(Body::Cut, "", cx);
                 self.pending = Some(self.bounded(request));
             }
         }
@@ -284,8 +296,8 @@ impl Server {
     fn offer(&self) -> ServerOffer {
         match (&self.secret, &self.direct) {
             (Some(_), _) => ServerOffer { caps: DIRECT_CAPS, ext: Ext::NONE },
-            (None, Some(_)) => ServerOffer { caps: Caps(CAPS).or(Caps::DIRECT_TCP), ext: Ext::ALL.or(Ext::KEYED) },
-            (None, None) => ServerOffer { caps: Caps(CAPS), ext: Ext::ALL },
+            (None, Some(_)) => ServerOffer { caps: Caps(CAPS).or(Caps::DIRECT_TCP), ext: SESSION_EXT.or(Ext::KEYED) },
+            (None, None) => ServerOffer { caps: Caps(CAPS), ext: SESSION_EXT },
         }
     }
 
@@ -399,7 +411,11 @@ impl Server {
             | Frame::Truncate { .. }
             | Frame::Mkdir { .. }
             | Frame::SetMeta { .. }
-            | Frame::Symlink { .. } => Class::Write,
+            | Frame::Symlink { .. }
+            | Frame::RangeBegin { .. }
+            | Frame::RangePut { .. }
+            | Frame::RangeCommit { .. }
+            | Frame::RangeAbandon { .. } => Class::Write,
             _ => Class::Read,
         };
         let target = request_path(&request)
@@ -439,7 +455,7 @@ impl Server {
                     Box::new(Refused { failure })
                 }
             }
-            _ => begin(request, (root, store), &mut self.walks, &mut io)
+            _ => begin(request, (root, store), (&mut self.walks, &self.files), &mut io)
                 .unwrap_or_else(|failure| Box::new(Refused { failure })),
         };
         self.push(class, target, verb);
@@ -534,6 +550,7 @@ impl Server {
                 break;
             }
         }
+        self.pulse(cx.now);
         self.link.flush(cx);
         if let Some(errno) = self.link.failure() {
             return Err(Failure::connection("connection", errno));
@@ -549,6 +566,21 @@ impl Server {
         }
         let drained = matches!(self.phase, Phase::Draining) && self.wind_down(cx);
         Ok(if drained { self.finish(Ok(()), cx) } else { Flow::Continue })
+    }
+
+    /// Says that it lives, where an answer takes long.
+    fn pulse(&mut self, now: Time) {
+        if self.active.is_empty() || !self.link.is_drained() {
+            self.said_at = now;
+        } else if self.pulse_deadline().is_some_and(|deadline| deadline <= now) {
+            self.said_at = now;
+            self.send(&Frame::Pulse);
+        }
+    }
+
+    fn pulse_deadline(&self) -> Option<Time> {
+        let owes = self.terms.ext(Ext::PULSE) && !self.active.is_empty() && self.link.is_drained();
+        owes.then(|| self.said_at.after(PULSE_INTERVAL))
     }
 
     /// The client will say nothing more. What it asked for is still answered; a body without an end is not published.
@@ -601,7 +633,7 @@ impl Session for Server {
             Phase::AwaitHello { deadline } => deadline,
             _ => None,
         };
-        [greeting, self.link.stall_deadline()].into_iter().flatten().min()
+        [greeting, self.link.stall_deadline(), self.pulse_deadline()].into_iter().flatten().min()
     }
 
     fn state_of(&self, token: Token) -> &'static str {

@@ -13,7 +13,7 @@ use super::lead::Lead;
 use super::plan::{Landing, Operand, skip_reason};
 use super::report::{Report, Reporter, SharedProgress};
 use super::walk::{Found, Step, Walker};
-use super::{Failure, Outcome, mkdir, stat};
+use super::{Failure, Outcome, Terms, mkdir, stat};
 use crate::backend::{DirId, Errno, FsOp, OpKind, Output, Place, StreamId, Waker};
 use crate::queue::Queue;
 use crate::wire::frame::{Attributes, ErrorCode, Ext, Kind};
@@ -316,8 +316,8 @@ impl Driver for Upload {
         }
     }
 
-    fn invited(&mut self, required: bool, waker: &Waker) {
-        self.lead.jobs.queue().hold(required, waker);
+    fn invited(&mut self, required: bool, terms: &Terms, waker: &Waker) {
+        self.lead.jobs.queue().hold((required, Jobs::may_range(terms)), waker);
     }
 
     fn leave(&mut self) {

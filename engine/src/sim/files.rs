@@ -43,7 +43,7 @@ struct Making {
     parent: DirectoryRef,
     name: Vec<u8>,
     overwrite: bool,
-    /// Of a partial: its final size.
+    /// Its final size, where it is made under another name.
     size: usize,
 }
 
@@ -176,7 +176,9 @@ impl Disk {
             OpKind::Open { place, mode: OpenMode::InPlace { truncate } } => self.in_place(place, *truncate, around),
             OpKind::Open { place, mode: OpenMode::Shared { size, token } } => self.shared(place, *size, *token, around),
             OpKind::Open { mode: OpenMode::Join { token }, .. } => self.join(*token, around),
-            OpKind::Open { place, mode: OpenMode::Continue { size } } => self.partial(place, *size, around),
+            OpKind::Open { place, mode: OpenMode::Continue { size, token } } => {
+                self.partial(place, (*size, *token), around)
+            }
             OpKind::Compute(compute) => match compute.run()? {
                 // Time is the simulation's own.
                 Output::Packed { len, .. } => Ok(Output::Packed { len, nanos: around.random.magnitude(MAX_PACKING) }),
@@ -243,7 +245,8 @@ impl Disk {
             return Err(Errno::SHORT_SOURCE);
         }
         let node = Node::file(kept, Meta::new(0o600, around.now));
-        let making = Some(Making { in_place: false, partial: None, parent, name, overwrite, size: 0 });
+        let size = usize::try_from(size).map_err(|_| Errno::INVALID)?;
+        let making = Some(Making { in_place: false, partial: None, parent, name, overwrite, size });
         let file = self.files.insert(OpenFile { session: around.session, node, making, token: None });
         Ok(Output::Opened { file, attributes })
     }
@@ -285,15 +288,15 @@ impl Disk {
         let shared = self.files.iter().find(|open| open.token == Some(token)).ok_or(Errno::NOT_FOUND)?;
         let (node, making) = (shared.node.clone(), shared.making.as_ref().ok_or(Errno::INVALID)?);
         // Its bytes are counted where it was made.
-        let (parent, name) = (making.parent.clone(), making.name.clone());
+        let (parent, name, size) = (making.parent.clone(), making.name.clone(), making.size as u64);
         let making = Some(Making { in_place: true, partial: None, parent, name, overwrite: true, size: 0 });
-        let attributes = node.borrow().attributes();
+        let attributes = crate::wire::frame::Attributes { size, ..node.borrow().attributes() };
         let file = self.files.insert(OpenFile { session: around.session, node, making, token: None });
         Ok(Output::Opened { file, attributes })
     }
 
     /// Begins a file under a name of its own, or goes on with it. One that another session has open is left to it.
-    fn partial(&mut self, place: &Place, size: u64, around: &Around<'_>) -> Outcome {
+    fn partial(&mut self, place: &Place, (size, token): (u64, Option<u64>), around: &Around<'_>) -> Outcome {
         let made = Meta::new(0o755, around.now);
         let (parent, name) = disk::find_parent(&self.root_of(place)?, &place.target, Some(made))?;
         disk::check_replaceable(&parent, &name, true)?;
@@ -301,14 +304,18 @@ impl Disk {
         let present = parent.borrow().entries.get(&partial).cloned().and_then(|node| node.into_file().ok());
         let node = present.unwrap_or_else(|| Node::file(Vec::new(), Meta::new(0o600, around.now)));
         if self.files.iter().any(|open| Rc::ptr_eq(&open.node, &node)) {
-            return self.create(place, (size, 0, true), around);
+            let outcome = self.create(place, (size, 0, true), around)?;
+            if let Output::Opened { file, .. } = &outcome {
+                self.files.get_mut(*file)?.token = token;
+            }
+            return Ok(outcome);
         }
         let there = node.borrow().content.len() as u64;
         self.require_space(size.saturating_sub(there))?;
         parent.borrow_mut().entries.insert(partial.clone(), Node::File(node.clone()));
         let size = usize::try_from(size).map_err(|_| Errno::INVALID)?;
         let making = Some(Making { in_place: false, partial: Some(partial), parent, name, overwrite: true, size });
-        let file = self.files.insert(OpenFile { session: around.session, node, making, token: None });
+        let file = self.files.insert(OpenFile { session: around.session, node, making, token });
         Ok(Output::Opened { file, attributes: crate::wire::frame::Attributes { size: there, ..NO_ATTRIBUTES } })
     }
 
@@ -362,7 +369,7 @@ impl Disk {
     }
 
     fn store(&self, store: &Store, around: &Around<'_>) -> Outcome {
-        let content: Vec<u8> = store.from.iter().flat_map(Slice::bytes).copied().collect();
+        let content = store.from.iter().map(Slice::bytes).collect::<Vec<_>>().concat();
         self.require_space(content.len() as u64)?;
         let made = Meta::new(0o755, around.now);
         let (parent, name) = disk::find_parent(&self.root_of(&store.place)?, &store.place.target, Some(made))?;

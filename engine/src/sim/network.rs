@@ -271,24 +271,24 @@ impl State {
 
     /// From the queue of Sends into the pipe, in order.
     fn pour(&mut self, end: usize) {
-        while let Some(mut front) = self.ends[end].sends.pop_front() {
-            match self.ends[end].send_error.map_or_else(|| self.pour_one(end, &mut front), Poured::Failed) {
-                Poured::Whole => {
-                    let result = front.source_error.map_or(Ok(Output::Done), Err);
-                    self.finish_on_stream(end, front.id, front.op, result);
-                }
-                Poured::Part => {
-                    self.ends[end].sends.push_front(front);
-                    return;
-                }
+        // Nobody else looks at the queue meanwhile; so a Send that stays, as most do, is not moved out of it and back.
+        let mut sends = std::mem::take(&mut self.ends[end].sends);
+        while let Some(front) = sends.front_mut() {
+            let poured = self.ends[end].send_error.map_or_else(|| self.pour_one(end, front), Poured::Failed);
+            let result = match poured {
+                Poured::Part => break,
+                Poured::Whole => front.source_error.map_or(Ok(Output::Done), Err),
                 Poured::Failed(errno) => {
                     if self.mutation != Some(Mutation::ForgetFailedStream) {
                         self.ends[end].send_error = Some(errno);
                     }
-                    self.finish_on_stream(end, front.id, front.op, Err(errno));
+                    Err(errno)
                 }
-            }
+            };
+            let over = sends.pop_front().expect("it has just been looked at");
+            self.finish_on_stream(end, over.id, over.op, result);
         }
+        self.ends[end].sends = sends;
     }
 
     fn pour_one(&mut self, end: usize, front: &mut Sending) -> Poured {
@@ -354,19 +354,18 @@ impl State {
     /// From the pipe into the Recvs.
     fn drain(&mut self, pipe: usize) {
         let end = pipe ^ 1;
-        while let Some(mut front) = self.ends[end].recvs.pop_front() {
-            let result = match self.ends[end].recv_error {
+        // As in `pour`.
+        let mut recvs = std::mem::take(&mut self.ends[end].recvs);
+        while let Some(front) = recvs.front_mut() {
+            let drained = match self.ends[end].recv_error {
                 Some(errno) => Some(Err(errno)),
-                None => self.drain_one(pipe, &mut front),
+                None => self.drain_one(pipe, front),
             };
-            match result {
-                Some(result) => self.finish_on_stream(end, front.id, front.op, result),
-                None => {
-                    self.ends[end].recvs.push_front(front);
-                    return;
-                }
-            }
+            let Some(result) = drained else { break };
+            let over = recvs.pop_front().expect("it has just been looked at");
+            self.finish_on_stream(end, over.id, over.op, result);
         }
+        self.ends[end].recvs = recvs;
     }
 
     fn drain_one(&mut self, at: usize, front: &mut Receiving) -> Option<Result<Output, Errno>> {

@@ -260,6 +260,29 @@ impl Body<'_> {
                 self.count(blocks.len())?;
                 self.out.extend_from_slice(blocks.as_flattened());
             }
+            Frame::RangeBegin { path, size, attributes, preserve, keep } => {
+                self.path(path)?;
+                self.u64(*size);
+                self.attributes(attributes)?;
+                self.out.extend_from_slice(&[preserve.0, u8::from(*keep)]);
+            }
+            Frame::RangePut { token, offset, length } => {
+                [token, offset, length].into_iter().for_each(|number| self.u64(*number));
+            }
+            Frame::RangeCommit { token, hash } => {
+                self.u64(*token);
+                self.out.extend_from_slice(hash);
+            }
+            Frame::RangeAbandon { token } => self.u64(*token),
+            Frame::Blocks { path, length } => {
+                self.path(path)?;
+                self.u64(*length);
+            }
+            Frame::RangeBegun { token, blocks } => {
+                self.u64(*token);
+                self.count(blocks.len())?;
+                self.out.extend_from_slice(blocks.as_flattened());
+            }
             _ => {}
         }
         Ok(())
@@ -391,5 +414,13 @@ fn type_of(frame: &Frame) -> u8 {
         Frame::DaemonHello { .. } => type_byte::DAEMON_HELLO,
         Frame::DaemonWelcome { .. } => type_byte::DAEMON_WELCOME,
         Frame::Kept { .. } => type_byte::KEPT,
+        Frame::RangeBegin { .. } => type_byte::RANGE_BEGIN,
+        Frame::RangePut { .. } => type_byte::RANGE_PUT,
+        Frame::RangeCommit { .. } => type_byte::RANGE_COMMIT,
+        Frame::RangeAbandon { .. } => type_byte::RANGE_ABANDON,
+        Frame::Blocks { .. } => type_byte::BLOCKS,
+        Frame::RangeBegun { .. } => type_byte::RANGE_BEGUN,
+        Frame::Ping => type_byte::PING,
+        Frame::Pulse => type_byte::PULSE,
     }
 }

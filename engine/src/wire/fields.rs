@@ -175,6 +175,20 @@ impl<'a> Fields<'a> {
                 mac: self.array()?,
             },
             type_byte::KEPT => Frame::Kept { blocks: self.hashes()? },
+            type_byte::RANGE_BEGIN => Frame::RangeBegin {
+                path: self.path()?,
+                size: self.u64()?,
+                attributes: self.attributes()?,
+                preserve: Preserve(self.u8()?),
+                keep: self.flag()?,
+            },
+            type_byte::RANGE_PUT => Frame::RangePut { token: self.u64()?, offset: self.u64()?, length: self.u64()? },
+            type_byte::RANGE_COMMIT => Frame::RangeCommit { token: self.u64()?, hash: self.array()? },
+            type_byte::RANGE_ABANDON => Frame::RangeAbandon { token: self.u64()? },
+            type_byte::BLOCKS => Frame::Blocks { path: self.path()?, length: self.u64()? },
+            type_byte::PING => Frame::Ping,
+            type_byte::PULSE => Frame::Pulse,
+            type_byte::RANGE_BEGUN => Frame::RangeBegun { token: self.u64()?, blocks: self.hashes()? },
             other => return Err(DecodeError::UnknownType(other)),
         })
     }

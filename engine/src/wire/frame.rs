@@ -79,8 +79,16 @@ impl Ext {
     pub const VERIFY: Ext = Ext(0x20);
     /// A direct connection has keys of its own, and its end is proved.
     pub const KEYED: Ext = Ext(0x40);
+    /// Files that come in ranges, proved range by range.
+    pub const RANGE: Ext = Ext(0x80);
+    /// A server at work on an answer says now and then that it lives.
+    pub const PULSE: Ext = Ext(0x400);
+    /// A direct connection is not sealed. Only in KeyedHello of a client, and KeyedWelcome of a server, whose users say so.
+    pub const PLAIN: Ext = Ext(0x100);
+    /// Under [`Caps::FAST`] a Put may end without a hash.
+    pub const FASTPUT: Ext = Ext(0x200);
     /// Everything this program can do, whatever it runs over.
-    pub const ALL: Ext = Ext(0x3f);
+    pub const ALL: Ext = Ext(0xbf | Ext::FASTPUT.0);
 
     /// True when every bit of `other` is set here.
     pub fn has(self, other: Ext) -> bool {
@@ -500,6 +508,50 @@ pub enum Frame {
         /// Proves that the client knows the daemon's key, and covers everything before.
         mac: Hash,
     },
+    /// 0x4b (RANGE): a file begins that comes in ranges, in any order and over any connection of this server's process;
+    /// answered by RangeBegun.
+    RangeBegin {
+        /// Target.
+        path: PathField,
+        /// Size of the finished file in bytes.
+        size: u64,
+        /// Attributes of the source.
+        attributes: Attributes,
+        /// Which exactly.
+        preserve: Preserve,
+        /// What arrives is kept when the transfer is interrupted, and what an earlier one left is there to begin with.
+        keep: bool,
+    },
+    /// 0x4c (RANGE): a body follows, of exactly that length, up to Done; answered by Kept, of the blocks of the range.
+    RangePut {
+        /// Which file, as RangeBegun has it.
+        token: u64,
+        /// First byte, that of a block of 4 MiB.
+        offset: u64,
+        /// Bytes.
+        length: u64,
+    },
+    /// 0x4d (RANGE): every range is there, and this is the hash of the whole; answered by Ok.
+    RangeCommit {
+        /// Which file.
+        token: u64,
+        /// Hash of the whole.
+        hash: Hash,
+    },
+    /// 0x4e (RANGE): the file is given up; answered by Ok.
+    RangeAbandon {
+        /// Which file.
+        token: u64,
+    },
+    /// 0x4f (RANGE): the chaining values of the leading blocks of a file; answered by Kept.
+    Blocks {
+        /// File.
+        path: PathField,
+        /// So many bytes.
+        length: u64,
+    },
+    /// 0x50 (PULSE): whether anybody is there; answered by Ok.
+    Ping,
     /// 0xc0 (TREE)
     TreePage {
         /// True when the walk has ended; its number is free again.
@@ -521,7 +573,7 @@ pub enum Frame {
         /// Link text of a symbolic link that was not followed, else empty.
         link: Vec<u8>,
     },
-    /// 0xc3 (RESUME): what is there of the file that Continue named.
+    /// 0xc3 (RESUME): what is there of the file that Continue named; under RANGE, of a range or of the file that Blocks named.
     Kept {
         /// BLAKE3 chaining values, at their places in the file, of its leading blocks of 4 MiB.
         blocks: Vec<Hash>,
@@ -545,5 +597,14 @@ pub enum Frame {
         ext: Ext,
         /// Proves that the daemon knows its key, and covers everything before.
         mac: Hash,
+    },
+    /// 0xc8 (PULSE): the server lives and is at work on the next answer. Between any two frames, at most once a second.
+    Pulse,
+    /// 0xc6 (RANGE): a file in ranges has begun.
+    RangeBegun {
+        /// Names it to every connection of this process.
+        token: u64,
+        /// BLAKE3 chaining values of its leading blocks of 4 MiB, as far as there is anything.
+        blocks: Vec<Hash>,
     },
 }

@@ -83,6 +83,12 @@ pub(crate) mod type_byte {
     pub(crate) const SKIP: u8 = 0x48;
     pub(crate) const KEYED_HELLO: u8 = 0x49;
     pub(crate) const DAEMON_HELLO: u8 = 0x4a;
+    pub(crate) const RANGE_BEGIN: u8 = 0x4b;
+    pub(crate) const RANGE_PUT: u8 = 0x4c;
+    pub(crate) const RANGE_COMMIT: u8 = 0x4d;
+    pub(crate) const RANGE_ABANDON: u8 = 0x4e;
+    pub(crate) const BLOCKS: u8 = 0x4f;
+    pub(crate) const PING: u8 = 0x50;
 
     pub(crate) const WELCOME: u8 = 0x81;
     pub(crate) const OK: u8 = 0x82;
@@ -103,6 +109,8 @@ pub(crate) mod type_byte {
     pub(crate) const KEPT: u8 = 0xc3;
     pub(crate) const KEYED_WELCOME: u8 = 0xc4;
     pub(crate) const DAEMON_WELCOME: u8 = 0xc5;
+    pub(crate) const RANGE_BEGUN: u8 = 0xc6;
+    pub(crate) const PULSE: u8 = 0xc8;
 
     /// The extension without which this type does not exist: `Ext::NONE` for the base set, `None` for no type at all.
     pub(crate) fn extension(type_byte: u8) -> Option<Ext> {
@@ -113,6 +121,8 @@ pub(crate) mod type_byte {
             SET_META | SYMLINK | META => Some(Ext::META),
             CONTINUE | SKIP | KEPT => Some(Ext::RESUME),
             KEYED_HELLO | KEYED_WELCOME | DAEMON_HELLO | DAEMON_WELCOME => Some(Ext::KEYED),
+            RANGE_BEGIN | RANGE_PUT | RANGE_COMMIT | RANGE_ABANDON | BLOCKS | RANGE_BEGUN => Some(Ext::RANGE),
+            PING | PULSE => Some(Ext::PULSE),
             _ => None,
         }
     }

@@ -200,14 +200,28 @@ impl Serving {
 
     /// As `start`, with these timeouts in ms; see `limits::LOGIN_TIMEOUT`.
     pub fn hurried(backend: &str, timeouts: &str) -> Serving {
-        let [root, store] = [(), ()].map(|()| tempfile::Builder::new().prefix("haul-test-").tempdir().unwrap());
-        fs::create_dir(root.path().join("root")).unwrap();
-        Serving::start_at(backend, timeouts, Arc::new(root), Arc::new(store))
+        Serving::on_empty_root(backend, timeouts, &[])
     }
 
-    fn start_at(backend: &str, timeouts: &str, root: Arc<tempfile::TempDir>, store: Arc<tempfile::TempDir>) -> Serving {
+    /// As `start`, where direct connections need not be sealed.
+    pub fn allowing_plaintext(backend: &str) -> Serving {
+        Serving::on_empty_root(backend, "", &["--allow-plaintext"])
+    }
+
+    fn on_empty_root(backend: &str, timeouts: &str, flags: &[&str]) -> Serving {
+        let [root, store] = [(), ()].map(|()| tempfile::Builder::new().prefix("haul-test-").tempdir().unwrap());
+        fs::create_dir(root.path().join("root")).unwrap();
+        Serving::start_at(backend, (timeouts, flags), Arc::new(root), Arc::new(store))
+    }
+
+    fn start_at(
+        backend: &str,
+        (timeouts, flags): (&str, &[&str]),
+        root: Arc<tempfile::TempDir>,
+        store: Arc<tempfile::TempDir>,
+    ) -> Serving {
         let mut command = Command::new(binary());
-        command.args(["--backend", backend, "serve", "--root"]).arg(root.path().join("root"));
+        command.args(["--backend", backend, "serve", "--root"]).arg(root.path().join("root")).args(flags);
         command.env("HAUL_CAS_DIR", store.path()).env("HAUL_TIMEOUTS_MS", timeouts);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
@@ -239,7 +253,7 @@ impl Serving {
 
     /// One more server on the same root and with the same block store, not yet greeted.
     pub fn another(&self, backend: &str) -> Serving {
-        Serving::start_at(backend, "", self.root.clone(), self.store.clone())
+        Serving::start_at(backend, ("", &[]), self.root.clone(), self.store.clone())
     }
 
     #[track_caller]
