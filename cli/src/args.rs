@@ -38,6 +38,8 @@ pub(crate) enum Command {
     Copy(CopyArgs),
     /// Serve files on stdin and stdout (how the other end is started), or on a TCP address.
     Serve(ServeArgs),
+    /// Make a key for `haul serve --listen`, which its clients need too.
+    Keygen(KeygenArgs),
     /// List a directory on another machine or on this one.
     Ls(LsArgs),
     /// Print BLAKE3 hashes, as b3sum does, computed where the files are.
@@ -148,6 +150,9 @@ pub(crate) struct RemoteArgs {
     /// are agreed on through ssh, or that and, where there is none within a second, ssh.
     #[arg(long, value_enum, value_name = "WAY", default_value = "ssh")]
     pub(crate) direct: DirectWay,
+    /// Key of the daemon that haul:// operands name, as `haul keygen` wrote it and `haul serve` has it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key_file: Option<PathBuf>,
     /// How long the other side may be silent: what does not go on within that is opened again, goes another way, or ends
     /// with exit code 30 or 35.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(3..=86_400), default_value = "30")]
@@ -195,7 +200,8 @@ pub(crate) struct OutputArgs {
 /// `haul copy`
 #[derive(Args, Debug)]
 pub(crate) struct CopyArgs {
-    /// Sources, then the target. Remote: [user@]host:path, [v6]:path, ssh://[user@]host[:port]/path.
+    /// Sources, then the target. Remote: [user@]host:path, [v6]:path, ssh://[user@]host[:port]/path, and with --key-file
+    /// haul://host:port/path, where path is below what the daemon serves.
     /// `dir/` means the content of dir, `dir` means dir itself; ./a:b is a local name.
     // One or more here: options may stand between them. That there are two is checked where they are used.
     #[arg(required = true, value_name = "SRC... DST")]
@@ -261,9 +267,16 @@ pub(crate) struct ServeArgs {
     /// Serve only what is below DIR; made if missing. `/` lifts the bounds. [default: the home directory]
     #[arg(long, value_name = "DIR")]
     pub(crate) root: Option<PathBuf>,
-    /// Listen on a loopback TCP address, as 127.0.0.1:0, in place of stdin and stdout; prints `LISTENING ip:port`.
+    /// Listen on a TCP address, as 127.0.0.1:0, in place of stdin and stdout; prints `LISTENING ip:port`. Without a key
+    /// only on loopback addresses.
     #[arg(long, value_name = "ADDR")]
     pub(crate) listen: Option<std::net::SocketAddr>,
+    /// Let in only who knows this key, as `haul keygen` wrote it, and encrypt with AES-256-GCM.
+    #[arg(long, value_name = "FILE", requires_all = ["listen", "root"])]
+    pub(crate) key_file: Option<PathBuf>,
+    /// Refuse whatever would change anything.
+    #[arg(long)]
+    pub(crate) read_only: bool,
     /// Leave direct connections unencrypted for clients that ask for that with --plaintext. HAUL_PLAINTEXT=never in the
     /// environment overrules it.
     #[arg(long)]
@@ -274,6 +287,14 @@ pub(crate) struct ServeArgs {
     /// Address at which to listen for direct connections, and which the client is told. [default: the one that its ssh reached]
     #[arg(long, value_name = "IP", env = "HAUL_BIND")]
     pub(crate) bind: Option<std::net::IpAddr>,
+}
+
+/// `haul keygen`
+#[derive(Args, Debug)]
+pub(crate) struct KeygenArgs {
+    /// A new file, mode 0600. [default: stdout]
+    #[arg(value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
 }
 
 /// `haul ls`

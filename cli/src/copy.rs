@@ -48,8 +48,9 @@ pub(crate) fn run(args: &CopyArgs, choice: Choice) -> Exit {
     let host = from.as_ref().or(target.host.as_ref());
     let links = args.connections.over_ssh();
     let peer = match run::peer(host, &args.remote, remote.iter().map(|remote| &remote.operand)) {
-        Peer::Remote(dial) if links > 1 => Peer::Remote(Box::new(dial.independent())),
-        peer => peer,
+        Ok(Peer::Remote(dial)) if links > 1 => Peer::Remote(Box::new(dial.independent())),
+        Ok(peer) => peer,
+        Err(why) => return run::refused(&why),
     };
     let uploads = target.host.is_some();
     let same_machine = from.is_none() && !uploads;

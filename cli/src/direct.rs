@@ -116,7 +116,26 @@ impl Direct {
         }
     }
 
-    fn is_wanted(&self) -> bool {
+    /// Opens `number` of them beside one that is there, walks, and carries files itself: to a daemon.
+    pub(crate) fn assist(self, number: u16, news: &SyncSender<News>) {
+        let seats: Vec<_> = (1..=number)
+            .map(|index| {
+                let (direct, news) = (self.clone(), news.clone());
+                std::thread::spawn(move || {
+                    let fate = SharedFate::new(Mutex::new(Fate { met: true, ..Fate::default() }));
+                    if let Some(lost) = direct.seat(index, &news, &fate).filter(|_| direct.is_wanted()) {
+                        let why = lost.failure().reason();
+                        notice(format!("a further connection is not used: {why}; the others carry its files"), &news);
+                    }
+                })
+            })
+            .collect();
+        for seat in seats {
+            let _ = seat.join();
+        }
+    }
+
+    pub(crate) fn is_wanted(&self) -> bool {
         !signals::stopped() && !self.queue.is_over()
     }
 

@@ -80,10 +80,12 @@ pub(crate) fn of_fatal(failure: &Failure) -> Exit {
         ("handshake", Cause::Connection(why)) if why.contains("version mismatch") => Exit::Protocol,
         ("handshake", Cause::Connection(why)) if late(why) => Exit::ConnectTimeout,
         ("handshake", _) => Exit::Start,
-        ("no direct connection", Cause::Connection(why)) if late(why) || why.contains("does not answer") => {
+        ("no direct connection" | "no connection", Cause::Connection(why))
+            if late(why) || why.contains("does not answer") =>
+        {
             Exit::ConnectTimeout
         }
-        ("no direct connection", _) => Exit::Socket,
+        ("no direct connection" | "no connection", _) => Exit::Socket,
         (_, Cause::Connection(why)) if late(why) => Exit::Timeout,
         ("protocol error", _) => Exit::Protocol,
         (_, Cause::Here(Errno(_))) => Exit::Socket,

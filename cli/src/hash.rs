@@ -16,7 +16,10 @@ pub(crate) fn run(args: &HashArgs, choice: Choice) -> Exit {
         Err(why) => return run::usage(&why),
     };
     let mut output = Output::new(&run::quiet(&args.output));
-    let peer = run::peer(host.as_ref(), &args.remote, &operands);
+    let peer = match run::peer(host.as_ref(), &args.remote, &operands) {
+        Ok(peer) => peer,
+        Err(why) => return run::refused(&why),
+    };
     let make: run::MakeClient = Arc::new(move |around| {
         let operands = operands.clone();
         inspect::client(around.stream, around.opening, Question::Hash, operands, around.progress, around.reporter)

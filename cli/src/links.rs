@@ -124,7 +124,7 @@ impl More {
             let share = (around.queue, around.local);
             helper::client(around.stream, around.opening, share, around.progress, around.reporter)
         });
-        let start = Start::On((stdout.into(), Some(stdin.into())), opening.with_caps(self.caps), make);
+        let start = Start::On(Some((stdout.into(), Some(stdin.into()))), opening.with_caps(self.caps), make);
         let thread = link.spawn(start);
         let mut last = None;
         let mut greeted = false;

@@ -17,7 +17,10 @@ pub(crate) fn run(args: &LsArgs, choice: Choice) -> Exit {
         Err(why) => return run::usage(&why),
     };
     let mut output = Output::new(&run::quiet(&args.output));
-    let peer = run::peer(host.as_ref(), &args.remote, &operands);
+    let peer = match run::peer(host.as_ref(), &args.remote, &operands) {
+        Ok(peer) => peer,
+        Err(why) => return run::refused(&why),
+    };
     let question = Question::List { recursive: args.recursive };
     let make: run::MakeClient = Arc::new(move |around| {
         let operands = operands.clone();

@@ -6,10 +6,12 @@ mod args;
 mod backend;
 mod bcmr;
 mod copy;
+mod daemon;
 mod demo;
 mod direct;
 mod exit;
 mod hash;
+mod keygen;
 mod links;
 mod list;
 mod operand;
@@ -42,6 +44,7 @@ fn dispatch(haul: Haul) -> Exit {
     match haul.command {
         Command::Copy(args) => copy::run(&args, backend),
         Command::Serve(args) => serve::run(&args, backend),
+        Command::Keygen(args) => keygen::run(&args),
         Command::Ls(args) => list::run(&args, backend),
         Command::Hash(args) => hash::run(&args, backend),
         Command::Demo(args) => demo::run(&args, backend),

@@ -1,21 +1,41 @@
 //! What the user typed as a path: here, or on which machine.
 
+use crate::daemon::Address;
 use crate::remote::Host;
 use haul_engine::session::plan::Operand;
 use haul_engine::wire::path::RequestPath;
 use std::ffi::OsStr;
+use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
+
+/// Another machine, and how it is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Machine {
+    /// Through ssh.
+    Ssh(Host),
+    /// Where a daemon listens.
+    Daemon(Address),
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Machine::Ssh(host) => host.fmt(f),
+            Machine::Daemon(address) => address.fmt(f),
+        }
+    }
+}
 
 /// A parsed operand.
 #[derive(Debug, Clone)]
 pub(crate) struct Parsed {
     /// The machine, or `None` for this one.
-    pub(crate) host: Option<Host>,
+    pub(crate) host: Option<Machine>,
     pub(crate) operand: Operand,
 }
 
-/// Parses an operand. Remote is what has a colon before its first slash, or begins with `ssh://` or `scp://`.
+/// Parses an operand. Remote is what has a colon before its first slash, or begins with `ssh://`, `scp://` or `haul://`.
 pub(crate) fn parse(text: &OsStr) -> Result<Parsed, String> {
     let bytes = text.as_bytes();
     if bytes.is_empty() {
@@ -25,6 +45,9 @@ pub(crate) fn parse(text: &OsStr) -> Result<Parsed, String> {
         if let Some(rest) = bytes.strip_prefix(scheme) {
             return url(bytes, rest);
         }
+    }
+    if let Some(rest) = bytes.strip_prefix(b"haul://") {
+        return daemon(bytes, rest);
     }
     match split_host(bytes) {
         Some((host, path)) => {
@@ -73,6 +96,17 @@ fn url(whole: &[u8], rest: &[u8]) -> Result<Parsed, String> {
     remote(Host::parse(host, port)?, whole, &path)
 }
 
+/// `host:port/path`: the path is below what the daemon serves, so the slash before it belongs to neither.
+fn daemon(whole: &[u8], rest: &[u8]) -> Result<Parsed, String> {
+    let slash = rest.iter().position(|&b| b == b'/').unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(slash);
+    let address = Address::parse(authority).map_err(|why| format!("`{}`: {why}", whole.escape_ascii()))?;
+    let path = decode_percent(path).ok_or_else(|| format!("`{}` has a broken % escape", whole.escape_ascii()))?;
+    let below = operand(path.strip_prefix(b"/").unwrap_or(&path), whole)?;
+    let contents = below.contents || path == b"/";
+    Ok(Parsed { host: Some(Machine::Daemon(address)), operand: Operand { contents, ..below } })
+}
+
 fn decode_percent(text: &[u8]) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text;
@@ -98,7 +132,7 @@ fn remote(host: Host, shown: &[u8], path: &[u8]) -> Result<Parsed, String> {
         }
         _ => path,
     };
-    Ok(Parsed { host: Some(host), operand: operand(path, shown)? })
+    Ok(Parsed { host: Some(Machine::Ssh(host)), operand: operand(path, shown)? })
 }
 
 fn local(bytes: &[u8]) -> Result<Parsed, String> {
@@ -160,6 +194,13 @@ mod tests {
             ("ssh://me@host:2222/x%20y", Some("me@host:2222"), "/x y"),
             ("scp://host/~/x", Some("host"), "x"),
             ("ssh://[::1]:22/x", Some("::1:22"), "/x"),
+            ("haul://host:1/x", Some("haul://host:1"), "x"),
+            ("haul://127.0.0.1:65535/x%20y/", Some("haul://127.0.0.1:65535"), "x y"),
+            ("haul://[::1]:22/x", Some("haul://[::1]:22"), "x"),
+            ("haul://host:1//x", Some("haul://host:1"), "/x"),
+            ("haul://host:1/", Some("haul://host:1"), ""),
+            ("haul://host:1", Some("haul://host:1"), ""),
+            ("haul://host:1/~/x", Some("haul://host:1"), "~/x"),
         ];
         for (text, host, path) in table {
             assert_eq!(parsed(text), (host.map(str::to_string), path.to_string()), "{text}");
@@ -178,11 +219,42 @@ mod tests {
         for text in ["", "host:../x", "host:a/../b", "ssh://host:port/x", "ssh://host/%zz", "host:~other/x"] {
             assert!(parse(OsStr::new(text)).is_err(), "{text}");
         }
+        for text in [
+            "haul://",
+            "haul:///x",
+            "haul://host/x",
+            "haul://host:/x",
+            "haul://host:0/x",
+            "haul://host:65536/x",
+            "haul://host:+1/x",
+            "haul://:1/x",
+            "haul://::1:1/x",
+            "haul://[::1]/x",
+            "haul://[::1:1/x",
+            "haul://[host]:1/x",
+            "haul://me@host:1/x",
+            "haul://ho st:1/x",
+            "haul://host:1/../x",
+            "haul://host:1/a/%2e%2e/b",
+            "haul://host:1/%zz",
+            "haul://host:1/a%00b",
+        ] {
+            assert!(parse(OsStr::new(text)).is_err(), "{text}");
+        }
     }
 
     #[test]
     fn a_trailing_slash_or_dot_means_the_contents() {
-        for (text, contents) in [("d", false), ("d/", true), (".", true), ("d/.", true), ("host:d/", true)] {
+        for (text, contents) in [
+            ("d", false),
+            ("d/", true),
+            (".", true),
+            ("d/.", true),
+            ("host:d/", true),
+            ("haul://h:1/", true),
+            ("haul://h:1/d", false),
+            ("haul://h:1/d/", true),
+        ] {
             assert_eq!(parse(OsStr::new(text)).unwrap().operand.contents, contents, "{text}");
         }
     }

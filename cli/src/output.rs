@@ -71,8 +71,6 @@ pub(crate) struct Output {
     /// Bytes that travelled, and bytes that need not: they are no speed.
     moved: u64,
     resumed: u64,
-    /// Bytes of all files that were found.
-    total: u64,
     directories: u64,
     links: u64,
     skipped: BTreeMap<&'static str, u64>,
@@ -103,7 +101,6 @@ impl Output {
             unchanged: 0,
             moved: 0,
             resumed: 0,
-            total: 0,
             directories: 0,
             links: 0,
             skipped: BTreeMap::new(),
@@ -270,11 +267,6 @@ impl Output {
         self.errors += 1;
         self.exit = exit;
         self.say(failure, exit);
-        let there = (self.moved + self.resumed).min(self.total);
-        let broke = matches!(exit, Exit::Stream | Exit::Timeout);
-        if broke && there > 0 && self.args.keeps && !self.unproved && !self.peer_keeps {
-            self.print(|| stderr(&format!("hint: {} kept; run the same command to continue", size(there))));
-        }
     }
 
     fn say(&self, failure: &Failure, exit: Exit) {
@@ -371,7 +363,6 @@ impl Output {
     pub(crate) fn count(&mut self, progress: &Progress) {
         self.moved = load(&progress.bytes);
         self.resumed = load(&progress.skipped_bytes);
-        self.total = load(&progress.total_bytes);
     }
 
     /// The last line, and the exit code.

@@ -7,11 +7,13 @@
 
 use crate::args::{Choice, OutputArgs, RemoteArgs};
 use crate::backend::{self, AnyBackend};
+use crate::daemon::Daemon;
+use crate::direct::Direct;
 use crate::exit::{self, Exit};
 use crate::links;
-use crate::operand::Parsed;
+use crate::operand::{Machine, Parsed};
 use crate::output::Output;
-use crate::remote::{Dial, Host};
+use crate::remote::Dial;
 use crate::signals;
 use haul_engine::backend::{Backend as _, DirId, StreamId};
 use haul_engine::block::Pool;
@@ -20,7 +22,7 @@ use haul_engine::limits::PIPE_BYTES;
 use haul_engine::offload::Root;
 use haul_engine::queue::Queue;
 use haul_engine::session::Failure;
-use haul_engine::session::client::{Client, Invitation, Opening};
+use haul_engine::session::client::{Client, Invitation, NOWHERE, Opening};
 use haul_engine::session::plan::{Operand, Options};
 use haul_engine::session::report::{Direction, Progress, Report, Reporter, SharedProgress};
 use haul_engine::session::server::Server;
@@ -87,18 +89,27 @@ impl Work {
 pub(crate) enum Peer {
     /// Whoever answers through ssh.
     Remote(Box<Dial>),
+    /// A daemon, without ssh.
+    Daemon(Box<Daemon>),
     /// A server in this process.
     Here,
 }
 
 /// The other end for a command with these operands on it. From here on a signal finds somebody who listens.
 pub(crate) fn peer<'a>(
-    host: Option<&Host>,
+    host: Option<&Machine>,
     args: &RemoteArgs,
     operands: impl IntoIterator<Item = &'a Operand>,
-) -> Peer {
+) -> Result<Peer, String> {
     signals::install();
-    host.map_or(Peer::Here, |host| Peer::Remote(Box::new(Dial::new(host, args, operands))))
+    Ok(match host {
+        None => Peer::Here,
+        Some(Machine::Ssh(_)) if args.key_file.is_some() => {
+            return Err("--key-file is for haul:// operands; ssh has keys of its own".to_string());
+        }
+        Some(Machine::Ssh(host)) => Peer::Remote(Box::new(Dial::new(host, args, operands))),
+        Some(Machine::Daemon(address)) => Peer::Daemon(Box::new(Daemon::new(address, args)?)),
+    })
 }
 
 /// How a client ended.
@@ -146,11 +157,12 @@ pub(crate) fn client(
     output: &mut Output,
     mut extra: impl FnMut(Report, &mut Output) -> Option<Report>,
 ) -> Ended {
-    let mut redialled = None;
+    let (mut redialled, mut address) = (None, 0);
     loop {
-        match attempt(choice, peer, redialled, work, output, &mut extra) {
+        match attempt(choice, peer, (redialled, address), work, output, &mut extra) {
             Attempt::Ended(ended) => return ended,
             Attempt::Redial(version) => redialled = Some(version),
+            Attempt::Elsewhere => address += 1,
         }
     }
 }
@@ -159,13 +171,15 @@ enum Attempt {
     Ended(Ended),
     /// The other end may answer on a new connection, to this version.
     Redial(u8),
+    /// A daemon may answer at the next of its addresses.
+    Elsewhere,
 }
 
 /// Runs one client on one connection.
 fn attempt(
     choice: Choice,
     peer: &Peer,
-    redialled: Option<u8>,
+    (redialled, address): (Option<u8>, usize),
     work: &Work,
     output: &mut Output,
     extra: &mut impl FnMut(Report, &mut Output) -> Option<Report>,
@@ -183,7 +197,20 @@ fn attempt(
     // Within this machine there is no wire to spare.
     let caps = if matches!(peer, Peer::Here) { work.caps.without(Caps::LZ4.or(Caps::ZSTD)) } else { work.caps };
     let mut opening = opening.with_caps(caps);
-    let invitation = Invitation::default();
+    let mut invitation = Invitation::default();
+    if let Peer::Daemon(daemon) = peer {
+        match daemon.invite(address, &mut opening) {
+            Ok(to_daemon) => invitation = to_daemon,
+            Err(_) if signals::stopped() => {
+                output.interrupted(&progress);
+                return Attempt::Ended(Ended::Exit(Exit::Interrupted));
+            }
+            Err(failure) => {
+                output.fatal(&failure, exit::of_fatal(&failure));
+                return Attempt::Ended(Ended::Exit(output.finish()));
+            }
+        }
+    }
     let wish = opening.direct.as_mut().filter(|_| work.moves);
     let direct = wish.map(|wish| {
         wish.invitation = Some(invitation.clone());
@@ -192,19 +219,25 @@ fn attempt(
     let lead = Link { choice, progress: progress.clone(), queue: queue.clone(), sender: sender.clone() };
     let mut threads = vec![lead.spawn(Start::On(stream, opening, work.make.clone()))];
     threads.extend(server.map(|stream| std::thread::spawn(move || serve_here(choice, stream))));
-    if let Peer::Remote(dial) = peer
-        && (work.links > 1 || direct.is_some())
-    {
-        let (dial, caps, progress) = (dial.clone(), work.caps, progress.clone());
-        let more = links::More { dial, caps, choice, progress, queue, invitation, required: direct == Some(true) };
-        threads.push(more.spawn(work.links, sender.clone()));
+    match peer {
+        Peer::Remote(dial) if work.links > 1 || direct.is_some() => {
+            let (dial, caps, progress) = (dial.clone(), work.caps, progress.clone());
+            let more = links::More { dial, caps, choice, progress, queue, invitation, required: direct == Some(true) };
+            threads.push(more.spawn(work.links, sender.clone()));
+        }
+        Peer::Daemon(daemon) if work.links > 1 => {
+            let (progress, patience) = (progress.clone(), daemon.patience);
+            let further = Direct { choice, progress, queue, invitation, required: true, patience };
+            threads.push(crate::daemon::spawn(further, work.links - 1, sender.clone()));
+        }
+        _ => {}
     }
     // Those who may still say something have one of their own: when they have gone, everything is said.
     drop(sender);
     let mut last = None;
     let stopped = show(&news, &progress, output, &mut |report, output| match report {
         // Told once it is known how ssh ended, which may be the reason.
-        report @ (Report::Fatal(_) | Report::Absent(_) | Report::Redial { .. }) => {
+        report @ (Report::Fatal(_) | Report::Absent(_) | Report::Redial { .. } | Report::NotDirect(_)) => {
             last = Some(report);
             None
         }
@@ -241,7 +274,10 @@ fn attempt(
         }
         Some(Report::Redial { version }) => return Attempt::Redial(version),
         Some(Report::Absent(why)) => return Attempt::Ended(Ended::Absent(why)),
-        Some(Report::Fatal(failure)) => match exit::of_fatal(&failure) {
+        Some(Report::NotDirect(_)) if matches!(peer, Peer::Daemon(daemon) if daemon.has_more(address)) => {
+            return Attempt::Elsewhere;
+        }
+        Some(Report::Fatal(failure) | Report::NotDirect(failure)) => match exit::of_fatal(&failure) {
             exit @ (Exit::Stream | Exit::Timeout) if connected && work.moves => {
                 output.broken_off(&failure, exit, &progress);
             }
@@ -294,15 +330,20 @@ fn ended_within(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
     }
 }
 
-type Opened = (Option<Child>, Opening, (OwnedFd, Option<OwnedFd>), Option<UnixStream>);
+/// What a stream is read from, and where it is written to if that is not the same.
+type Ends = (OwnedFd, Option<OwnedFd>);
+
+type Opened = (Option<Child>, Opening, Option<Ends>, Option<UnixStream>);
 
 fn open(peer: &Peer, redialled: Option<u8>) -> Result<Opened, Failure> {
     match peer {
         Peer::Here => {
             let failed = |error: io::Error| Failure::connection("cannot start", crate::output::reason(&error));
             let (ours, theirs) = UnixStream::pair().map_err(failed)?;
-            Ok((None, Opening::full(None), (ours.into(), None), Some(theirs)))
+            Ok((None, Opening::full(None), Some((ours.into(), None)), Some(theirs)))
         }
+        // Its client opens the connection.
+        Peer::Daemon(daemon) => Ok((None, daemon.opening(), None, None)),
         Peer::Remote(dial) => {
             let (mut child, opening) = dial.start(redialled)?;
             let (Some(stdout), Some(stdin)) = (child.stdout.take(), child.stdin.take()) else {
@@ -310,7 +351,7 @@ fn open(peer: &Peer, redialled: Option<u8>) -> Result<Opened, Failure> {
             };
             widen(&stdout);
             widen(&stdin);
-            Ok((Some(child), opening, (stdout.into(), Some(stdin.into())), None))
+            Ok((Some(child), opening, Some((stdout.into(), Some(stdin.into()))), None))
         }
     }
 }
@@ -328,8 +369,8 @@ pub(crate) type MakeInvited = Box<dyn FnOnce((Queue, DirId), SharedProgress, Rep
 
 /// How its client begins.
 pub(crate) enum Start {
-    /// On this stream.
-    On((OwnedFd, Option<OwnedFd>), Opening, MakeClient),
+    /// On this stream, or on one that it opens itself, as the opening says.
+    On(Option<Ends>, Opening, MakeClient),
     /// On a connection that it opens itself.
     Alone(MakeInvited),
 }
@@ -356,7 +397,7 @@ impl Link {
         let reporter: Reporter = Box::new(move |report| _ = sender.send(News::Report(Box::new(report))));
         let client = match start {
             Start::On(stream, opening, make) => {
-                let stream = attach(&mut worker, stream)?;
+                let stream = stream.map(|stream| attach(&mut worker, stream)).transpose()?.unwrap_or(NOWHERE);
                 make(Surroundings { stream, local, opening, progress, reporter, queue })
             }
             Start::Alone(make) => make((queue, local), progress, reporter),
@@ -402,7 +443,7 @@ fn local(worker: &mut Worker<AnyBackend>) -> Result<DirId, String> {
     Ok(worker.backend().add_root(Root::plain(working_directory().map_err(failed)?)))
 }
 
-fn attach(worker: &mut Worker<AnyBackend>, (read, write): (OwnedFd, Option<OwnedFd>)) -> Result<StreamId, String> {
+fn attach(worker: &mut Worker<AnyBackend>, (read, write): Ends) -> Result<StreamId, String> {
     worker.backend().add_stream(read, write, true).map_err(|errno| errno.to_string())
 }
 
@@ -451,13 +492,19 @@ fn show(
 }
 
 /// Operands of a command that asks one machine only.
-pub(crate) fn of_one_machine(paths: &[std::ffi::OsString]) -> Result<(Option<Host>, Vec<Operand>), String> {
+pub(crate) fn of_one_machine(paths: &[std::ffi::OsString]) -> Result<(Option<Machine>, Vec<Operand>), String> {
     let parsed: Vec<Parsed> = paths.iter().map(|path| crate::operand::parse(path)).collect::<Result<_, _>>()?;
     let host = parsed.first().and_then(|parsed| parsed.host.clone());
     if parsed.iter().any(|parsed| parsed.host != host) {
         return Err("all paths must be on the same machine".to_string());
     }
     Ok((host, parsed.into_iter().map(|parsed| parsed.operand).collect()))
+}
+
+/// A usage error that is not about paths.
+pub(crate) fn refused(why: &str) -> Exit {
+    crate::output::error(why);
+    Exit::Usage
 }
 
 /// A usage error.

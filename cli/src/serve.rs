@@ -3,6 +3,7 @@
 use crate::args::{Choice, Ports, ServeArgs};
 use crate::backend;
 use crate::exit::Exit;
+use crate::keygen;
 use crate::output;
 use crate::plaintext;
 use crate::remote;
@@ -10,10 +11,12 @@ use crate::signals;
 use crate::store;
 use haul_engine::backend::Backend as _;
 use haul_engine::block::Pool;
-use haul_engine::limits::{DAEMON_LARGE_BLOCKS, POOL_LARGE_BLOCKS, POOL_SMALL_BLOCKS, SECOND};
+use haul_engine::limits::{DAEMON_LARGE_BLOCKS, DOOR_LARGE_BLOCKS, POOL_LARGE_BLOCKS, POOL_SMALL_BLOCKS, SECOND};
 use haul_engine::offload::Root;
 use haul_engine::session::Failure;
+use haul_engine::session::Session;
 use haul_engine::session::acceptor::Acceptor;
+use haul_engine::session::doorman::{Daemon, Doorman};
 use haul_engine::session::rendezvous::Direct;
 use haul_engine::session::server::Server;
 use haul_engine::worker::Worker;
@@ -39,20 +42,35 @@ pub(crate) fn run(args: &ServeArgs, choice: Choice) -> Exit {
 }
 
 fn serve(args: &ServeArgs, choice: Choice) -> Result<Exit, (String, Exit)> {
-    let root = root(args.root.as_deref()).map_err(|why| (why, Exit::FileIo))?;
-    let listener = args.listen.map(listen).transpose()?;
+    let key = args.key_file.as_deref().map(keygen::read).transpose().map_err(|why| (why, Exit::Usage))?;
+    let root = root(args, key.is_some()).map_err(|why| (why, Exit::FileIo))?;
+    let listener = args.listen.map(|address| listen(address, key.is_some())).transpose()?;
     let (mut backend, _) = backend::make(choice).map_err(|why| (why, Exit::Usage))?;
     signals::wake_on_stop(backend.waker());
-    let store = store::from_environment(&root).map(|store| backend.add_store(store));
+    let read_only = args.read_only;
+    let store = if read_only { None } else { store::from_environment(&root) }.map(|store| backend.add_store(store));
     let root = backend.add_root(root);
-    let blocks = if listener.is_some() { DAEMON_LARGE_BLOCKS } else { POOL_LARGE_BLOCKS };
+    let blocks = match (&listener, &key) {
+        (None, _) => POOL_LARGE_BLOCKS,
+        (Some(_), None) => DAEMON_LARGE_BLOCKS,
+        (Some(_), Some(_)) => DOOR_LARGE_BLOCKS,
+    };
     let ended = Rc::new(RefCell::new(Exit::Success));
     let failed = |errno: haul_engine::backend::Errno| (errno.to_string(), Exit::Socket);
     let mut worker = match listener {
         Some(listener) => {
             let listener = backend.add_listener(listener).map_err(failed)?;
             let mut worker = Worker::new(backend, Pool::new(POOL_SMALL_BLOCKS, blocks));
-            worker.add(Box::new(Acceptor::new(listener, root, store, Rc::new(|result| _ = said(result)))));
+            let on_session_end = Rc::new(|result| _ = said(result));
+            let (patience, entropy) = (remote::patience(None), remote::random);
+            let session: Box<dyn Session> = match key {
+                None => Box::new(Acceptor::new(listener, root, store, on_session_end).with_read_only(read_only)),
+                Some(key) => {
+                    let daemon = Daemon { root, store, read_only, patience, key, entropy, on_session_end };
+                    Box::new(Doorman::new(listener, daemon))
+                }
+            };
+            worker.add(session);
             worker
         }
         None => {
@@ -69,7 +87,7 @@ fn serve(args: &ServeArgs, choice: Choice) -> Result<Exit, (String, Exit)> {
             let ended = ended.clone();
             let on_end = Box::new(move |result| *ended.borrow_mut() = said(result));
             let server = Server::new(stream, root, on_end).with_store(store).with_direct(Some(direct(args)));
-            worker.add(Box::new(server.with_patience(remote::patience(None))));
+            worker.add(Box::new(server.with_patience(remote::patience(None)).with_read_only(read_only)));
             worker
         }
     };
@@ -97,21 +115,25 @@ fn said(result: Result<(), Failure>) -> Exit {
     }
 }
 
-/// What is served. Relative paths begin in the login directory under `/`, else in the root.
-fn root(dir: Option<&Path>) -> Result<Root, String> {
+/// What is served. Relative paths begin in the login directory under `/`, else in the root. To a daemon's clients, which
+/// log in nowhere, `/` is a root as any other.
+fn root(args: &ServeArgs, is_daemon: bool) -> Result<Root, String> {
     let home = std::env::var_os("HOME").map(PathBuf::from);
-    let dir = match dir {
-        Some(dir) => dir.to_path_buf(),
+    let dir = match &args.root {
+        Some(dir) => dir.clone(),
         None => home.ok_or("HOME is not set; name the directory to serve with --root")?,
     };
     let failed = |error: std::io::Error| format!("{}: cannot serve: {}", dir.display(), output::reason(&error));
-    if dir == Path::new("/") {
-        return Ok(Root::plain(std::fs::File::open(".").map_err(failed)?.into()));
+    let bounds = |root: Root| if args.read_only { root.read_only() } else { root };
+    if dir == Path::new("/") && !is_daemon {
+        return Ok(bounds(Root::plain(std::fs::File::open(".").map_err(failed)?.into())));
     }
-    std::fs::create_dir_all(&dir).map_err(failed)?;
+    if !args.read_only {
+        std::fs::create_dir_all(&dir).map_err(failed)?;
+    }
     let canonical = dir.canonicalize().map_err(failed)?;
     let handle: OwnedFd = std::fs::File::open(&canonical).map_err(failed)?.into();
-    Ok(Root::confined(handle, canonical))
+    Ok(bounds(Root::confined(handle, canonical)))
 }
 
 /// Where the client of this session may connect directly: the address at which its ssh reached this machine.
@@ -134,9 +156,11 @@ fn direct(args: &ServeArgs) -> Direct {
 }
 
 /// Without a key only this machine may connect.
-fn listen(address: SocketAddr) -> Result<TcpListener, (String, Exit)> {
-    if !address.ip().is_loopback() {
-        let why = format!("{address}: only loopback addresses can be listened on, because nobody is asked who he is");
+fn listen(address: SocketAddr, has_key: bool) -> Result<TcpListener, (String, Exit)> {
+    if !has_key && !address.ip().is_loopback() {
+        let why = format!(
+            "{address}: only loopback addresses can be listened on without --key-file, because nobody is asked who he is"
+        );
         return Err((why, Exit::Usage));
     }
     let failed =

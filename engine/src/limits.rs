@@ -138,6 +138,10 @@ pub const MAX_SESSIONS: usize = 16;
 pub const DAEMON_SESSION_BLOCKS: usize = 4;
 /// Large blocks the pool of a listening server holds at most.
 pub const DAEMON_LARGE_BLOCKS: usize = MAX_SESSIONS * (DAEMON_SESSION_BLOCKS + 1);
+/// The same with a key, where records are sealed and opened as well: blocks that are being opened come on top.
+pub const DOOR_SESSION_BLOCKS: usize = 8;
+/// Large blocks the pool of a listening server with a key holds at most.
+pub const DOOR_LARGE_BLOCKS: usize = MAX_SESSIONS * (DOOR_SESSION_BLOCKS + 1);
 /// Bytes of the longest path a request may name: an operand and a path below it, each at most PATH_MAX.
 pub const MAX_REQUEST_PATH_BYTES: usize = 16 * 1024;
 /// Requests a server session works on at the same time.

@@ -163,6 +163,17 @@ fn extension() -> impl Strategy<Value = Frame> {
             ext: Ext(ext),
             mac
         }),
+        ((hash(), hash()), any::<u16>(), any::<u8>(), any::<u32>(), hash()).prop_map(
+            |((random, public), index, caps, ext, mac)| {
+                Frame::DaemonHello { random, public, index, caps: Caps(caps), ext: Ext(ext), mac }
+            }
+        ),
+        (hash(), any::<u8>(), any::<u32>(), hash()).prop_map(|(public, caps, ext, mac)| Frame::DaemonWelcome {
+            public,
+            caps: Caps(caps),
+            ext: Ext(ext),
+            mac
+        }),
         vec(hash(), 0..5).prop_map(|blocks| Frame::Kept { blocks }),
         (path(), any::<u64>(), attributes(), preserve(), any::<bool>()).prop_map(
             |(path, size, attributes, preserve, keep)| Frame::RangeBegin { path, size, attributes, preserve, keep }

@@ -184,6 +184,26 @@ fn extension_frames_match_the_vectors_that_the_wire_page_prints() {
             format!("26 00 00 00 c4 43 3f 00 00 00 {}", "04 ".repeat(32)),
         ),
         (
+            Frame::DaemonHello {
+                random: [1; 32],
+                public: [2; 32],
+                index: 2,
+                caps: Caps(0x43),
+                ext: Ext(0x3f),
+                mac: [4; 32],
+            },
+            format!(
+                "68 00 00 00 4a {} {} 02 00 43 3f 00 00 00 {}",
+                "01 ".repeat(32),
+                "02 ".repeat(32),
+                "04 ".repeat(32)
+            ),
+        ),
+        (
+            Frame::DaemonWelcome { public: [3; 32], caps: Caps(0x43), ext: Ext(0x3f), mac: [4; 32] },
+            format!("46 00 00 00 c5 {} 43 3f 00 00 00 {}", "03 ".repeat(32), "04 ".repeat(32)),
+        ),
+        (
             Frame::RangeBegin {
                 path: field("a"),
                 size: 5,
@@ -292,7 +312,7 @@ fn malformed_frames_are_refused_with_their_reason() {
         (V1, "01 00 00 00 10", DecodeError::UnknownType(0x10)),
         (V1, "01 00 00 00 8d", DecodeError::UnknownType(0x8d)),
         (V1, "05 00 00 00 41 00 00 00 00", DecodeError::UnknownType(0x41)),
-        (ALL, "01 00 00 00 4a", DecodeError::UnknownType(0x4a)),
+        (ALL, "01 00 00 00 5f", DecodeError::UnknownType(0x5f)),
         (V1, "06 00 00 00 03 02 00 00 00 2f", DecodeError::Truncated(0x03)),
         (V1, "06 00 00 00 03 01 00 00 00 ff", DecodeError::NotUtf8),
         (V1, "06 00 00 00 83 01 00 00 00 ff", DecodeError::NotUtf8),

@@ -18,6 +18,8 @@ mod called_bcmr;
 #[cfg(target_os = "linux")]
 mod connections;
 #[cfg(target_os = "linux")]
+mod daemon;
+#[cfg(target_os = "linux")]
 mod disk_full;
 #[cfg(target_os = "linux")]
 mod errors;
@@ -31,6 +33,8 @@ mod hostile_client;
 mod hostile_compressed;
 #[cfg(target_os = "linux")]
 mod hostile_connections;
+#[cfg(target_os = "linux")]
+mod hostile_daemon;
 #[cfg(target_os = "linux")]
 mod hostile_dedup;
 #[cfg(target_os = "linux")]

@@ -356,7 +356,7 @@ fn a_striped_file_for_which_there_is_no_room_leaves_the_old_one() {
             assert_eq!(fs::read(copy.target()).unwrap(), b"old");
             let mut left = names(&copy.to());
             left.retain(|name| name != "filler");
-            assert_eq!(left, [copy.name.clone()], "{more:?}");
+            assert_eq!(left, std::slice::from_ref(&copy.name), "{more:?}");
         }
     }
 }

@@ -21,6 +21,7 @@ pub struct Acceptor {
     listener: StreamId,
     root: DirId,
     store: Option<DirId>,
+    read_only: bool,
     open: Rc<Cell<usize>>,
     accepting: bool,
     accepted: Vec<StreamId>,
@@ -31,7 +32,23 @@ impl Acceptor {
     /// Serves what is below `root` to whoever connects to `listener`.
     pub fn new(listener: StreamId, root: DirId, store: Option<DirId>, on_session_end: OnSessionEnd) -> Acceptor {
         let open = Rc::new(Cell::new(0));
-        Acceptor { listener, root, store, open, accepting: false, accepted: Vec::new(), on_session_end }
+        Acceptor {
+            listener,
+            root,
+            store,
+            read_only: false,
+            open,
+            accepting: false,
+            accepted: Vec::new(),
+            on_session_end,
+        }
+    }
+
+    /// Refuses whatever would change anything.
+    #[must_use]
+    pub fn with_read_only(mut self, read_only: bool) -> Acceptor {
+        self.read_only = read_only;
+        self
     }
 }
 
@@ -54,7 +71,7 @@ impl Session for Acceptor {
             });
             let server = Server::new(stream, self.root, on_end);
             let server = server.with_store(self.store).with_large_blocks(DAEMON_SESSION_BLOCKS);
-            cx.spawned.push(Box::new(server));
+            cx.spawned.push(Box::new(server.with_read_only(self.read_only)));
         }
         if !self.accepting && self.open.get() < MAX_SESSIONS {
             self.accepting = true;

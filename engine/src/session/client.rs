@@ -23,7 +23,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
 
 pub(crate) use super::ask::{Answer, Ask, Reply, Sent, Simple};
-pub use super::opening::{Invitation, Invited, Opening, Patience, Seat, Wish};
+pub use super::link::NOWHERE;
+pub use super::opening::{Entropy, Invitation, Invited, Opening, Patience, Seat, Wish};
 
 /// `Token::transfer` of a driver's own operations.
 const DRIVER: u32 = 1;
@@ -162,6 +163,11 @@ impl Client {
         progress: SharedProgress,
         reporter: Reporter,
     ) -> Client {
+        if let Some((invitation, seat)) = opening.invited.as_deref()
+            && let Some(invited) = invitation.get()
+        {
+            return Client::invited(invited, *seat, opening.patience, driver, progress, reporter);
+        }
         let (mut link, alive) = (Link::new(stream, Role::Client), opening.patience.alive);
         link.set_stall(opening.patience.stall);
         let wish = opening.direct.clone().map(|wish| (wish, opening.greeting, opening.patience.handshake));

@@ -30,7 +30,7 @@ const END: u32 = 3;
 pub(super) const SEAL: u32 = 4;
 pub(super) const OPEN: u32 = 5;
 /// No backend has so many streams.
-const NOWHERE: StreamId = StreamId::new(u32::MAX, u32::MAX);
+pub const NOWHERE: StreamId = StreamId::new(u32::MAX, u32::MAX);
 
 /// One step of what arrived.
 #[derive(Debug)]

@@ -16,6 +16,7 @@
 
 use super::Failure;
 use super::Terms;
+use super::doorman::Knock;
 use super::link::{Incoming, Link};
 use super::rendezvous::keyed;
 use super::sealed::Records;
@@ -59,6 +60,12 @@ impl Invitation {
     pub fn get(&self) -> Option<&Invited> {
         self.0.get()
     }
+
+    /// To a daemon, with the key that it shares with its clients. `greeting` is what is asked for there.
+    pub fn by_daemon(address: SocketAddr, secret: Secret, greeting: Greeting, entropy: Entropy) -> Invitation {
+        let greeting = Greeting { caps: greeting.caps.without(Caps::DIRECT_TCP).or(Caps::AEAD), ..greeting };
+        Invitation(Arc::new(Invited { address, secret, greeting, daemon: Some(entropy) }.into()))
+    }
 }
 
 /// How to come to a server.
@@ -67,7 +74,11 @@ pub struct Invited {
     address: SocketAddr,
     secret: Secret,
     greeting: Greeting,
+    daemon: Option<Entropy>,
 }
+
+/// Random bytes nobody can guess.
+pub type Entropy = fn() -> Hash;
 
 impl Invited {
     /// Why there is no connection where nothing has come from there.
@@ -107,9 +118,20 @@ enum State {
     Asking,
     Asked,
     Invited,
-    Connecting { deadline: Time },
+    Connecting {
+        deadline: Time,
+    },
     Challenged(Link),
-    Greeting { link: Link, sent: Greeting, transcript: Vec<u8> },
+    Greeting {
+        link: Link,
+        sent: Greeting,
+        transcript: Vec<u8>,
+    },
+    /// As Greeting, at a daemon.
+    Knocking {
+        link: Link,
+        knock: Knock,
+    },
 }
 
 /// A client on its way to a direct connection.
@@ -118,6 +140,7 @@ pub(super) struct Meeting {
     invitation: Option<Invitation>,
     greeting: Greeting,
     keyed: bool,
+    daemon: Option<Entropy>,
     /// Whoever did decides what becomes of the run.
     was_invited: bool,
     patience: u64,
@@ -133,6 +156,8 @@ pub(super) struct Meeting {
 /// What can be done about a port that cannot be reached.
 const OPEN: &str = "Open it there, or others, and name those with --port-range";
 const WHAT: &str = "no direct connection";
+/// The same where there was never to be another one.
+const WHAT_OF_DAEMON: &str = "no connection";
 const NOT_PLAIN: &str = "the server does not allow plaintext: it must be `haul serve --allow-plaintext`, and not be told \
     HAUL_PLAINTEXT=never";
 /// Why a server of the base protocol is left where the user wants plaintext.
@@ -159,6 +184,7 @@ impl Meeting {
             invitation,
             greeting,
             keyed,
+            daemon: None,
             was_invited,
             patience,
             state,
@@ -180,6 +206,7 @@ impl Meeting {
             invitation,
             greeting,
             keyed,
+            daemon: invited.daemon,
             was_invited,
             patience,
             state,
@@ -209,7 +236,7 @@ impl Meeting {
     /// The link whose operation completed, if it is the new one.
     pub(super) fn link(&mut self) -> Option<&mut Link> {
         match &mut self.state {
-            State::Challenged(link) | State::Greeting { link, .. } => Some(link),
+            State::Challenged(link) | State::Greeting { link, .. } | State::Knocking { link, .. } => Some(link),
             _ => None,
         }
     }
@@ -223,6 +250,15 @@ impl Meeting {
 
     /// Goes on as far as possible.
     pub(super) fn turn(&mut self, control: &mut Link, quota: &Quota, cx: &mut Context<'_>) -> Result<Step, Failure> {
+        let of_daemon = |failure| Failure { what: WHAT_OF_DAEMON, ..failure };
+        match self.go_on(control, quota, cx) {
+            Err(failure) if self.daemon.is_some() => Err(of_daemon(failure)),
+            Ok(Step::Refused(failure)) if self.daemon.is_some() => Ok(Step::Refused(of_daemon(failure))),
+            step => step,
+        }
+    }
+
+    fn go_on(&mut self, control: &mut Link, quota: &Quota, cx: &mut Context<'_>) -> Result<Step, Failure> {
         if let State::Asking = self.state {
             control.frame(&Frame::OpenDirectChannel).map_err(|error| Failure::connection(WHAT, error))?;
             self.deadline = Some(cx.now.after(self.patience));
@@ -237,7 +273,7 @@ impl Meeting {
             if let Some(Invitation(place)) = &self.invitation {
                 let (address, secret, greeting) = (*address, secret.clone(), self.greeting);
                 // Nobody else has asked.
-                let _ = place.set(Invited { address, secret, greeting });
+                let _ = place.set(Invited { address, secret, greeting, daemon: None });
                 return Ok(Step::HandedOn { required: self.seat.required });
             }
             let patience = if self.seat.required { CONNECT_TIMEOUT } else { TRY_TIMEOUT };
@@ -316,8 +352,7 @@ impl Meeting {
                 link.flush(cx);
                 link.pump_recv(quota, cx);
                 if link.at_end() {
-                    let why = "the server closed it without an answer: somebody else may have taken the port";
-                    return Err(Failure::connection(WHAT, why));
+                    return Err(Failure::connection(WHAT, self.closed()));
                 }
                 if self.deadline.is_some_and(|deadline| deadline <= cx.now) {
                     return Err(Failure::connection(WHAT, "the server did not answer in time"));
@@ -331,12 +366,29 @@ impl Meeting {
         Ok(Step::Waiting)
     }
 
+    /// Why the server has closed the new connection, as far as that can be known.
+    fn closed(&self) -> &'static str {
+        match (&self.state, self.daemon) {
+            (State::Knocking { .. }, _) => "the server closed it without an answer: its key may be another one",
+            (_, Some(_)) => "the server closed it without a word: it may be no haul that waits for a key",
+            (_, None) => "the server closed it without an answer: somebody else may have taken the port",
+        }
+    }
+
     fn on_incoming(&mut self, incoming: Incoming, cx: &mut Context<'_>) -> Result<Option<Step>, Failure> {
         let Some((address, secret)) = &self.ready else { return Ok(None) };
         let refused = |why: &str| Err(Failure::connection(WHAT, why));
         match (std::mem::replace(&mut self.state, State::Asked), incoming) {
             (State::Challenged(mut link), Incoming::Frame(Frame::AuthChallenge { nonce })) => {
                 let sent = self.greeting;
+                if let Some(entropy) = self.daemon {
+                    let Seat { random, index, .. } = self.seat;
+                    let asked = (sent.caps, sent.ext.unwrap_or(Ext::NONE));
+                    let (hello, knock) = Knock::new(secret, &nonce, (random, index), asked, entropy);
+                    link.frame(&hello).map_err(|error| Failure::connection(WHAT, error))?;
+                    self.state = State::Knocking { link, knock };
+                    return Ok(None);
+                }
                 let mut transcript = Vec::new();
                 let mut frames = Vec::new();
                 if self.keyed {
@@ -390,6 +442,13 @@ impl Meeting {
                 }
                 Ok(Some(Step::Met(Box::new(link), Terms { dialect, caps }, *address)))
             }
+            (State::Knocking { mut link, knock }, Incoming::Frame(Frame::DaemonWelcome { public, caps, ext, mac })) => {
+                let (seals, terms) =
+                    knock.answered(&public, (caps, ext), &mac).map_err(|why| Failure::connection(WHAT, why))?;
+                link.set_dialect(terms.dialect);
+                link.seal(seals, Records::Keyed, cx);
+                Ok(Some(Step::Met(Box::new(link), terms, *address)))
+            }
             (_, Incoming::Frame(Frame::Error { message, .. })) => Err(Failure::connection(WHAT, Printable(&message))),
             _ => refused("the server sent another frame than it should"),
         }
@@ -410,6 +469,7 @@ impl Meeting {
             State::Connecting { .. } => "client connecting",
             State::Challenged(_) => "client challenged",
             State::Greeting { .. } => "client greeting directly",
+            State::Knocking { .. } => "client knocking",
         }
     }
 }

@@ -36,6 +36,7 @@ mod chunked;
 pub mod codec;
 mod dedup;
 mod digest;
+pub mod doorman;
 mod get;
 mod hash;
 mod hashing;

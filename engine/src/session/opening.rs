@@ -15,7 +15,7 @@
 //! the other version at once. Nothing has been asked for by then.
 
 use super::link::{Incoming, Link};
-pub use super::meeting::{Invitation, Invited, Seat, Wish};
+pub use super::meeting::{Entropy, Invitation, Invited, Seat, Wish};
 use super::preamble::{Found, Preamble};
 use super::report::Report;
 use super::{Failure, Terms};
@@ -78,6 +78,8 @@ pub struct Opening {
     pub refuse_base: Option<&'static str>,
     /// Whether content shall go over a connection of its own.
     pub direct: Option<Wish>,
+    /// Where the client goes by itself, in place of the stream that it is given.
+    pub invited: Option<Box<(Invitation, Seat)>>,
     /// How long to wait.
     pub patience: Patience,
 }
@@ -126,6 +128,7 @@ impl Opening {
             redialled: None,
             refuse_base: None,
             direct: None,
+            invited: None,
             patience: Patience::default(),
         }
     }

@@ -12,6 +12,7 @@
 //! are bounded in number and time, so nobody else can keep the client out. With [`Ext::PLAIN`], which takes the user's word at
 //! both ends, only the proofs stand: what follows them is neither sealed nor proved to be whole.
 
+use super::doorman::{self, Door};
 use super::link::{Incoming, Link};
 use super::opening::Patience;
 use super::sealed::Records;
@@ -19,7 +20,9 @@ use super::server::{self, Server, Verb};
 use super::{Context, Failure, Flow, Io, Outcome, Session};
 use crate::backend::{Completion, DirId, Errno, OpKind, Output, StreamId, Time, Token};
 use crate::block::{Class, Pool, Quota};
-use crate::limits::{GUEST_BYTES, GUEST_TIMEOUT, MAX_GUESTS, MAX_SERVED, MEETING_TIMEOUT};
+use crate::limits::{
+    DOOR_SESSION_BLOCKS, GUEST_BYTES, GUEST_TIMEOUT, MAX_GUESTS, MAX_SERVED, MAX_SESSIONS, MEETING_TIMEOUT,
+};
 use crate::wire::decode::Role;
 use crate::wire::frame::{Caps, Dialect, Ext, Frame, Hash};
 use crate::wire::seal::{self, Seals, Secret};
@@ -66,12 +69,24 @@ pub(super) struct Served {
     pub(super) root: DirId,
     pub(super) store: Option<DirId>,
     pub(super) patience: Patience,
+    pub(super) read_only: bool,
+}
+
+/// What whoever comes has to prove, and how.
+#[derive(Clone)]
+pub(super) enum Proof {
+    /// The secret of one control session, by AuthHello.
+    Base,
+    /// The same, by KeyedHello.
+    Keyed,
+    /// The key of a daemon, by DaemonHello.
+    Key(Door),
 }
 
 /// One meeting, as the control session, the rendezvous and its guests see it.
 pub(super) struct Meeting {
     secret: Secret,
-    keyed: bool,
+    proof: Proof,
     /// A connection need not be sealed.
     plain: bool,
     /// Bound, or why not.
@@ -91,6 +106,30 @@ pub(super) struct Meeting {
 pub(super) type SharedMeeting = Rc<RefCell<Meeting>>;
 
 impl Meeting {
+    pub(super) fn new(secret: Secret, proof: Proof, plain: bool) -> SharedMeeting {
+        Rc::new(RefCell::new(Meeting {
+            secret,
+            proof,
+            plain,
+            address: None,
+            blocks: Pool::new(MAX_GUESTS, 0),
+            guests: 0,
+            met: false,
+            serving: 0,
+            over: false,
+        }))
+    }
+
+    /// True while one more may be asked to prove itself, and is then counted as such.
+    pub(super) fn has_room(&self) -> bool {
+        self.guests < MAX_GUESTS && !self.is_full()
+    }
+
+    /// True while nobody more can be served.
+    fn is_full(&self) -> bool {
+        matches!(self.proof, Proof::Key(_)) && self.serving >= MAX_SESSIONS
+    }
+
     /// True once nothing of it is left.
     pub(super) fn is_done(&self) -> bool {
         self.over && self.guests == 0 && self.serving == 0
@@ -104,7 +143,7 @@ impl Meeting {
     /// The client says nothing more where it was opened.
     pub(super) fn end(&mut self) {
         // Base clients close their control session at once, and come then.
-        self.over |= self.keyed;
+        self.over |= !matches!(self.proof, Proof::Base);
     }
 }
 
@@ -115,17 +154,8 @@ pub(super) struct Serve {
 
 impl Serve {
     pub(super) fn start(direct: &Direct, served: Served, io: &mut Io<'_, '_>) -> (Serve, SharedMeeting) {
-        let meeting = Rc::new(RefCell::new(Meeting {
-            secret: Secret::from_bytes(direct.random()),
-            keyed: io.terms.ext(Ext::KEYED),
-            plain: direct.plain,
-            address: None,
-            blocks: Pool::new(MAX_GUESTS, 0),
-            guests: 0,
-            met: false,
-            serving: 0,
-            over: false,
-        }));
+        let proof = if io.terms.ext(Ext::KEYED) { Proof::Keyed } else { Proof::Base };
+        let meeting = Meeting::new(Secret::from_bytes(direct.random()), proof, direct.plain);
         io.cx.spawned.push(Box::new(Rendezvous {
             meeting: meeting.clone(),
             direct: direct.clone(),
@@ -217,8 +247,7 @@ impl Session for Rendezvous {
                 cx.submit(0, 0, OpKind::CloseStream { stream });
                 continue;
             }
-            self.meeting.borrow_mut().guests += 1;
-            let guest = Guest::new(stream, self.meeting.clone(), &self.direct, self.served.clone());
+            let guest = Guest::new(stream, self.meeting.clone(), self.direct.random(), self.served.clone());
             cx.spawned.push(Box::new(guest));
         }
         let mut meeting = self.meeting.borrow_mut();
@@ -228,7 +257,7 @@ impl Session for Rendezvous {
                 cx.submit(0, 0, OpKind::CloseStream { stream });
                 return Flow::Finished;
             }
-            State::Open(listener) if !self.accepting && meeting.guests < MAX_GUESTS => {
+            State::Open(listener) if !self.accepting && meeting.has_room() => {
                 self.accepting = true;
                 cx.submit(0, 0, OpKind::Accept { listener });
             }
@@ -253,7 +282,7 @@ impl Session for Rendezvous {
 }
 
 /// A connection that must prove to be the client's; the client's, once it has.
-struct Guest {
+pub(super) struct Guest {
     link: Option<Link>,
     meeting: SharedMeeting,
     nonce: Hash,
@@ -263,13 +292,15 @@ struct Guest {
 }
 
 impl Guest {
-    fn new(stream: StreamId, meeting: SharedMeeting, direct: &Direct, served: Served) -> Guest {
+    /// From here on it counts in its meeting.
+    pub(super) fn new(stream: StreamId, meeting: SharedMeeting, nonce: Hash, served: Served) -> Guest {
+        meeting.borrow_mut().guests += 1;
         let mut link = Link::new(stream, Role::Server);
-        if meeting.borrow().keyed {
+        if !matches!(meeting.borrow().proof, Proof::Base) {
             link.set_dialect(Dialect { version: 1, ext: Ext::KEYED });
         }
         let link = Some(link);
-        Guest { link, meeting, nonce: direct.random(), served, deadline: None, server: None }
+        Guest { link, meeting, nonce, served, deadline: None, server: None }
     }
 
     /// Goes on until it is known who that is. `None`: nobody who is to be served.
@@ -282,7 +313,9 @@ impl Guest {
                 *self.deadline.insert(cx.now.after(GUEST_TIMEOUT))
             }
         };
-        if let Some(incoming) = link.next().ok()? {
+        // Whoever is ready while others have every place waits for one of them to end.
+        let full = self.meeting.borrow().is_full();
+        if let Some(incoming) = if full { None } else { link.next().ok()? } {
             let Incoming::Frame(frame) = incoming else { return None };
             return self.admit(&frame, cx).map(|()| Flow::Continue);
         }
@@ -300,19 +333,29 @@ impl Guest {
     fn admit(&mut self, frame: &Frame, cx: &mut Context<'_>) -> Option<()> {
         let meeting = self.meeting.clone();
         let mut meeting = meeting.borrow_mut();
-        let mut link = self.link.take_if(|_| !meeting.over && meeting.serving < MAX_SERVED)?;
-        let shared = self.meeting.clone();
-        let on_end = Box::new(move |_| shared.borrow_mut().serving -= 1);
+        let door = match &meeting.proof {
+            Proof::Key(door) => Some(door.clone()),
+            Proof::Base | Proof::Keyed => None,
+        };
+        let may_come = !meeting.over && (door.is_some() || meeting.serving < MAX_SERVED);
+        let mut link = self.link.take_if(|_| may_come)?;
+        let (shared, told) = (self.meeting.clone(), door.clone());
+        let on_end = Box::new(move |result| {
+            shared.borrow_mut().serving -= 1;
+            if let Some(door) = told {
+                (door.on_session_end)(result);
+            }
+        });
         let (root, secret) = (self.served.root, &meeting.secret);
         let server = match *frame {
-            Frame::AuthHello { mac } if !meeting.keyed => {
+            Frame::AuthHello { mac } if matches!(meeting.proof, Proof::Base) => {
                 if !seal::is_same(&mac, &seal::auth_mac(secret, &self.nonce)) {
                     self.link = Some(link);
                     return None;
                 }
                 Server::behind_proof(link, root, on_end, secret.clone())
             }
-            Frame::KeyedHello { random, index, caps, ext, mac } if meeting.keyed => {
+            Frame::KeyedHello { random, index, caps, ext, mac } if matches!(meeting.proof, Proof::Keyed) => {
                 let mut transcript = keyed::hello(&self.nonce, &random, index, (caps, ext));
                 let plain = meeting.plain && ext.has(Ext::PLAIN);
                 let is_client = seal::is_same(&mac, &keyed::client_proof(secret, &transcript));
@@ -333,6 +376,15 @@ impl Guest {
                 }
                 Server::keyed(link, root, on_end, (caps, ext))
             }
+            Frame::DaemonHello { .. } if let Some(door) = &door => {
+                let Some(let_in) = doorman::admit(secret, &self.nonce, frame, door) else {
+                    self.link = Some(link);
+                    return None;
+                };
+                link.frame(&let_in.welcome).ok()?;
+                link.seal(let_in.seals, Records::Keyed, cx);
+                Server::keyed(link, root, on_end, let_in.agreed).with_large_blocks(DOOR_SESSION_BLOCKS)
+            }
             _ => {
                 self.link = Some(link);
                 return None;
@@ -342,8 +394,9 @@ impl Guest {
         meeting.serving += 1;
         meeting.guests -= 1;
         // A base client comes once.
-        meeting.over |= !meeting.keyed;
-        self.server = Some(server.with_store(self.served.store).with_patience(self.served.patience));
+        meeting.over |= matches!(meeting.proof, Proof::Base);
+        let Served { store, patience, read_only, .. } = self.served;
+        self.server = Some(server.with_store(store).with_patience(patience).with_read_only(read_only));
         Some(())
     }
 }

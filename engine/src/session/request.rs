@@ -2,10 +2,10 @@
 
 use super::range::{self, Files};
 use super::server::Verb;
-use super::{Failure, Io};
+use super::{Cause, Failure, Io};
 use super::{chunked, get, hash, list, mkdir, put, resume, stat, tree};
 use crate::backend::{DirId, Place};
-use crate::wire::frame::{Frame, PathField};
+use crate::wire::frame::{ErrorCode, Frame, PathField};
 use crate::wire::path::Target;
 
 /// True of a request that a body follows.
@@ -35,6 +35,13 @@ pub(super) fn request_path(request: &Frame) -> Option<&PathField> {
         | Frame::Symlink { path, .. } => Some(path),
         _ => None,
     }
+}
+
+/// Why a server that only reads refuses a request: as a read-only file system does, in other words.
+pub(super) fn read_only() -> Failure {
+    const EROFS: u16 = 30;
+    let (code, message) = (ErrorCode(ErrorCode::ERRNO_BASE + EROFS), b"this server is read-only".to_vec());
+    Failure { path: Vec::new(), what: "cannot write", cause: Cause::There { code, message } }
 }
 
 /// Starts the verb of a request.

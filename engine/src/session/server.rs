@@ -16,7 +16,7 @@ use super::opening::Patience;
 use super::range::Files;
 use super::rendezvous::{self, Direct, SharedMeeting};
 use super::report::Progress;
-use super::request::{begin, has_body, request_path};
+use super::request::{begin, has_body, read_only, request_path};
 use super::sealed::Records;
 use super::tree;
 use super::{Cause, Context, Failure, Flow, Io, Outcome, Quotas, Session, Terms};
@@ -24,7 +24,7 @@ use crate::backend::{Completion, DirId, OpKind, StreamId, Time, Token};
 use crate::block::{Quota, Slice};
 use crate::limits::{MAX_ACTIVE_REQUESTS, MAX_MEETINGS, MAX_REQUEST_PATH_BYTES, OFFLOAD_THREADS, PULSE_INTERVAL};
 use crate::wire::compress::Codec;
-use crate::wire::decode::Role;
+use crate::wire::decode::{DecodeError, Role};
 use crate::wire::frame::{Attributes, Caps, Dialect, ErrorCode, Ext, Frame, Hash, PathField, Preserve};
 use crate::wire::hello::{self, Greeting, ServerOffer};
 use crate::wire::path::Target;
@@ -123,6 +123,8 @@ pub struct Server {
     store: Option<DirId>,
     codec: Policy,
     patience: Patience,
+    /// Requests that would change anything are refused.
+    read_only: bool,
     phase: Phase,
     /// Nothing was asked for since the first Welcome: one more Hello may take its place.
     may_greet_again: bool,
@@ -171,6 +173,7 @@ impl Server {
             store: None,
             codec: Policy::new(None, false, OFFLOAD_THREADS),
             patience: Patience::default(),
+            read_only: false,
             phase: Phase::AwaitHello { deadline: None },
             may_greet_again: false,
             terms: Terms { dialect: Dialect::BASE, caps: Caps::NONE },
@@ -212,6 +215,13 @@ impl Server {
         self
     }
 
+    /// Refuses every request that would change anything.
+    #[must_use]
+    pub fn with_read_only(mut self, read_only: bool) -> Server {
+        self.read_only = read_only;
+        self
+    }
+
     /// Bounds the large blocks this session may hold, where many share one pool.
     #[must_use]
     pub fn with_large_blocks(mut self, blocks: usize) -> Server {
@@ -230,7 +240,7 @@ impl Server {
             if matches!(self.phase, Phase::Draining) || !self.is_ready(cx) {
                 return Ok(());
             }
-            let incoming = self.link.next().map_err(|error| Failure::connection("protocol error", error))?;
+            let incoming = self.link.next().map_err(broken)?;
             match incoming {
                 None => return Ok(()),
                 Some(Incoming::Frame(frame)) => self.on_frame(frame, cx),
@@ -432,10 +442,11 @@ impl Server {
             transfer,
         };
         let verb: Box<dyn Verb> = match (&request, &self.direct) {
+            _ if self.read_only && class == Class::Write => Box::new(Refused { failure: read_only() }),
             (Frame::OpenDirectChannel, Some(direct)) if io.terms.caps.has(Caps::DIRECT_TCP) => {
                 self.meetings.retain(|meeting| !meeting.borrow().is_done());
                 if self.meetings.len() < MAX_MEETINGS {
-                    let served = rendezvous::Served { root, store, patience: self.patience };
+                    let served = rendezvous::Served { root, store, patience: self.patience, read_only: self.read_only };
                     let (verb, meeting) = rendezvous::Serve::start(direct, served, &mut io);
                     self.meetings.push(meeting);
                     Box::new(verb)
@@ -656,6 +667,12 @@ impl Verb for Refused {
     fn state(&self) -> &'static str {
         "refused"
     }
+}
+
+/// What cannot be understood. A client that is gone without a word has broken no rule.
+fn broken(error: DecodeError) -> Failure {
+    let what = if error == DecodeError::CutOff { "connection" } else { "protocol error" };
+    Failure::connection(what, error)
 }
 
 /// Replies; what does not fit a frame is answered with an Error.

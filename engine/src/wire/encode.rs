@@ -242,6 +242,20 @@ impl Body<'_> {
                 self.u32(ext.0);
                 self.out.extend_from_slice(mac);
             }
+            Frame::DaemonHello { random, public, index, caps, ext, mac } => {
+                self.out.extend_from_slice(random);
+                self.out.extend_from_slice(public);
+                self.u16(*index);
+                self.out.push(caps.0);
+                self.u32(ext.0);
+                self.out.extend_from_slice(mac);
+            }
+            Frame::DaemonWelcome { public, caps, ext, mac } => {
+                self.out.extend_from_slice(public);
+                self.out.push(caps.0);
+                self.u32(ext.0);
+                self.out.extend_from_slice(mac);
+            }
             Frame::Kept { blocks } => {
                 self.count(blocks.len())?;
                 self.out.extend_from_slice(blocks.as_flattened());
@@ -397,6 +411,8 @@ fn type_of(frame: &Frame) -> u8 {
         Frame::Skip { .. } => type_byte::SKIP,
         Frame::KeyedHello { .. } => type_byte::KEYED_HELLO,
         Frame::KeyedWelcome { .. } => type_byte::KEYED_WELCOME,
+        Frame::DaemonHello { .. } => type_byte::DAEMON_HELLO,
+        Frame::DaemonWelcome { .. } => type_byte::DAEMON_WELCOME,
         Frame::Kept { .. } => type_byte::KEPT,
         Frame::RangeBegin { .. } => type_byte::RANGE_BEGIN,
         Frame::RangePut { .. } => type_byte::RANGE_PUT,

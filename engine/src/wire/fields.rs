@@ -160,6 +160,20 @@ impl<'a> Fields<'a> {
             type_byte::KEYED_WELCOME => {
                 Frame::KeyedWelcome { caps: Caps(self.u8()?), ext: Ext(self.u32()?), mac: self.array()? }
             }
+            type_byte::DAEMON_HELLO => Frame::DaemonHello {
+                random: self.array()?,
+                public: self.array()?,
+                index: self.u16()?,
+                caps: Caps(self.u8()?),
+                ext: Ext(self.u32()?),
+                mac: self.array()?,
+            },
+            type_byte::DAEMON_WELCOME => Frame::DaemonWelcome {
+                public: self.array()?,
+                caps: Caps(self.u8()?),
+                ext: Ext(self.u32()?),
+                mac: self.array()?,
+            },
             type_byte::KEPT => Frame::Kept { blocks: self.hashes()? },
             type_byte::RANGE_BEGIN => Frame::RangeBegin {
                 path: self.path()?,

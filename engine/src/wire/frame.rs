@@ -493,6 +493,21 @@ pub enum Frame {
         /// Proves that the client knows the secret, and covers everything before.
         mac: Hash,
     },
+    /// 0x4a (KEYED): the answer to AuthChallenge of a daemon; the client's whole greeting there.
+    DaemonHello {
+        /// Fresh random bytes.
+        random: Hash,
+        /// The client's part of an X25519 exchange, for this connection alone.
+        public: Hash,
+        /// Which of the client's connections this is, from 0.
+        index: u16,
+        /// Capabilities asked for.
+        caps: Caps,
+        /// Extensions asked for.
+        ext: Ext,
+        /// Proves that the client knows the daemon's key, and covers everything before.
+        mac: Hash,
+    },
     /// 0x4b (RANGE): a file begins that comes in ranges, in any order and over any connection of this server's process;
     /// answered by RangeBegun.
     RangeBegin {
@@ -570,6 +585,17 @@ pub enum Frame {
         /// Extensions in force.
         ext: Ext,
         /// Proves that the server knows the secret, and covers everything before.
+        mac: Hash,
+    },
+    /// 0xc5 (KEYED): the daemon's greeting; from here on everything is sealed, both ways.
+    DaemonWelcome {
+        /// The daemon's part of the X25519 exchange.
+        public: Hash,
+        /// Capabilities in force.
+        caps: Caps,
+        /// Extensions in force.
+        ext: Ext,
+        /// Proves that the daemon knows its key, and covers everything before.
         mac: Hash,
     },
     /// 0xc8 (PULSE): the server lives and is at work on the next answer. Between any two frames, at most once a second.

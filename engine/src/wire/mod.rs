@@ -82,6 +82,7 @@ pub(crate) mod type_byte {
     pub(crate) const CONTINUE: u8 = 0x47;
     pub(crate) const SKIP: u8 = 0x48;
     pub(crate) const KEYED_HELLO: u8 = 0x49;
+    pub(crate) const DAEMON_HELLO: u8 = 0x4a;
     pub(crate) const RANGE_BEGIN: u8 = 0x4b;
     pub(crate) const RANGE_PUT: u8 = 0x4c;
     pub(crate) const RANGE_COMMIT: u8 = 0x4d;
@@ -107,6 +108,7 @@ pub(crate) mod type_byte {
     pub(crate) const ATTRIBUTES_RESPONSE: u8 = 0xc2;
     pub(crate) const KEPT: u8 = 0xc3;
     pub(crate) const KEYED_WELCOME: u8 = 0xc4;
+    pub(crate) const DAEMON_WELCOME: u8 = 0xc5;
     pub(crate) const RANGE_BEGUN: u8 = 0xc6;
     pub(crate) const PULSE: u8 = 0xc8;
 
@@ -118,7 +120,7 @@ pub(crate) mod type_byte {
             COMMIT | ABANDON => Some(Ext::COMMIT),
             SET_META | SYMLINK | META => Some(Ext::META),
             CONTINUE | SKIP | KEPT => Some(Ext::RESUME),
-            KEYED_HELLO | KEYED_WELCOME => Some(Ext::KEYED),
+            KEYED_HELLO | KEYED_WELCOME | DAEMON_HELLO | DAEMON_WELCOME => Some(Ext::KEYED),
             RANGE_BEGIN | RANGE_PUT | RANGE_COMMIT | RANGE_ABANDON | BLOCKS | RANGE_BEGUN => Some(Ext::RANGE),
             PING | PULSE => Some(Ext::PULSE),
             _ => None,

@@ -51,6 +51,8 @@
 #![forbid(unsafe_code)]
 
 mod aead;
+pub mod daemon;
+mod exchange;
 #[cfg(feature = "test-rig")]
 mod recorder;
 #[cfg(test)]
@@ -64,6 +66,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use zeroize::{Zeroize as _, Zeroizing};
 
+pub use exchange::Exchange;
 #[cfg(feature = "test-rig")]
 pub use recorder::sealed_records;
 
@@ -146,8 +149,16 @@ fn derived(context: &str, from: &Secret) -> Secret {
 
 /// The first keys of KEYED: to the server, to the client.
 fn connection_keys(secret: &Secret, transcript: &[u8]) -> [Secret; 2] {
-    let mut hasher = Zeroizing::new(Hasher::new_derive_key(KEYS_CONTEXT));
-    hasher.update(secret.expose()).update(&(transcript.len() as u64).to_le_bytes()).update(transcript);
+    keys_of(KEYS_CONTEXT, &[secret], transcript)
+}
+
+/// Keys for both directions, of these secrets and what both ends have seen: to the server, to the client.
+fn keys_of(context: &str, secrets: &[&Secret], transcript: &[u8]) -> [Secret; 2] {
+    let mut hasher = Zeroizing::new(Hasher::new_derive_key(context));
+    for secret in secrets {
+        hasher.update(secret.expose());
+    }
+    hasher.update(&(transcript.len() as u64).to_le_bytes()).update(transcript);
     let mut output = Zeroizing::new(hasher.finalize_xof());
     let to_server = Secret::filled(|bytes| output.fill(bytes));
     let to_client = Secret::filled(|bytes| output.fill(bytes));
@@ -214,14 +225,20 @@ impl Seals {
     }
 
     fn keyed_by(backend: Backend, interval: u64, secret: &Secret, transcript: &[u8], role: Role) -> Seals {
-        let [to_server, to_client] = connection_keys(secret, transcript);
+        let keys = connection_keys(secret, transcript);
+        Seals::chained(backend, interval, NEXT_KEY_CONTEXT, &keys, role)
+    }
+
+    /// With a key for each direction, to the server and to the client, and others that follow them.
+    fn chained(backend: Backend, interval: u64, next: &'static str, keys: &[Secret; 2], role: Role) -> Seals {
+        let [to_server, to_client] = keys;
         Seals::new(role, |direction| {
             let current = match direction {
                 Direction::ToServer => to_server.clone(),
                 Direction::ToClient => to_client.clone(),
             };
             let key = Arc::new(Key::new(backend, &current, true));
-            Chain { direction, key, number: 0, rekey: Some(Rekey { backend, current, interval }) }
+            Chain { direction, key, number: 0, rekey: Some(Rekey { backend, current, interval, next }) }
         })
     }
 
@@ -274,6 +291,8 @@ struct Rekey {
     current: Secret,
     /// Records under one key.
     interval: u64,
+    /// Sets the key that follows a key apart.
+    next: &'static str,
 }
 
 impl Chain {
@@ -281,7 +300,7 @@ impl Chain {
         if let Some(rekey) = &mut self.rekey
             && self.number == rekey.interval
         {
-            rekey.current = derived(NEXT_KEY_CONTEXT, &rekey.current);
+            rekey.current = derived(rekey.next, &rekey.current);
             self.key = Arc::new(Key::new(rekey.backend, &rekey.current, self.key.binds_length));
             self.number = 0;
         }

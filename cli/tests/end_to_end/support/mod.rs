@@ -5,6 +5,7 @@
 
 #[cfg(target_os = "linux")]
 pub mod between;
+pub mod daemon;
 pub mod direct;
 pub mod frames;
 #[cfg(target_os = "linux")]

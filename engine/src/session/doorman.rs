@@ -1,0 +1,275 @@
+//! A daemon: connections that come without ssh, and prove that they know its key.
+//!
+//! ```text
+//! Doorman: Accept -connection-> a Guest (rendezvous.rs) -> Accept ..
+//! Guest:   AuthChallenge -> DaemonHello -proof-> DaemonWelcome, then a Server over records
+//!                                      +-wrong, late or silent-> closed without a word
+//! ```
+//! Owns the handshake of both ends, and who is let in how often. What is proved, and what the keys of a connection are made
+//! of, is in [`wire::seal::daemon`](crate::wire::seal::daemon). Guests and sessions are bounded apart: strangers cannot take
+//! the places of those who know the key. The doorman never ends by itself.
+
+use super::acceptor::OnSessionEnd;
+use super::meeting::Entropy;
+use super::opening::Patience;
+use super::rendezvous::{Guest, Meeting, Proof, Served, SharedMeeting};
+use super::{Context, Flow, Session, Terms, server};
+use crate::backend::{Completion, DirId, OpKind, Output, StreamId, Time, Token};
+use crate::wire::decode::Role;
+use crate::wire::frame::{Caps, Dialect, Ext, Frame, Hash};
+use crate::wire::seal::daemon::Transcript;
+use crate::wire::seal::{self, Exchange, Seals, Secret};
+
+/// What a daemon serves, and to whom.
+pub struct Daemon {
+    /// What is served.
+    pub root: DirId,
+    /// Blocks seen before, for dedup.
+    pub store: Option<DirId>,
+    /// Nothing may be changed.
+    pub read_only: bool,
+    /// How long it waits for a client.
+    pub patience: Patience,
+    /// Whoever knows it is a client.
+    pub key: Secret,
+    /// Random bytes nobody can guess.
+    pub entropy: Entropy,
+    /// Is told how each session ended.
+    pub on_session_end: OnSessionEnd,
+}
+
+/// What is the same for all who come to one daemon.
+#[derive(Clone)]
+pub(super) struct Door {
+    pub(super) entropy: Entropy,
+    pub(super) on_session_end: OnSessionEnd,
+}
+
+/// Lets those in who know the key.
+pub struct Doorman {
+    listener: StreamId,
+    meeting: SharedMeeting,
+    entropy: Entropy,
+    served: Served,
+    accepting: bool,
+    accepted: Vec<StreamId>,
+}
+
+impl Doorman {
+    /// Serves what `daemon` says to whoever connects to `listener` and knows the key.
+    pub fn new(listener: StreamId, daemon: Daemon) -> Doorman {
+        let Daemon { root, store, read_only, patience, key, entropy, on_session_end } = daemon;
+        let meeting = Meeting::new(key, Proof::Key(Door { entropy, on_session_end }), false);
+        let served = Served { root, store, patience, read_only };
+        Doorman { listener, meeting, entropy, served, accepting: false, accepted: Vec::new() }
+    }
+}
+
+impl Session for Doorman {
+    fn on_completion(&mut self, completion: Completion, _: &mut Context<'_>) {
+        self.accepting = false;
+        // A connection that was gone before it could be accepted is no reason to stop.
+        if let Ok(Output::Accepted { stream }) = completion.result {
+            self.accepted.push(stream);
+        }
+    }
+
+    fn on_turn(&mut self, cx: &mut Context<'_>) -> Flow {
+        // Accept was on its way when the last place was taken: whoever came waits here, and his time has not begun.
+        while self.meeting.borrow().has_room()
+            && let Some(stream) = self.accepted.pop()
+        {
+            let guest = Guest::new(stream, self.meeting.clone(), (self.entropy)(), self.served.clone());
+            cx.spawned.push(Box::new(guest));
+        }
+        if !self.accepting && self.accepted.is_empty() && self.meeting.borrow().has_room() {
+            self.accepting = true;
+            cx.submit(0, 0, OpKind::Accept { listener: self.listener });
+        }
+        Flow::Continue
+    }
+
+    fn next_deadline(&self) -> Option<Time> {
+        None
+    }
+
+    fn state_of(&self, _: Token) -> &'static str {
+        "doorman"
+    }
+}
+
+/// What a client has said of itself, until the daemon has answered.
+pub(super) struct Knock {
+    key: Secret,
+    exchange: Exchange,
+    transcript: Transcript,
+    asked: (Caps, Ext),
+}
+
+impl Knock {
+    /// The answer to the challenge `nonce`.
+    pub(super) fn new(
+        key: &Secret,
+        nonce: &Hash,
+        (random, index): (Hash, u16),
+        (caps, ext): (Caps, Ext),
+        entropy: Entropy,
+    ) -> (Frame, Knock) {
+        let exchange = Exchange::new(&Secret::from_bytes(entropy()));
+        let public = exchange.public();
+        let transcript = Transcript::hello(nonce, &random, &public, index, (caps, ext));
+        let mac = transcript.client_proof(key);
+        let hello = Frame::DaemonHello { random, public, index, caps, ext, mac };
+        (hello, Knock { key: key.clone(), exchange, transcript, asked: (caps, ext) })
+    }
+
+    /// What the connection is sealed with and what was agreed on, or why whoever answers is not believed.
+    pub(super) fn answered(
+        mut self,
+        public: &Hash,
+        (caps, ext): (Caps, Ext),
+        mac: &Hash,
+    ) -> Result<(Seals, Terms), &'static str> {
+        self.transcript.welcome(public, (caps, ext));
+        if !seal::is_same(mac, &self.transcript.server_proof(&self.key)) {
+            return Err("the server cannot prove that it knows the key");
+        }
+        let (caps, ext) = (self.asked.0.and(caps), self.asked.1.and(ext));
+        if !caps.has(Caps::AEAD) {
+            return Err("the server does not encrypt");
+        }
+        let shared = self.exchange.agree(public).ok_or("the server wants no secret of this connection's own")?;
+        let seals = self.transcript.seals(&self.key, &shared, Role::Client);
+        Ok((seals, Terms { dialect: Dialect { version: 1, ext }, caps }))
+    }
+}
+
+/// A client that has proved itself.
+pub(super) struct LetIn {
+    pub(super) welcome: Frame,
+    pub(super) seals: Seals,
+    pub(super) agreed: (Caps, Ext),
+}
+
+/// Whoever says `hello` to the challenge `nonce`, if he knows the key and wants to be sealed.
+pub(super) fn admit(key: &Secret, nonce: &Hash, hello: &Frame, door: &Door) -> Option<LetIn> {
+    let &Frame::DaemonHello { random, public, index, caps, ext, mac } = hello else { return None };
+    let mut transcript = Transcript::hello(nonce, &random, &public, index, (caps, ext));
+    if !seal::is_same(&mac, &transcript.client_proof(key)) || !caps.has(Caps::AEAD) {
+        return None;
+    }
+    let exchange = Exchange::new(&Secret::from_bytes((door.entropy)()));
+    let ours = exchange.public();
+    let shared = exchange.agree(&public)?;
+    let (caps, ext) = (caps.and(server::DIRECT_CAPS), ext.and(server::SESSION_EXT));
+    transcript.welcome(&ours, (caps, ext));
+    let welcome = Frame::DaemonWelcome { public: ours, caps, ext, mac: transcript.server_proof(key) };
+    Some(LetIn { welcome, seals: transcript.seals(key, &shared, Role::Server), agreed: (caps, ext) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::seal::{LENGTH_BYTES, TAG_BYTES};
+    use std::rc::Rc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    const ASKED: (Caps, Ext) = (Caps::AEAD, Ext::ALL);
+    const NONCE: Hash = [3; 32];
+
+    fn key() -> Secret {
+        Secret::from_bytes([0x5e; 32])
+    }
+
+    /// Never the same twice.
+    fn entropy() -> Hash {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        *blake3::hash(&LAST.fetch_add(1, Ordering::Relaxed).to_le_bytes()).as_bytes()
+    }
+
+    fn door() -> Door {
+        Door { entropy, on_session_end: Rc::new(|_| {}) }
+    }
+
+    fn knock() -> (Frame, Knock) {
+        Knock::new(&key(), &NONCE, ([4; 32], 0), ASKED, entropy)
+    }
+
+    fn answered(knock: Knock, welcome: &Frame) -> Result<(Seals, Terms), &'static str> {
+        let Frame::DaemonWelcome { public, caps, ext, mac } = welcome else { panic!("{welcome:?}") };
+        knock.answered(public, (*caps, *ext), mac)
+    }
+
+    fn sealed(seals: &mut Seals) -> Vec<u8> {
+        let mut record = [&[0; LENGTH_BYTES][..], b"hello", &[0; TAG_BYTES]].concat();
+        seals.sealer.next().unwrap().seal(&mut record);
+        record
+    }
+
+    #[test]
+    fn both_ends_agree_and_the_same_key_and_greeting_make_other_records_each_time() {
+        let mut seen = std::collections::HashSet::new();
+        for _ in 0..4 {
+            let (hello, knock) = knock();
+            let mut let_in = admit(&key(), &NONCE, &hello, &door()).unwrap();
+            let (mut client, terms) = answered(knock, &let_in.welcome).unwrap();
+            assert_eq!((terms.caps, terms.dialect.ext), ASKED);
+            let server = &mut let_in.seals;
+            let records = [sealed(&mut client), sealed(server)];
+            for (mut record, opener) in records.into_iter().zip([&mut server.opener, &mut client.opener]) {
+                assert!(seen.insert(record.clone()), "the same record twice");
+                assert!(opener.next().unwrap().open(&mut record).is_ok());
+            }
+        }
+    }
+
+    #[test]
+    fn whoever_knows_another_key_or_answers_another_challenge_is_not_let_in() {
+        let (hello, _) = knock();
+        assert!(admit(&Secret::from_bytes([1; 32]), &NONCE, &hello, &door()).is_none());
+        assert!(admit(&key(), &[9; 32], &hello, &door()).is_none());
+        let (unsealed, _) = Knock::new(&key(), &NONCE, ([4; 32], 0), (Caps::NONE, Ext::ALL), entropy);
+        assert!(admit(&key(), &NONCE, &unsealed, &door()).is_none());
+        assert!(admit(&key(), &NONCE, &Frame::AuthHello { mac: seal::auth_mac(&key(), &NONCE) }, &door()).is_none());
+    }
+
+    /// Proved, so that only the exchange itself is left to refuse.
+    #[test]
+    fn neither_end_takes_a_public_key_that_makes_no_secret() {
+        let zero = [0; 32];
+        let mac = Transcript::hello(&NONCE, &[4; 32], &zero, 0, ASKED).client_proof(&key());
+        let (caps, ext) = ASKED;
+        let hello = Frame::DaemonHello { random: [4; 32], public: zero, index: 0, caps, ext, mac };
+        assert!(admit(&key(), &NONCE, &hello, &door()).is_none());
+
+        let (_, mut knock) = knock();
+        let mut transcript = knock.transcript.clone();
+        transcript.welcome(&zero, ASKED);
+        let mac = transcript.server_proof(&key());
+        knock.key = key();
+        let refused = knock.answered(&zero, ASKED, &mac);
+        assert_eq!(refused.err(), Some("the server wants no secret of this connection's own"));
+    }
+
+    #[test]
+    fn a_welcome_that_was_changed_or_is_for_another_is_refused() {
+        let (hello, _) = knock();
+        let let_in = admit(&key(), &NONCE, &hello, &door()).unwrap();
+        // Of another connection, with the same key.
+        let refused = answered(knock().1, &let_in.welcome);
+        assert_eq!(refused.err(), Some("the server cannot prove that it knows the key"));
+        let Frame::DaemonWelcome { public, caps, ext, mac } = let_in.welcome else { panic!() };
+        let (other, _) = knock();
+        let Frame::DaemonHello { mac: reflected, .. } = other else { panic!() };
+        let changes = [
+            Frame::DaemonWelcome { public: [7; 32], caps, ext, mac },
+            Frame::DaemonWelcome { public, caps: Caps(caps.0 | 1), ext, mac },
+            Frame::DaemonWelcome { public, caps, ext: Ext(0), mac },
+            Frame::DaemonWelcome { public, caps, ext, mac: [0; 32] },
+            Frame::DaemonWelcome { public, caps, ext, mac: reflected },
+        ];
+        for change in changes {
+            assert!(answered(knock().1, &change).is_err(), "{change:?}");
+        }
+    }
+}

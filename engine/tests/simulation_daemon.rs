@@ -1,0 +1,247 @@
+//! A daemon, its clients and a stranger over simulated hosts: many seeds, each with its own files, connections, schedule and
+//! faults.
+//!
+//! What must hold at the end of every run, whatever went wrong: under every final name stands the old file or the whole
+//! new one, what is reported as copied is there and right, the stranger has got nothing and was told nothing, and the
+//! daemon, if its host lives, has only its doorman left and every block back. Every seal of the process is recorded: one key
+//! and nonce twice, on any two connections, panics.
+//!
+//! `SEED=n` runs one seed and says what it did; `SEEDS=n` sets how many are run (default 400).
+
+use haul_engine::backend::{Broken, StreamId};
+use haul_engine::block::{Class, Pool};
+use haul_engine::queue::Queue;
+use haul_engine::session::client::{Invitation, NOWHERE, Opening, Patience, Seat};
+use haul_engine::session::doorman::{Daemon, Doorman};
+use haul_engine::session::plan::{Operand, Options};
+use haul_engine::session::report::{Direction, Progress, Report, Reporter};
+use haul_engine::session::{download, helper, upload};
+use haul_engine::sim::random::Random;
+use haul_engine::sim::{Fault, FaultPlan, SimBackend, World};
+use haul_engine::wire::frame::{Caps, Hash};
+use haul_engine::wire::path::RequestPath;
+use haul_engine::wire::seal::{Secret, sealed_records};
+use haul_engine::worker::Worker;
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Turns after which a run counts as stuck.
+const MAX_TURNS: u64 = 10_000_000;
+const KEY: [u8; 32] = [0x5e; 32];
+const OLD: &[u8] = b"old content";
+/// Large and small blocks of the daemon's pool.
+const BLOCKS: (usize, usize) = (24, 32);
+/// Sizes at the edges of what sessions and records treat differently.
+const SIZES: [usize; 7] = [0, 1, 65_535, 65_536, 65_537, 600_000, 1_300_000];
+
+type Reports = Rc<RefCell<Vec<Report>>>;
+
+fn never_twice() -> Hash {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    *blake3::hash(&NUMBER.fetch_add(1, Ordering::Relaxed).to_le_bytes()).as_bytes()
+}
+
+fn operand(path: &str) -> Operand {
+    Operand { path: RequestPath::parse(path.as_bytes()).unwrap(), shown: path.into(), contents: path.ends_with('/') }
+}
+
+fn content(len: usize, seed: u64) -> Vec<u8> {
+    let mut content = vec![0; len];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut content);
+    content
+}
+
+/// What a run is about.
+#[derive(Debug)]
+struct Scenario {
+    up: bool,
+    links: u16,
+    files: usize,
+    caps: Caps,
+}
+
+/// A client of `address` that knows `key`, on its own worker.
+fn client(host: SimBackend, address: SocketAddr, key: [u8; 32], run: &Scenario) -> (Worker<SimBackend>, Reports) {
+    let local = host.root();
+    let reports = Reports::default();
+    let collect = reports.clone();
+    let reporter: Reporter = Box::new(move |report| collect.borrow_mut().push(report));
+    let progress = Arc::new(Progress::default());
+    let options = Options { recursive: true, connections: run.links, ..Options::default() };
+    let queue = Queue::new(if run.up { Direction::Up } else { Direction::Down }, options);
+    let opening = Opening::full(None).with_caps(run.caps);
+    let invitation = Invitation::by_daemon(address, Secret::from_bytes(key), opening.greeting, never_twice);
+    let seat = |index| Seat { index, random: never_twice(), required: true };
+    let opening = Opening { invited: Some(Box::new((invitation.clone(), seat(0)))), ..opening };
+    let (sources, target) = (vec![operand("src/")], operand("dst/"));
+    let stream: StreamId = NOWHERE;
+    let lead = if run.up {
+        let plan = upload::Plan { local, sources, target, queue: queue.clone(), same_machine: None };
+        upload::client(stream, opening, plan, progress.clone(), reporter)
+    } else {
+        let plan = download::Plan { sources, local, target, queue: queue.clone() };
+        download::client(stream, opening, plan, progress.clone(), reporter)
+    };
+    let mut worker = Worker::new(host, Pool::new(8 * usize::from(run.links), 64));
+    worker.add(Box::new(lead));
+    for index in 1..run.links {
+        // What goes wrong with a further connection is for the others to make good.
+        let share = (queue.clone(), local);
+        let invited = (invitation.get().expect("it is known"), seat(index));
+        let quiet = Box::new(|_| {});
+        worker.add(Box::new(helper::invited(invited, Patience::default(), share, progress.clone(), quiet)));
+    }
+    (worker, reports)
+}
+
+fn turn(worker: &mut Option<Worker<SimBackend>>) {
+    if let Some(running) = worker
+        && running.is_busy()
+        && matches!(running.turn(), Err(Broken { .. }))
+    {
+        *worker = None;
+    }
+}
+
+/// Until nothing moves any more. `Err`: there is no end in sight.
+fn settle(world: &World, workers: &mut [&mut Option<Worker<SimBackend>>]) -> Result<(), String> {
+    for _ in 0..MAX_TURNS {
+        workers.iter_mut().for_each(|worker| turn(worker));
+        if !world.advance_to_turn() {
+            return Ok(());
+        }
+    }
+    Err("no end in sight".to_string())
+}
+
+fn fatal(reports: &Reports) -> Option<String> {
+    reports.borrow().iter().find_map(|report| match report {
+        Report::Fatal(failure) | Report::NotDirect(failure) | Report::Failed(failure) => Some(failure.reason()),
+        _ => None,
+    })
+}
+
+/// Runs one seed to its end. `Err` says which promise was broken.
+fn run(seed: u64) -> Result<(), String> {
+    let mut random = Random::new(seed);
+    let caps = [Caps::NONE, Caps::ZSTD, Caps::LZ4, Caps::FAST, Caps::DEDUP][random.index(5)];
+    let scenario = Scenario {
+        up: random.once_in(2),
+        links: 1 + u16::try_from(random.below(3)).unwrap(),
+        files: 1 + random.index(8),
+        caps: caps.or(Caps::PUT_OFFSET),
+    };
+    let faults = if random.once_in(3) { FaultPlan::none() } else { FaultPlan::random(2) };
+    let world = World::new(seed, faults);
+    let hosts = ["client", "server", "stranger"].map(|name| world.host(name));
+    let (from, to) = if scenario.up { ("client", "server") } else { ("server", "client") };
+    for name in ["client", "server", "stranger"] {
+        world.put_directory(name, "dst");
+        world.put_directory(name, "src");
+    }
+    let mut files = Vec::new();
+    for number in 0..scenario.files {
+        let bytes = content(SIZES[random.index(SIZES.len())], random.next());
+        world.put_file(from, &format!("src/{number}"), &bytes);
+        if random.once_in(2) {
+            world.put_file(to, &format!("dst/{number}"), OLD);
+        }
+        files.push(bytes);
+    }
+    world.put_file("stranger", "src/0", b"a stranger's");
+
+    let [client_host, mut server_host, stranger_host] = hosts;
+    let store = server_host.add_store();
+    let root = server_host.root();
+    let (listener, address) = world.listen(&mut server_host);
+    let mut server = Some(Worker::new(server_host, Pool::new(BLOCKS.1, BLOCKS.0)));
+    let daemon = Daemon {
+        root,
+        store: Some(store),
+        read_only: false,
+        patience: Patience::default(),
+        key: Secret::from_bytes(KEY),
+        entropy: never_twice,
+        on_session_end: Rc::new(|_| {}),
+    };
+    server.as_mut().expect("it lives").add(Box::new(Doorman::new(listener, daemon)));
+    let (ours, reports) = client(client_host, address, KEY, &scenario);
+    let (theirs, strangers) = client(stranger_host, address, [0x11; 32], &Scenario { links: 2, ..scenario });
+    let (mut ours, mut theirs) = (Some(ours), Some(theirs));
+    settle(&world, &mut [&mut ours, &mut theirs, &mut server])?;
+    if std::env::var_os("SEED").is_some() {
+        println!("{:?}\n{:#?}\n{:#?}", world.faults_hit(), reports.borrow(), strangers.borrow());
+    }
+    if [&ours, &theirs].into_iter().flatten().any(Worker::is_busy) {
+        let states = [&ours, &theirs, &server].map(|worker| worker.as_ref().map(Worker::states));
+        return Err(format!("deadlock: {states:?}"));
+    }
+    check(&world, &files, to, &reports)?;
+    match fatal(&strangers) {
+        None => return Err("the stranger was let in".to_string()),
+        Some(why) if world.faults_hit().is_empty() && !why.contains("its key may be another one") => {
+            return Err(format!("the stranger was told `{why}`"));
+        }
+        Some(_) => {}
+    }
+    if world.list("stranger").iter().any(|path| path.starts_with("dst/")) {
+        return Err("the stranger has got something".to_string());
+    }
+    if let Some(server) = &server {
+        let left = (server.blocks_available(Class::Large), server.blocks_available(Class::Small));
+        if server.states() != ["doorman"] || left != BLOCKS {
+            return Err(format!("the daemon is left with {:?} and {left:?} of {BLOCKS:?}", server.states()));
+        }
+    }
+    Ok(())
+}
+
+fn check(world: &World, files: &[Vec<u8>], to: &str, reports: &Reports) -> Result<(), String> {
+    if let Some(violation) = world.violations().first() {
+        return Err(violation.clone());
+    }
+    let faults = world.faults_hit();
+    let strange = faults.iter().any(|hit| matches!(hit.fault, Fault::Vanish | Fault::ShortSource));
+    let mut copied = 0;
+    for (number, content) in files.iter().enumerate() {
+        let name = format!("dst/{number}");
+        let found = world.get_file(to, &name);
+        let whole = found.as_ref() == Some(content);
+        if !whole && !strange && found.as_ref().is_some_and(|found| found != OLD) {
+            return Err(format!("{name} is neither the old file nor the new one"));
+        }
+        let said = reports.borrow().iter().any(|report| match report {
+            Report::Copied { target, .. } | Report::Unchanged { target, .. } => *target == name.as_bytes(),
+            _ => false,
+        });
+        if said && !whole && !strange {
+            return Err(format!("{name} was reported as copied, and is not"));
+        }
+        copied += usize::from(said);
+    }
+    match fatal(reports) {
+        Some(why) if faults.is_empty() => Err(format!("nothing went wrong, and yet: {why}")),
+        None if faults.is_empty() && copied < files.len() => Err(format!("only {copied} of {} copied", files.len())),
+        _ => Ok(()),
+    }
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
+}
+
+#[test]
+fn whatever_goes_wrong_a_daemon_serves_those_who_know_its_key_and_nobody_else() {
+    if let Some(seed) = number("SEED") {
+        return run(seed).unwrap();
+    }
+    let before = sealed_records();
+    for seed in 0..number("SEEDS").unwrap_or(400) {
+        let result = std::panic::catch_unwind(|| run(seed)).unwrap_or_else(|_| Err("it panicked".to_string()));
+        assert!(result.is_ok(), "SEED={seed}: {result:?}");
+    }
+    assert!(sealed_records() > before + 1000, "somebody watches what is sealed");
+}
