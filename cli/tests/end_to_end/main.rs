@@ -56,6 +56,8 @@ mod hostile_resume;
 #[cfg(target_os = "linux")]
 mod hostile_server;
 #[cfg(target_os = "linux")]
+mod hostile_striped;
+#[cfg(target_os = "linux")]
 mod hostile_tree;
 #[cfg(target_os = "linux")]
 mod hostile_unhashed;

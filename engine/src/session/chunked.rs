@@ -14,7 +14,7 @@ use super::link::Incoming;
 use super::receiver::{Order, Receiver, Way};
 use super::server::{Body, Verb, reply, reply_failure};
 use super::source::{Purpose, Source};
-use super::{Cause, Failure, Io, Outcome, get};
+use super::{Cause, Failure, Io, Outcome, get, range};
 use crate::backend::{DirId, Errno, FileId, Finish, OpKind, OpenMode, Output, Place};
 use crate::queue::Range;
 use crate::tree_hash::HASH_BLOCK_BYTES;
@@ -119,7 +119,11 @@ impl Verb for Put {
         match self.receiver.result().filter(|_| head) {
             None => return false,
             Some(Ok(_)) => match self.receiver.order().way {
-                Way::Joined(_) => reply(&Frame::Kept { blocks: self.receiver.take_range() }, io),
+                Way::Joined(token) => {
+                    let (offset, blocks) = (self.receiver.order().offset, self.receiver.take_range());
+                    range::put(token, offset, &blocks);
+                    reply(&Frame::Kept { blocks }, io);
+                }
                 _ => reply(&Frame::Ok { hash: None }, io),
             },
             Some(Err(failure)) => reply_failure(&failure, io),

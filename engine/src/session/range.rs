@@ -12,7 +12,8 @@
 //! transfer left is compared block by block, so that whatever is there counts, wherever it stands.
 //!
 //! A token names a file to every connection of the process that opened it. It protects nothing: who may ask for a range
-//! may ask for the file.
+//! may ask for the file. The chaining values are kept here as well, and a file of which blocks are missing, or whose blocks
+//! make another hash than the committed one, gets no name.
 
 use super::chunked;
 use super::client::{Answer, Ask, Reply, Sent, Simple};
@@ -20,25 +21,82 @@ use super::hashing::Hashing;
 use super::link::Incoming;
 use super::server::{Verb, reply, reply_failure};
 use super::{Cause, Failure, Io, Outcome};
-use crate::backend::{FileId, Finish, FsOp, OpKind, OpenMode, Output, Place};
-use crate::limits::MAX_RANGED_FILES;
+use crate::backend::{Errno, FileId, Finish, FsOp, OpKind, OpenMode, Output, Place};
+use crate::limits::{MAX_RANGED_FILES, MAX_RANGES, RANGE_BYTES};
 use crate::session::dedup::block_count;
-use crate::tree_hash::HASH_BLOCK_BYTES;
+use crate::tree_hash::{HASH_BLOCK_BYTES, TreeHash};
+use crate::wire::MAX_HASHES;
 use crate::wire::frame::{Attributes, Caps, Frame, Hash, Preserve};
 use crate::wire::path::Target;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const OPEN: u32 = 100;
 const PUBLISH: u32 = 101;
 const CLOSE: u32 = 102;
+
+/// What is there of each file that was begun, by its token: chaining values by the number of the block. Connections of one
+/// process may be on several threads.
+static THERE: Mutex<BTreeMap<u64, BTreeMap<u64, Hash>>> = Mutex::new(BTreeMap::new());
+
+fn there() -> MutexGuard<'static, BTreeMap<u64, BTreeMap<u64, Hash>>> {
+    THERE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A range of the file with this token is there: the chaining values of its blocks.
+pub(super) fn put(token: u64, offset: u64, blocks: &[Hash]) {
+    if let Some(there) = there().get_mut(&token) {
+        there.extend((offset / HASH_BLOCK_BYTES as u64..).zip(blocks.iter().copied()));
+    }
+}
+
+/// The blocks of one file, for as long as somebody may name it.
+struct Blocks {
+    token: u64,
+    size: u64,
+}
+
+impl Blocks {
+    fn new(token: u64, size: u64, known: &[Hash]) -> Blocks {
+        there().insert(token, (0..).zip(known.iter().copied()).collect());
+        Blocks { token, size }
+    }
+
+    /// What the blocks say of the hash of the whole: nothing of a file that is only one.
+    fn check(&self, hash: Hash) -> Result<(), Failure> {
+        let (there, count) = (there(), block_count(self.size));
+        let of_ours = there.get(&self.token).into_iter().flat_map(|blocks| blocks.range(..count));
+        let mut tree = TreeHash::new();
+        let mut number = 0;
+        for (_, &chaining) in of_ours {
+            tree.push_chaining(chaining);
+            number += 1;
+        }
+        if number < count {
+            let rule = format!("{} of its {count} blocks have not come", count - number);
+            return Err(Failure::rule(b"", "incomplete", rule));
+        }
+        if count != 1 && tree.finalize() != hash {
+            return Err(Failure::here(b"", "not published", Errno::HASH_MISMATCH));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Blocks {
+    fn drop(&mut self) {
+        there().remove(&self.token);
+    }
+}
 
 /// A file that was begun.
 struct Begun {
     file: FileId,
     path: Vec<u8>,
     finish: Finish,
+    blocks: Blocks,
 }
 
 /// Those of one session.
@@ -46,11 +104,6 @@ struct Begun {
 pub(super) struct Files(Rc<RefCell<BTreeMap<u64, Begun>>>);
 
 impl Files {
-    fn take(&self, token: u64, what: &'static str) -> Result<Begun, Failure> {
-        let begun = self.0.borrow_mut().remove(&token);
-        begun.ok_or_else(|| Failure::rule(b"", what, "no such file was begun in this session"))
-    }
-
     /// Answers RangeBegin.
     pub(super) fn begin(
         &self,
@@ -60,9 +113,10 @@ impl Files {
         io: &mut Io<'_, '_>,
     ) -> Result<Box<dyn Verb>, Failure> {
         let path = chunked::path_of(&place);
-        if self.0.borrow().len() >= MAX_RANGED_FILES {
-            return Err(Failure::rule(&path, "cannot put", "too many files in ranges at the same time"));
+        if size > MAX_RANGES * RANGE_BYTES {
+            return Err(Failure::rule(&path, "cannot put", "it is too large to come in ranges"));
         }
+        self.check_room(&path)?;
         let token = chunked::next_token();
         let mode = match keep {
             true => OpenMode::Continue { size, token: Some(token) },
@@ -73,22 +127,25 @@ impl Files {
         let finish = Finish { attributes: Some(attributes), preserve, sync, verify: None };
         let kept = if keep { size } else { 0 };
         let looking = Looking { path, kept, what: "cannot create", state: State::Opening };
-        Ok(Box::new(Begin { files: self.clone(), token, finish, looking }))
+        Ok(Box::new(Begin { files: self.clone(), token, size, finish, looking }))
+    }
+
+    /// Requests may be sent ahead, so this counts before a file is opened and again when it is begun.
+    fn check_room(&self, path: &[u8]) -> Result<(), Failure> {
+        match self.0.borrow().len() {
+            ..MAX_RANGED_FILES => Ok(()),
+            _ => Err(Failure::rule(path, "cannot put", "too many files in ranges at the same time")),
+        }
     }
 
     /// Answers RangeCommit.
-    pub(super) fn commit(&self, token: u64, hash: Hash, io: &mut Io<'_, '_>) -> Result<Box<dyn Verb>, Failure> {
-        let Begun { file, path, finish } = self.take(token, "cannot commit")?;
-        let verify = finish.preserve.has(Preserve::VERIFY).then_some(hash);
-        io.submit(PUBLISH, OpKind::Publish { file, finish: Box::new(Finish { verify, ..finish }) });
-        Ok(Box::new(End { path, hash: Some(hash), outcome: None }))
+    pub(super) fn commit(&self, token: u64, hash: Hash) -> Box<dyn Verb> {
+        Box::new(End { files: self.clone(), token, hash: Some(hash), path: Vec::new(), step: Step::Waiting })
     }
 
     /// Answers RangeAbandon.
-    pub(super) fn abandon(&self, token: u64, io: &mut Io<'_, '_>) -> Result<Box<dyn Verb>, Failure> {
-        let Begun { file, path, .. } = self.take(token, "cannot abandon")?;
-        io.submit(CLOSE, OpKind::Close { file });
-        Ok(Box::new(End { path, hash: None, outcome: None }))
+    pub(super) fn abandon(&self, token: u64) -> Box<dyn Verb> {
+        Box::new(End { files: self.clone(), token, hash: None, path: Vec::new(), step: Step::Waiting })
     }
 }
 
@@ -114,7 +171,8 @@ impl Looking {
                 // Whole blocks, and the last one only if exactly the file may be there.
                 let there = attributes.size.min(self.kept);
                 let whole = if there == self.kept { block_count(there) } else { there / HASH_BLOCK_BYTES as u64 };
-                let mut hashing = Hashing::new(whole, u64::MAX);
+                // What does not fit an answer is not looked at.
+                let mut hashing = Hashing::new(whole.min(MAX_HASHES as u64 - 1), u64::MAX);
                 hashing.advance(file, io);
                 self.state = State::Hashing(file, hashing);
             }
@@ -154,6 +212,7 @@ impl Looking {
 struct Begin {
     files: Files,
     token: u64,
+    size: u64,
     finish: Finish,
     looking: Looking,
 }
@@ -172,7 +231,13 @@ impl Verb for Begin {
             return true;
         }
         let Some((file, blocks)) = self.looking.blocks() else { return false };
-        let begun = Begun { file, path: std::mem::take(&mut self.looking.path), finish: self.finish };
+        if let Err(failure) = self.files.check_room(&self.looking.path) {
+            io.submit(CLOSE, OpKind::Close { file });
+            reply_failure(&failure, io);
+            return true;
+        }
+        let path = std::mem::take(&mut self.looking.path);
+        let begun = Begun { file, path, finish: self.finish, blocks: Blocks::new(self.token, self.size, &blocks) };
         self.files.0.borrow_mut().insert(self.token, begun);
         reply(&Frame::RangeBegun { token: self.token, blocks }, io);
         true
@@ -183,46 +248,90 @@ impl Verb for Begin {
     }
 }
 
+enum Step {
+    /// For its turn: ranges that were sent before over the same connection are written by then.
+    Waiting,
+    Out,
+    Done(Outcome),
+}
+
 /// The server's half of RangeCommit and RangeAbandon.
 struct End {
-    path: Vec<u8>,
+    files: Files,
+    token: u64,
     hash: Option<Hash>,
-    outcome: Option<Outcome>,
+    path: Vec<u8>,
+    step: Step,
+}
+
+impl End {
+    fn start(&mut self, io: &mut Io<'_, '_>) -> Result<(), Failure> {
+        let begun = self.files.0.borrow_mut().remove(&self.token);
+        let what = if self.hash.is_some() { "cannot commit" } else { "cannot abandon" };
+        let unknown = || Failure::rule(b"", what, "no such file was begun in this session");
+        let Begun { file, path, finish, blocks } = begun.ok_or_else(unknown)?;
+        self.path = path;
+        let Some(hash) = self.hash else {
+            io.submit(CLOSE, OpKind::Close { file });
+            return Ok(());
+        };
+        if let Err(failure) = blocks.check(hash) {
+            io.submit(CLOSE, OpKind::Close { file });
+            return Err(failure);
+        }
+        // Whose only block has no hash but its place is read for it.
+        let verify = finish.preserve.has(Preserve::VERIFY) || block_count(blocks.size) == 1;
+        let finish = Box::new(Finish { verify: verify.then_some(hash), ..finish });
+        io.submit(PUBLISH, OpKind::Publish { file, finish });
+        Ok(())
+    }
 }
 
 impl Verb for End {
     fn on_completion(&mut self, _: OpKind, outcome: Outcome, _: &mut Io<'_, '_>) {
-        self.outcome = Some(outcome);
+        self.step = Step::Done(outcome);
     }
 
     fn advance(&mut self, head: bool, io: &mut Io<'_, '_>) -> bool {
-        match &self.outcome {
-            Some(Ok(_)) if head => reply(&Frame::Ok { hash: self.hash }, io),
-            Some(Err(errno)) if head => reply_failure(&Failure::here(&self.path, "cannot create", *errno), io),
-            _ => return false,
+        if !head {
+            return false;
+        }
+        match &self.step {
+            Step::Waiting => {
+                self.step = Step::Out;
+                let Err(failure) = self.start(io) else { return false };
+                reply_failure(&failure, io);
+            }
+            Step::Out => return false,
+            Step::Done(Ok(_)) => reply(&Frame::Ok { hash: self.hash }, io),
+            Step::Done(Err(errno)) => reply_failure(&Failure::here(&self.path, "cannot create", *errno), io),
         }
         true
     }
 
     fn state(&self) -> &'static str {
-        if self.hash.is_some() { "range naming" } else { "range abandoning" }
+        match (&self.step, self.hash) {
+            (Step::Waiting, _) => "range to be ended",
+            (_, Some(_)) => "range naming",
+            (_, None) => "range abandoning",
+        }
     }
 }
 
 /// The server's half of Blocks.
-pub(super) struct Blocks {
+pub(super) struct Serve {
     looking: Looking,
 }
 
-impl Blocks {
-    pub(super) fn start(place: Place, length: u64, io: &mut Io<'_, '_>) -> Blocks {
+impl Serve {
+    pub(super) fn start(place: Place, length: u64, io: &mut Io<'_, '_>) -> Serve {
         let path = chunked::path_of(&place);
         io.submit(OPEN, OpKind::Open { place, mode: OpenMode::Read });
-        Blocks { looking: Looking { path, kept: length, what: "cannot open", state: State::Opening } }
+        Serve { looking: Looking { path, kept: length, what: "cannot open", state: State::Opening } }
     }
 }
 
-impl Verb for Blocks {
+impl Verb for Serve {
     fn on_completion(&mut self, kind: OpKind, outcome: Outcome, io: &mut Io<'_, '_>) {
         self.looking.on_completion(kind, outcome, io);
     }
@@ -386,7 +495,9 @@ impl Ask for Match {
             return None;
         }
         if let Some(failure) = self.failure.take() {
-            return Some(Err(failure));
+            // The server holds a file for it, perhaps.
+            let begun = self.theirs.take().filter(|_| matches!(self.wanted, Wanted::Up { .. }));
+            return Some(begun.map_or(Err(failure.clone()), |(token, _)| Ok(Reply::Unmatched { token, failure })));
         }
         let ours = self.ours.done()?;
         let (token, theirs) = self.theirs.take()?;

@@ -92,9 +92,9 @@ pub(super) fn begin(
             files.begin(place, (size, attributes, preserve), keep, io)?
         }
         (Frame::RangePut { token, offset, length }, _) => chunked::Put::join(root, token, (offset, length), io)?,
-        (Frame::RangeCommit { token, hash }, _) => files.commit(token, hash, io)?,
-        (Frame::RangeAbandon { token }, _) => files.abandon(token, io)?,
-        (Frame::Blocks { length, .. }, Some(place)) => Box::new(range::Blocks::start(place, length, io)),
+        (Frame::RangeCommit { token, hash }, _) => files.commit(token, hash),
+        (Frame::RangeAbandon { token }, _) => files.abandon(token),
+        (Frame::Blocks { length, .. }, Some(place)) => Box::new(range::Serve::start(place, length, io)),
         (Frame::TreeNext { walk }, _) => Box::new(walks.next(walk)?),
         (other, _) => return Err(Failure::rule(b"", "unexpected message", name_of(&other))),
     })

@@ -1,0 +1,642 @@
+//! Files in ranges against a client and a server that do what no haul would: a plain Error or the end of the connection,
+//! nothing under a name that is not whole, and a server that lives on.
+
+use crate::support::BACKENDS;
+use crate::support::direct::{CHALLENGE_BYTES, Granted, Guest, KEYED, Place, SealedEnd, keyed_welcome};
+use crate::support::frames::{
+    FarEnd, RESUMING, Received, Serving, attributes, blake3_of, bytes_of, data, field, play_hurried,
+};
+use crate::support::pressure::{MEMORY, open_files, peak_memory};
+use crate::support::processes::{Ended, LIMIT, names, wait_for};
+use haul_engine::tree_hash::BlockHash;
+use haul_engine::wire::decode::Role;
+use haul_engine::wire::frame::{Caps, Dialect, Ext, Frame, Hash, Kind, Preserve};
+use haul_engine::wire::seal::Secret;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use std::ffi::OsString;
+use std::fs;
+use std::io::Write;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::sync::LazyLock;
+
+const BLOCK: u64 = 4 << 20;
+const RANGE: u64 = 4 * BLOCK;
+/// Two blocks, and a bit of a third.
+const SIZE: u64 = 2 * BLOCK + 13;
+
+/// What such a file holds: each block is another one.
+static CONTENT: LazyLock<Vec<u8>> = LazyLock::new(|| (0..SIZE).map(|at| (at / BLOCK) as u8 + 1).collect());
+
+fn whole() -> Hash {
+    blake3_of(&CONTENT)
+}
+
+fn begin(name: &str, size: u64, keep: bool) -> Frame {
+    let attributes = attributes(Kind::Regular, size);
+    Frame::RangeBegin { path: field(name), size, attributes, preserve: Preserve::default(), keep }
+}
+
+/// A range with its content in frames of 1 MiB, up to Done.
+fn put(token: u64, offset: u64, content: &[u8]) -> Vec<u8> {
+    let length = content.len() as u64;
+    let mut bytes = bytes_of(&Frame::RangePut { token, offset, length }, RESUMING);
+    content.chunks(1 << 20).for_each(|piece| bytes.extend(data(piece)));
+    bytes.extend(bytes_of(&Frame::Done, RESUMING));
+    bytes
+}
+
+fn block(number: u64) -> &'static [u8] {
+    let from = (number * BLOCK) as usize;
+    &CONTENT[from..CONTENT.len().min(from + BLOCK as usize)]
+}
+
+fn chaining(number: u64, content: &[u8]) -> Hash {
+    BlockHash::placed(number, content).chaining
+}
+
+struct Scene {
+    serving: Serving,
+}
+
+impl Scene {
+    fn new(backend: &str) -> Scene {
+        let serving = Serving::greeted(backend, RESUMING);
+        fs::write(serving.root().join("f"), "old").unwrap();
+        Scene { serving }
+    }
+
+    #[track_caller]
+    fn begun(&mut self, size: u64, keep: bool) -> (u64, Vec<Hash>) {
+        let reply = self.serving.ask(&begin("f", size, keep));
+        let Frame::RangeBegun { token, blocks } = reply else { panic!("{reply:?}") };
+        (token, blocks)
+    }
+
+    /// Puts blocks of the content.
+    #[track_caller]
+    fn put(&mut self, token: u64, numbers: &[u64]) {
+        for &number in numbers {
+            self.serving.send_bytes(&put(token, number * BLOCK, block(number)));
+            assert_eq!(self.serving.reply(), Frame::Kept { blocks: vec![chaining(number, block(number))] });
+        }
+    }
+
+    /// Fails unless the old file is what it was, alone, and the session does what it is for.
+    #[track_caller]
+    fn assert_untouched(&mut self) {
+        assert_eq!(fs::read(self.serving.root().join("f")).unwrap(), b"old");
+        assert_eq!(names(&self.serving.root()), ["f"]);
+        self.serving.assert_usable();
+    }
+
+    #[track_caller]
+    fn end(self) {
+        let served = self.serving.end();
+        assert_eq!((served.code, served.stderr.as_str()), (Some(0), ""));
+        assert_eq!(served.rest, []);
+    }
+}
+
+#[test]
+fn a_file_whose_ranges_come_in_any_order_gets_its_name_with_the_last() {
+    for backend in BACKENDS {
+        let mut scene = Scene::new(backend);
+        let (token, blocks) = scene.begun(SIZE, false);
+        assert!(blocks.is_empty());
+        // One of them twice, as after a connection that broke before it was told.
+        scene.put(token, &[2, 0, 1, 0]);
+        assert_eq!(fs::read(scene.serving.root().join("f")).unwrap(), b"old");
+        let hash = whole();
+        assert_eq!(scene.serving.ask(&Frame::RangeCommit { token, hash }), Frame::Ok { hash: Some(hash) });
+        assert!(fs::read(scene.serving.root().join("f")).unwrap() == *CONTENT);
+        // Of one block and of none, whose hashes are their own.
+        for content in [&b"few"[..], b""] {
+            let (token, _) = scene.begun(content.len() as u64, false);
+            let chaining = if content.is_empty() { vec![] } else { vec![chaining(0, content)] };
+            scene.serving.send_bytes(&put(token, 0, content));
+            assert_eq!(scene.serving.reply(), Frame::Kept { blocks: chaining });
+            let hash = blake3_of(content);
+            assert_eq!(scene.serving.ask(&Frame::RangeCommit { token, hash }), Frame::Ok { hash: Some(hash) });
+            assert_eq!(fs::read(scene.serving.root().join("f")).unwrap(), content);
+        }
+        assert_eq!(names(&scene.serving.root()), ["f"]);
+        scene.end();
+    }
+}
+
+#[test]
+fn a_commit_that_comes_with_the_ranges_waits_for_them() {
+    for backend in BACKENDS {
+        let mut scene = Scene::new(backend);
+        for _ in 0..5 {
+            let (token, _) = scene.begun(SIZE, false);
+            let mut all: Vec<u8> = (0..3).flat_map(|number| put(token, number * BLOCK, block(number))).collect();
+            let hash = whole();
+            all.extend(bytes_of(&Frame::RangeCommit { token, hash }, RESUMING));
+            all.extend(bytes_of(&Frame::RangeCommit { token, hash }, RESUMING));
+            scene.serving.send_bytes(&all);
+            for number in 0..3 {
+                assert_eq!(scene.serving.reply(), Frame::Kept { blocks: vec![chaining(number, block(number))] });
+            }
+            assert_eq!(scene.serving.reply(), Frame::Ok { hash: Some(hash) });
+            scene.serving.refusal("no such file was begun");
+            assert!(fs::read(scene.serving.root().join("f")).unwrap() == *CONTENT);
+        }
+        scene.end();
+    }
+}
+
+#[test]
+fn a_commit_with_ranges_missing_or_of_another_hash_publishes_nothing() {
+    for backend in BACKENDS {
+        let mut scene = Scene::new(backend);
+        let cases: [(&[u64], Hash, &str); 6] = [
+            (&[], whole(), "3 of its 3 blocks have not come"),
+            (&[0, 2], whole(), "1 of its 3 blocks have not come"),
+            (&[0, 1], whole(), "1 of its 3 blocks have not come"),
+            (&[0, 1, 2], [0; 32], "not published"),
+            (&[0, 1, 2], blake3_of(b"old"), "not published"),
+            (&[2, 2, 2], whole(), "2 of its 3 blocks have not come"),
+        ];
+        for (numbers, hash, words) in cases {
+            let (token, _) = scene.begun(SIZE, false);
+            scene.put(token, numbers);
+            scene.serving.send(&Frame::RangeCommit { token, hash });
+            scene.serving.refusal(words);
+            scene.assert_untouched();
+            // And is nobody's any more.
+            scene.serving.send_bytes(&put(token, 0, block(0)));
+            scene.serving.refusal("");
+        }
+        // A file of one block has to be read for that.
+        let (token, _) = scene.begun(3, false);
+        scene.serving.send_bytes(&put(token, 0, b"new"));
+        assert!(matches!(scene.serving.reply(), Frame::Kept { .. }));
+        scene.serving.send(&Frame::RangeCommit { token, hash: blake3_of(b"old") });
+        scene.serving.refusal("");
+        scene.assert_untouched();
+        // What is there of another content, and is not replaced.
+        let (token, _) = scene.begun(SIZE, false);
+        scene.put(token, &[0, 1, 2]);
+        scene.serving.send_bytes(&put(token, BLOCK, &[9; BLOCK as usize]));
+        assert!(matches!(scene.serving.reply(), Frame::Kept { .. }));
+        scene.serving.send(&Frame::RangeCommit { token, hash: whole() });
+        scene.serving.refusal("not published");
+        scene.assert_untouched();
+        scene.end();
+    }
+}
+
+#[test]
+fn ranges_that_are_none_are_refused_and_the_session_goes_on() {
+    for backend in BACKENDS {
+        let mut scene = Scene::new(backend);
+        let (token, _) = scene.begun(SIZE, false);
+        let mut other = scene.serving.another(backend);
+        other.greet(RESUMING);
+        let range = |token, offset, length| bytes_of(&Frame::RangePut { token, offset, length }, RESUMING);
+        let done = bytes_of(&Frame::Done, RESUMING);
+        let five = data(b"12345");
+        let cases: Vec<(&str, Vec<u8>, &str)> = vec![
+            ("of nobody", put(u64::MAX, 0, block(0)), ""),
+            ("of nobody, nothing", put(0, 0, b""), ""),
+            ("not at a block", [range(token, 1, 5), five.clone(), done.clone()].concat(), "where a block does"),
+            (
+                "not at a block either",
+                [range(token, BLOCK - 1, 5), five.clone(), done.clone()].concat(),
+                "where a block",
+            ),
+            ("past the end", put(token, 2 * BLOCK, &[1; 14]), "not part of its"),
+            ("far past the end", put(token, 1 << 40, b"12345"), "not part of its"),
+            ("past all ends", [range(token, 0u64.wrapping_sub(BLOCK), BLOCK), done.clone()].concat(), ""),
+            ("longer than any file", [range(token, BLOCK, u64::MAX), done.clone()].concat(), ""),
+            ("too little", [range(token, 0, 6), five.clone(), done.clone()].concat(), "declared 6 bytes, received 5"),
+            ("too much", [range(token, 0, 4), five.clone(), done.clone()].concat(), "past the declared size"),
+            ("nothing of it", [range(token, 0, 5), done.clone()].concat(), "incomplete"),
+            (
+                "committed",
+                [range(token, 0, 5), five.clone(), bytes_of(&Frame::Commit { hash: [0; 32] }, RESUMING)].concat(),
+                "does not belong",
+            ),
+            (
+                "skipped",
+                [range(token, 0, 5), bytes_of(&Frame::Skip { offset: 0 }, RESUMING), five, done].concat(),
+                "does not belong",
+            ),
+        ];
+        for (name, bytes, words) in cases {
+            eprintln!("{backend}: {name}");
+            scene.serving.send_bytes(&bytes);
+            scene.serving.refusal_then_usable(words);
+        }
+        // Without Done: the next request ends it.
+        scene.serving.send_bytes(&range(token, 0, 10));
+        scene.serving.send_bytes(&data(b"12345"));
+        scene.serving.refusal_then_usable("declared 10 bytes, received 5");
+        // A token is a number of one process, and only who began it names it.
+        for request in [Frame::RangeCommit { token, hash: whole() }, Frame::RangeAbandon { token }] {
+            other.send(&request);
+            other.refusal("no such file was begun");
+        }
+        other.send_bytes(&put(token, 0, block(0)));
+        other.refusal("");
+        assert_eq!(other.end().code, Some(0));
+        scene.assert_untouched();
+        // None of that has cost the file anything.
+        scene.put(token, &[0, 1, 2]);
+        let hash = whole();
+        assert_eq!(scene.serving.ask(&Frame::RangeCommit { token, hash }), Frame::Ok { hash: Some(hash) });
+        for request in [Frame::RangeCommit { token, hash }, Frame::RangeAbandon { token }] {
+            scene.serving.send(&request);
+            scene.serving.refusal("no such file was begun");
+        }
+        scene.serving.send_bytes(&put(token, 0, &[0; BLOCK as usize]));
+        scene.serving.refusal("");
+        assert!(fs::read(scene.serving.root().join("f")).unwrap() == *CONTENT);
+        scene.end();
+    }
+}
+
+#[test]
+fn a_session_has_sixty_four_files_in_ranges_and_no_more() {
+    for backend in BACKENDS {
+        let mut scene = Scene::new(backend);
+        let before = open_files(scene.serving.pid());
+        // All asked for at once: of the last ones none has been begun when they come.
+        let all: Vec<u8> =
+            (0..200).flat_map(|number| bytes_of(&begin(&format!("n{number}"), SIZE, false), RESUMING)).collect();
+        scene.serving.send_bytes(&all);
+        let mut tokens = Vec::new();
+        let mut refused = 0;
+        for _ in 0..200 {
+            match scene.serving.reply() {
+                Frame::RangeBegun { token, .. } => tokens.push(token),
+                Frame::Error { message, .. } => {
+                    assert!(String::from_utf8(message).unwrap().contains("too many files in ranges"));
+                    refused += 1;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!((tokens.len(), refused), (64, 136));
+        assert!(wait_for(LIMIT, || open_files(scene.serving.pid()) <= before + 2 * 64 + 4));
+        scene.assert_untouched();
+        // Those that are given up make room.
+        for token in tokens.drain(..32) {
+            assert!(matches!(scene.serving.ask(&Frame::RangeAbandon { token }), Frame::Ok { .. }));
+        }
+        for _ in 0..32 {
+            scene.begun(SIZE, false);
+        }
+        scene.serving.send(&begin("f", SIZE, false));
+        scene.serving.refusal("too many files in ranges");
+        assert!(peak_memory(scene.serving.pid()) < MEMORY);
+        scene.assert_untouched();
+        // Nothing is left of any of them.
+        let served = scene.serving.end();
+        assert_eq!((served.code, served.rest.len()), (Some(0), 0));
+        assert_eq!(names(&served.root.path().join("root")), ["f"]);
+    }
+}
+
+#[test]
+fn files_that_cannot_be_begun_are_refused() {
+    for backend in BACKENDS {
+        let mut scene = Scene::new(backend);
+        let root = scene.serving.root();
+        fs::create_dir(root.join("d")).unwrap();
+        for size in [1 << 41, 1 << 63, u64::MAX] {
+            for keep in [false, true] {
+                scene.serving.send(&begin("f", size, keep));
+                scene.serving.refusal("");
+            }
+        }
+        for name in ["d", "f/f", "", "../f"] {
+            for keep in [false, true] {
+                eprintln!("{backend}: {name}, {keep}");
+                scene.serving.send(&begin(name, SIZE, keep));
+                scene.serving.refusal("");
+            }
+        }
+        fs::remove_dir(root.join("d")).unwrap();
+        scene.assert_untouched();
+        scene.end();
+    }
+}
+
+#[test]
+fn blocks_are_told_of_regular_files_only_and_never_more_than_there_are() {
+    for backend in BACKENDS {
+        let mut scene = Scene::new(backend);
+        let root = scene.serving.root();
+        fs::write(root.join("c"), &*CONTENT).unwrap();
+        let all: Vec<Hash> = (0..3).map(|number| chaining(number, block(number))).collect();
+        // The last block counts where exactly the file may be there.
+        let cases = [(0, 0), (1, 0), (BLOCK, 1), (2 * BLOCK + 1, 2), (SIZE, 3), (SIZE + 1, 2), (u64::MAX, 2)];
+        for (length, count) in cases {
+            let reply = scene.serving.ask(&Frame::Blocks { path: field("c"), length });
+            let Frame::Kept { blocks } = reply else { panic!("{length}: {reply:?}") };
+            assert!(
+                blocks.len() == count || (length < SIZE && blocks.len() == length.div_ceil(BLOCK) as usize),
+                "{length}"
+            );
+            assert!(blocks.iter().zip(&all).take(count).all(|(found, expected)| found == expected), "{length}");
+        }
+        fs::create_dir(root.join("d")).unwrap();
+        let fifo = std::process::Command::new("mkfifo").arg(root.join("p")).status().unwrap();
+        assert!(fifo.success());
+        for name in ["d", "p", "missing", "", "../f", "c/c"] {
+            scene.serving.send(&Frame::Blocks { path: field(name), length: u64::MAX });
+            scene.serving.refusal("");
+        }
+        for name in ["c", "p"] {
+            fs::remove_file(root.join(name)).unwrap();
+        }
+        fs::remove_dir(root.join("d")).unwrap();
+        scene.assert_untouched();
+        scene.end();
+    }
+}
+
+#[test]
+fn what_is_kept_of_a_file_in_ranges_is_told_block_by_block_and_counts_for_the_commit() {
+    for backend in BACKENDS {
+        let mut scene = Scene::new(backend);
+        let (token, _) = scene.begun(SIZE, true);
+        scene.put(token, &[2, 0]);
+        let root = scene.serving.root();
+        let mut again = scene.serving.another(backend);
+        again.greet(RESUMING);
+        scene.end();
+        assert_eq!(names(&root).len(), 2, "what has come stays");
+        let reply = again.ask(&begin("f", SIZE, true));
+        let Frame::RangeBegun { token, blocks } = reply else { panic!("{reply:?}") };
+        let known: Vec<bool> = (0..3).zip(&blocks).map(|(n, found)| *found == chaining(n, block(n))).collect();
+        assert_eq!(known, [true, false, true]);
+        // The hole between them counts as a block that is there, but not as that of the content.
+        again.send_bytes(&put(token, BLOCK, block(1)));
+        assert!(matches!(again.reply(), Frame::Kept { .. }));
+        let hash = whole();
+        assert_eq!(again.ask(&Frame::RangeCommit { token, hash }), Frame::Ok { hash: Some(hash) });
+        assert!(fs::read(root.join("f")).unwrap() == *CONTENT);
+        assert_eq!(names(&root), ["f"]);
+        assert_eq!(again.end().code, Some(0));
+    }
+}
+
+#[test]
+fn a_connection_cut_inside_a_range_costs_the_others_nothing() {
+    for backend in BACKENDS {
+        let mut serving = Serving::agreed(backend, KEYED, Caps::DIRECT_TCP);
+        fs::write(serving.root().join("f"), "old").unwrap();
+        let place = Place::open(&mut serving);
+        let reply = serving.ask(&begin("f", SIZE, false));
+        let Frame::RangeBegun { token, .. } = reply else { panic!("{reply:?}") };
+        for at in [1, 50, 1000, 1 << 20, 3 << 20] {
+            let mut victim = place.client(true);
+            let range = put(token, 0, block(0));
+            victim.send_bytes(&range[..at]);
+            victim.cut();
+            drop(victim);
+        }
+        let mut ends: Vec<SealedEnd> = (0..3).map(|_| place.client(true)).collect();
+        for (number, end) in (0..).zip(&mut ends) {
+            put(token, number * BLOCK, block(number)).chunks(1 << 20).for_each(|bytes| end.send_bytes(bytes));
+        }
+        for (number, end) in (0..).zip(&mut ends) {
+            let kept = Frame::Kept { blocks: vec![chaining(number, block(number))] };
+            assert_eq!(end.input.next(), Some(Received::Frame(kept)));
+            // Only who began a file names it.
+            let reply = end.ask(&Frame::RangeCommit { token, hash: whole() });
+            assert!(matches!(reply, Frame::Error { .. }), "{reply:?}");
+        }
+        assert_eq!(fs::read(serving.root().join("f")).unwrap(), b"old");
+        let hash = whole();
+        assert_eq!(serving.ask(&Frame::RangeCommit { token, hash }), Frame::Ok { hash: Some(hash) });
+        assert!(fs::read(serving.root().join("f")).unwrap() == *CONTENT);
+        ends.into_iter().for_each(|end| end.end(true));
+        assert_eq!(serving.end().code, Some(0));
+    }
+}
+
+#[test]
+fn a_client_may_come_again_more_often_than_it_may_have_connections() {
+    for backend in BACKENDS {
+        let mut serving = Serving::agreed(backend, KEYED, Caps::DIRECT_TCP);
+        let place = Place::open(&mut serving);
+        let before = open_files(serving.pid());
+        for number in 0..150 {
+            let mut client = place.client(true);
+            let reply = client.ask(&Frame::Stat { path: field("") });
+            assert!(matches!(reply, Frame::StatResponse { is_dir: true, .. }), "{number}: {reply:?}");
+            if number % 2 == 0 {
+                client.end(true);
+            }
+        }
+        assert!(wait_for(LIMIT, || open_files(serving.pid()) <= before + 1));
+        // At the same time it has some number of them, and no more.
+        let crowd: Vec<SealedEnd> = (0..128).map(|_| place.client(true)).collect();
+        let mut guest = Guest::come(place.address);
+        guest.send(&bytes_of(&crate::support::direct::Asked::ALL.hello(&place.secret(), &guest.nonce), KEYED));
+        assert_eq!(guest.left(), b"");
+        serving.assert_usable();
+        assert!(peak_memory(serving.pid()) < MEMORY);
+        drop(crowd);
+        assert_eq!(serving.end().code, Some(0));
+    }
+}
+
+/// A connection that is begun, whether or not anybody takes it.
+fn half_open(place: &Place) -> OwnedFd {
+    let flags = SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None).unwrap();
+    let _ = rustix::net::connect(&socket, &place.address);
+    socket
+}
+
+#[test]
+fn a_crowd_at_the_port_keeps_nobody_from_moving_a_file_in_ranges() {
+    for backend in BACKENDS {
+        let mut serving = Serving::agreed(backend, KEYED, Caps::DIRECT_TCP);
+        let place = Place::open(&mut serving);
+        let before = open_files(serving.pid());
+        let crowd: Vec<OwnedFd> = (0..200).map(|_| half_open(&place)).collect();
+        let reply = serving.ask(&begin("f", SIZE, false));
+        let Frame::RangeBegun { token, .. } = reply else { panic!("{reply:?}") };
+        let ends: Vec<_> = (0..3)
+            .map(|number| {
+                std::thread::spawn(move || {
+                    let mut end = place.client(true);
+                    put(token, number * BLOCK, block(number)).chunks(1 << 20).for_each(|bytes| end.send_bytes(bytes));
+                    assert!(matches!(end.input.next(), Some(Received::Frame(Frame::Kept { .. }))));
+                    end.end(true);
+                })
+            })
+            .collect();
+        let mut most = 0;
+        assert!(wait_for(LIMIT, || {
+            most = most.max(open_files(serving.pid()).saturating_sub(before));
+            ends.iter().all(std::thread::JoinHandle::is_finished)
+        }));
+        ends.into_iter().for_each(|end| end.join().unwrap());
+        // Three that were let in, the file, one that is accepted while another is closed.
+        assert!(most <= 64 + 3 + 3, "{most} at once");
+        let hash = whole();
+        assert_eq!(serving.ask(&Frame::RangeCommit { token, hash }), Frame::Ok { hash: Some(hash) });
+        assert!(peak_memory(serving.pid()) < MEMORY);
+        drop(crowd);
+        assert_eq!(serving.end().code, Some(0));
+    }
+}
+
+/// As `hostile_direct_client` has it: what broke is not opened again.
+const HURRY: &str = "2000,2000,2000,4000,3000,0";
+/// Of a download: four ranges.
+const LARGE: u64 = 4 * RANGE;
+const SECRET: [u8; 32] = [0x5f; 32];
+
+/// Chaining values of its blocks, all of which are zeros.
+static ZEROS: LazyLock<Vec<Hash>> = LazyLock::new(|| {
+    let block = vec![0; BLOCK as usize];
+    (0..LARGE / BLOCK).map(|number| chaining(number, &block)).collect()
+});
+
+/// What a server says for a range, frame by frame.
+type Said = Vec<Vec<u8>>;
+
+/// How a hostile server changes it: for the first range only.
+type Change = fn(&mut Said);
+
+fn frame(frame: &Frame) -> Vec<u8> {
+    bytes_of(frame, RESUMING)
+}
+
+fn range_said(offset: u64, length: u64) -> Said {
+    let meta = Frame::Meta { attributes: attributes(Kind::Regular, LARGE), preserve: Preserve::default() };
+    let mut said = vec![frame(&meta)];
+    said.extend((0..length / (1 << 20)).map(|_| data(&[0; 1 << 20])));
+    let blocks = ZEROS[(offset / BLOCK) as usize..((offset + length) / BLOCK) as usize].to_vec();
+    said.extend([frame(&Frame::Kept { blocks }), frame(&Frame::Ok { hash: None })]);
+    said
+}
+
+fn kept(count: usize, hash: Hash) -> Vec<u8> {
+    frame(&Frame::Kept { blocks: vec![hash; count] })
+}
+
+/// Behind Meta, 16 of Data; then Kept and Ok.
+const CHANGES: [(&str, Change, &str); 17] = [
+    ("Kept of other blocks", |said| said[17] = kept(4, [1; 32]), "not published"),
+    ("Kept of too few", |said| said[17] = frame(&Frame::Kept { blocks: ZEROS[..3].to_vec() }), "not published"),
+    ("Kept of too many", |said| said[17] = frame(&Frame::Kept { blocks: ZEROS[..5].to_vec() }), "not published"),
+    ("Kept of none", |said| said[17] = kept(0, [0; 32]), "not published"),
+    ("Kept of very many", |said| said[17] = kept(500_000, [1; 32]), "not published"),
+    ("no Kept", |said| _ = said.remove(17), "protocol error"),
+    ("Kept twice", |said| said.insert(17, kept(4, [1; 32])), "protocol error"),
+    ("too little", |said| _ = said.remove(5), "incomplete"),
+    ("too much", |said| said.insert(5, data(&[0; 1 << 20])), "past the declared size"),
+    ("other content", |said| said[5] = data(&[1; 1 << 20]), "not published"),
+    ("Ok early", |said| said[5] = frame(&Frame::Ok { hash: None }), "protocol error"),
+    ("Ok and Kept early", |said| _ = said.splice(5..17, [kept(4, [1; 32]), frame(&Frame::Ok { hash: None })]), ""),
+    (
+        "another file",
+        |said| {
+            let attributes = attributes(Kind::Regular, LARGE + 1);
+            said[0] = frame(&Frame::Meta { attributes, preserve: Preserve::default() });
+        },
+        "changed while it was read",
+    ),
+    ("Meta in the middle", |said| said.insert(5, said[0].clone()), "protocol error"),
+    (
+        "an answer to something else",
+        |said| said[1] = frame(&Frame::RangeBegun { token: 1, blocks: vec![] }),
+        "protocol error",
+    ),
+    (
+        "an error in the middle",
+        |said| {
+            said.truncate(6);
+            said.push(frame(&Frame::Error { message: b"\x1b[31mno".to_vec(), code: Default::default() }));
+        },
+        "no",
+    ),
+    ("the end in the middle", |said| said.truncate(6), "connection lost"),
+];
+
+fn download(backend: &str, serve: impl FnOnce(&mut SealedEnd) + Send) -> (tempfile::TempDir, Ended) {
+    let dir = tempfile::Builder::new().prefix("haul-test-").tempdir().unwrap();
+    fs::write(dir.path().join("f"), "old").unwrap();
+    let target: OsString = dir.path().join("f").into();
+    let words = ["copy", "--compress=none", "--direct=direct", "--connections=1"].map(OsString::from);
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let args = |pipes: &crate::support::Pipes| {
+        use crate::support::Remote;
+        words.into_iter().chain(pipes.args()).chain(["far:f".into(), target]).collect()
+    };
+    let ended = play_hurried(backend, HURRY, LIMIT, args, |far: &mut FarEnd| {
+        far.greet_with(KEYED, Caps::DIRECT_TCP);
+        assert_eq!(far.request(), Frame::OpenDirectChannel);
+        let address = listener.local_addr().unwrap().to_string().into_bytes();
+        far.send(&Frame::DirectChannelReady { address, key: SECRET });
+        far.looked_up(Some(attributes(Kind::Regular, LARGE)));
+        let (mut stream, _) = listener.accept().unwrap();
+        // Another one for each connection, or the keys would be the same.
+        let nonce = blake3_of(dir.path().as_os_str().as_encoded_bytes());
+        let challenge = frame(&Frame::AuthChallenge { nonce });
+        assert_eq!(challenge.len(), CHALLENGE_BYTES);
+        stream.write_all(&challenge).unwrap();
+        let granted = Granted { caps: Caps::AEAD, ext: Ext::ALL };
+        let (welcome, seals) = keyed_welcome(&mut stream, &Secret::from_bytes(SECRET), &nonce, granted);
+        stream.write_all(&welcome).unwrap();
+        let dialect = Dialect { version: 1, ext: Ext::ALL };
+        serve(&mut SealedEnd::new(stream, seals, Role::Server, dialect));
+        drop(listener);
+        while far.next_request().is_some() {}
+    });
+    (dir, ended)
+}
+
+/// Answers ranges as they are asked for, the first one changed.
+fn serve(server: &mut SealedEnd, change: Option<Change>) {
+    let mut change = change;
+    while let Some(Received::Frame(asked)) = server.input.next() {
+        let Frame::GetChunked { offset, length, .. } = asked else { panic!("{asked:?}") };
+        let mut said = range_said(offset, length);
+        let cut = change.take().is_some_and(|change| {
+            change(&mut said);
+            said.len() < 7
+        });
+        said.iter().flat_map(|bytes| bytes.chunks(2 << 20)).for_each(|bytes| server.send_bytes(bytes));
+        if cut && said.len() == 6 {
+            break;
+        }
+    }
+    server.send_bytes(&[]);
+    server.cut();
+    let _ = std::io::copy(&mut server.stream, &mut std::io::sink());
+}
+
+#[test]
+fn a_server_that_plays_by_the_rules_is_believed() {
+    for backend in BACKENDS {
+        let (dir, ended) = download(backend, |server| serve(server, None));
+        ended.assert_exit(0);
+        assert!(fs::read(dir.path().join("f")).unwrap() == vec![0; LARGE as usize]);
+        assert_eq!(names(dir.path()), ["f"]);
+    }
+}
+
+#[test]
+fn a_server_that_says_something_else_of_a_range_brings_nothing_under_the_name() {
+    for (backend, (name, change, words)) in BACKENDS.into_iter().flat_map(|backend| CHANGES.map(|row| (backend, row))) {
+        eprintln!("{backend}: {name}");
+        let (dir, ended) = download(backend, |server| serve(server, Some(change)));
+        assert!(matches!(ended.status.code(), Some(2 | 12 | 23)), "{ended:?}");
+        assert_eq!(ended.lines().len(), 1, "{ended:?}");
+        assert!(ended.stderr.contains(words), "{ended:?}");
+        assert!(!ended.stderr.chars().any(|c| c.is_control() && c != '\n'), "{ended:?}");
+        assert_eq!(fs::read(dir.path().join("f")).unwrap(), b"old");
+        assert_eq!(names(dir.path()), ["f"]);
+    }
+}
