@@ -250,18 +250,28 @@ impl Played {
         self.control.as_ref().map_or(Ok(()), |control| self.only_arranged(control))
     }
 
-    /// Fails unless ssh carried nothing but what it takes to come to a direct connection, and all of these came about.
+    /// Fails unless ssh carried nothing but what it takes to come to a direct connection, and all of these came about. Two
+    /// hauls go on there with names and attributes, and as many connections as they like come by one session.
     fn only_arranged(&self, control: &Traffic) -> Result<()> {
+        const CONTENT: [u8; 5] = [kind::GET, kind::PUT, kind::DATA, kind::DATA_COMPRESSED, kind::GET_CHUNKED];
+        let mut between_hauls = false;
         for session in &control.sessions {
             let (up, down) = session.frames()?;
             let kinds = |frames: &[Raw<'_>]| frames.iter().map(|frame| frame.kind).collect::<Vec<_>>();
             let said = (kinds(&up), kinds(&down));
             let expected =
                 (vec![kind::HELLO, kind::OPEN_DIRECT_CHANNEL], vec![kind::WELCOME, kind::DIRECT_CHANNEL_READY]);
-            ensure!(said == expected, "ssh carried frames of the types {said:02x?}");
+            between_hauls |= down.first().is_some_and(|welcome| welcome.body.len() > 2);
+            let arranged = said == expected
+                || (between_hauls
+                    && said.0.starts_with(&expected.0)
+                    && said.1.starts_with(&expected.1)
+                    && !said.0.iter().chain(&said.1).any(|kind| CONTENT.contains(kind)));
+            ensure!(arranged, "ssh carried frames of the types {said:02x?}");
         }
         let (arranged, met) = (control.sessions.len(), self.traffic.sessions.len());
-        ensure!(arranged == met, "{arranged} direct connections were agreed on, {met} came about");
+        let all = if between_hauls { arranged == 1 && met > 0 } else { arranged == met };
+        ensure!(all, "{arranged} direct connections were agreed on, {met} came about");
         Ok(())
     }
 
