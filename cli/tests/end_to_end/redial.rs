@@ -3,9 +3,11 @@
 use crate::support::BACKENDS;
 use crate::support::between::{Between, Fate};
 use crate::support::kept::Kept;
-use crate::support::processes::{Ended, LIMIT, Running, assert_nobody_at_home, names};
+use crate::support::processes::{Ended, LIMIT, Running, assert_nobody_at_home, at_home, names, signal, wait_for};
+use crate::support::routes::assert_same_tree;
 use crate::support::transfer::Way;
-use crate::support::{Remote, hash_of};
+use crate::support::{Entry, Remote, hash_of, snapshot, trees};
+use rustix::process::Signal;
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -168,5 +170,98 @@ fn connections_that_break_again_and_again_still_bring_the_file_where_ssh_may_hel
         assert_eq!(ended.lines().len(), 1, "{ended:?}");
         assert!(ended.stderr.ends_with("not copied: every connection broke that carried it\n"), "{ended:?}");
         assert_eq!(names(&scene.copy.to()).len(), 0);
+    }
+}
+
+#[test]
+fn a_further_login_that_dies_leaves_nothing_beside_a_file_in_ranges() {
+    for backend in BACKENDS {
+        let hits = (0..20).filter(|_| {
+            let copy = Kept::new((backend, backend), Way::Down, 2 * SIZE as usize);
+            let flags = ["-C", "--compress=none", "--connections", "3"];
+            let mut client = Running::start(&mut copy.command(&flags));
+            let home = copy.pipes.home();
+            wait_for(LIMIT, || client.is_over() || (copy.partial().is_some() && servers(&home).len() == 3));
+            // All but the first, one of which may have begun the file.
+            let killed = servers(&home).into_iter().skip(1).filter(|&pid| signal(pid, Signal::KILL)).count();
+            let ended = client.finish();
+            ended.assert_exit(0);
+            assert_nobody_at_home(&home, LIMIT);
+            assert_eq!(hash_of(&copy.target()), copy.hash);
+            assert_eq!(names(&copy.to()), [copy.name.clone()], "{ended:?}");
+            killed == 2 && ended.stdout.contains("a further connection is not used")
+        });
+        assert!(hits.take(4).count() > 0, "{backend}: no connection was hit midway");
+    }
+}
+
+/// Processes that serve, in the order they came.
+fn servers(home: &std::path::Path) -> Vec<i32> {
+    let serves = |pid: &i32| {
+        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        command.split(|&byte| byte == 0).nth(1) == Some(b"serve")
+    };
+    let mut pids: Vec<i32> = at_home(home).into_iter().filter(serves).collect();
+    pids.sort_unstable();
+    pids
+}
+
+#[test]
+fn small_files_in_hand_when_all_break_arrive_as_well_and_are_told_once() {
+    for (backend, way) in routes() {
+        let (between, pipes) =
+            Between::new(backend, |number| if number < 3 { Fate::Cut(300_000) } else { Fate::Through });
+        let mut copy = Kept::new((backend, backend), way, 1);
+        copy.pipes = pipes;
+        fs::remove_file(copy.source()).unwrap();
+        fs::create_dir(copy.source()).unwrap();
+        trees::small_files(&copy.source(), 300);
+        crate::support::random_file(&copy.source().join("large"), 66 << 20, 1);
+        let mut command = copy.command(&["--direct=direct", "--compress=none", "--connections", "3", "-r"]);
+        let ended = Running::start(command.env("HAUL_TIMEOUTS_MS", SOON)).finish();
+        ended.assert_exit(0);
+        assert_eq!(ended.stderr, "");
+        assert_same_tree(&copy.target().join(&copy.name), &copy.source());
+        let files = snapshot(&copy.source()).values().filter(|entry| matches!(entry, Entry::File { .. })).count();
+        assert_eq!(ended.stdout.matches("\"type\":\"file\"").count(), files);
+        assert!(between.came() > 3);
+        assert_nobody_at_home(&copy.pipes.home(), LIMIT);
+    }
+}
+
+#[test]
+fn when_the_session_over_ssh_dies_the_run_ends_and_is_continued() {
+    for (backend, way) in routes() {
+        let hit = (0..10).any(|_| {
+            let scene = Scene::new(backend, way, |_| Fate::Through);
+            let flags = ["--direct=auto", "--compress=none", "--connections", "3", "-C"];
+            let (mut client, _) = scene.copy.start(&flags);
+            let mut moved = 0;
+            wait_for(LIMIT, || {
+                moved += scene.between.take_bytes();
+                moved > 20 * MIB || client.is_over()
+            });
+            if client.is_over() || !signal(client.pid(), Signal::STOP) {
+                return false;
+            }
+            // Not the server, but what its words go through.
+            let home = scene.copy.pipes.home();
+            let is_cat =
+                |pid: &i32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(b"cat"));
+            let cats: Vec<i32> = at_home(&home).into_iter().filter(is_cat).collect();
+            let killed = cats.into_iter().filter(|&pid| signal(pid, Signal::KILL)).count();
+            signal(client.pid(), Signal::CONT);
+            let ended = client.finish();
+            assert_nobody_at_home(&home, LIMIT);
+            if scene.copy.target().exists() {
+                return false;
+            }
+            scene.assert_broken(&ended, true);
+            let again = scene.run("auto", &["-C"]);
+            scene.assert_whole(&again);
+            assert!(scene.between.take_bytes() < SIZE);
+            killed > 0
+        });
+        assert!(hit, "{backend}, {way:?}: never midway");
     }
 }
