@@ -184,6 +184,8 @@ pub const SPLICE_BYTES: usize = 1024 * 1024;
 
 /// Files at least this large are checked against the free space of the file system before they are begun.
 pub const SPACE_CHECK_BYTES: u64 = 1024 * 1024;
+/// How long it is waited for whoever has what an interrupted copy left: a process that is going, or another copy.
+pub const PARTIAL_LOCK: Duration = Duration::from_millis(400);
 /// Random names tried before giving up; two tries colliding by chance is a matter of 2^64.
 pub const NAME_TRIES: usize = 8;
 /// Bytes of one copy_file_range: a cancel is noticed between two.

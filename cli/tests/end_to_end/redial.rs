@@ -188,7 +188,7 @@ fn a_further_login_that_dies_leaves_nothing_beside_a_file_in_ranges() {
             ended.assert_exit(0);
             assert_nobody_at_home(&home, LIMIT);
             assert_eq!(hash_of(&copy.target()), copy.hash);
-            assert_eq!(names(&copy.to()), [copy.name.clone()], "{ended:?}");
+            assert_eq!(names(&copy.to()), std::slice::from_ref(&copy.name), "{ended:?}");
             killed == 2 && ended.stdout.contains("a further connection is not used")
         });
         assert!(hits.take(4).count() > 0, "{backend}: no connection was hit midway");

@@ -14,13 +14,15 @@ use super::create::{self, Making, Present, TempName, Wanted, check_space, examin
 use super::open::{OpenFile, Role};
 use super::resolve::{self, Root, Spot};
 use crate::backend::{Errno, NO_ATTRIBUTES};
+use crate::limits::PARTIAL_LOCK;
 use crate::wire::frame::{Attributes, Kind};
 use crate::wire::path::Target;
 use rustix::fs::{FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno as E;
 use rustix::io::retry_on_intr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 /// Opens what is there of `target`, or begins it. The size returned is what is there; after an ordinary beginning, 0.
 pub(super) fn open(
@@ -41,7 +43,7 @@ pub(super) fn open(
     let Spot { dir, name, .. } = spot;
     let dir = dir.into_owned()?;
     let partial = name_of(dir.as_fd(), &name)?;
-    let (fd, temp) = match take(dir.as_fd(), &partial)? {
+    let (fd, temp) = match take(dir.as_fd(), &partial, give_up)? {
         Some(fd) => (fd, Some(TempName { name: partial.into(), stays: true, gone: AtomicBool::new(false) })),
         None => open_temp(dir.as_fd(), false)?,
     };
@@ -87,7 +89,7 @@ fn name_of(dir: BorrowedFd<'_>, target: &[u8]) -> Result<Vec<u8>, Errno> {
 }
 
 /// The file under this name, locked; made if there is none. `None` when it is not to be trusted or is in use.
-fn take(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<OwnedFd>, Errno> {
+fn take(dir: BorrowedFd<'_>, name: &[u8], give_up: &AtomicBool) -> Result<Option<OwnedFd>, Errno> {
     for _ in 0..crate::limits::NAME_TRIES {
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let fd = match retry_on_intr(|| rustix::fs::openat(dir, name, flags, Mode::empty())) {
@@ -103,9 +105,7 @@ fn take(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<OwnedFd>, Errno> {
             // A link, a FIFO nobody reads, somebody else's file.
             Err(_) => return Ok(None),
         };
-        if !is_ours(&rustix::fs::fstat(&fd)?)
-            || rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).is_err()
-        {
+        if !is_ours(&rustix::fs::fstat(&fd)?) || !lock(&fd, give_up) {
             return Ok(None);
         }
         // Whoever held the lock may have given it its final name meanwhile.
@@ -116,6 +116,20 @@ fn take(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<OwnedFd>, Errno> {
         }
     }
     Ok(None)
+}
+
+/// True once nobody else has it. Of a process that was killed the kernel may let go a little later than it is gone, and the
+/// same command may be there already.
+fn lock(fd: &OwnedFd, give_up: &AtomicBool) -> bool {
+    let until = Instant::now() + PARTIAL_LOCK;
+    loop {
+        match rustix::fs::flock(fd, FlockOperation::NonBlockingLockExclusive) {
+            Err(E::WOULDBLOCK | E::INTR) if Instant::now() < until && !give_up.load(Ordering::Relaxed) => {
+                std::thread::sleep(PARTIAL_LOCK / 20);
+            }
+            locked => return locked.is_ok(),
+        }
+    }
 }
 
 #[allow(clippy::unnecessary_cast)] // The widths differ between systems.
