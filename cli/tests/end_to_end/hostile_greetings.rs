@@ -33,7 +33,7 @@ fn a_hello_is_read_as_far_as_it_goes_and_no_further() {
         (&[1, 7, 0x0f, 0, 0], welcome(1, 7, None)),
         (&[1, 7, 0x0f, 0, 0, 0], welcome(1, 7, Some(0x0f))),
         (&[1, 7, 0x0f, 0, 0, 0, 1, 2, 3], welcome(1, 7, Some(0x0f))),
-        (&[1, 7, 0xff, 0xff, 0xff, 0xff], welcome(1, 7, Some(Ext::ALL.or(Ext::KEYED).0))),
+        (&[1, 7, 0xff, 0xff, 0xff, 0xff], welcome(1, 7, Some(Ext::ALL.or(Ext::KEYED).or(Ext::PULSE).0))),
         (&[1, 7, 0, 0, 0, 0], welcome(1, 7, Some(0))),
         (&[2, 7, 0x0f], welcome(2, 7, None)),
         (&[2, 7, 0x0f, 0, 0, 0], welcome(2, 7, None)),

@@ -397,7 +397,7 @@ fn silent_servers_are_given_up_after_a_while() {
             far.send_bytes(&[3, 0, 0, 0]);
             far.drain();
         }),
-        (30, stall, "has read nothing for a minute", |far| {
+        (30, stall, "has read nothing for 4 s", |far| {
             far.greet(FULL);
             far.looked_up(None);
             far.hold();
