@@ -189,6 +189,24 @@ fn a_commit_with_ranges_missing_or_of_another_hash_publishes_nothing() {
 }
 
 #[test]
+fn what_is_written_again_counts_only_when_it_is_whole_again() {
+    for backend in BACKENDS {
+        let mut scene = Scene::new(backend);
+        let (token, _) = scene.begun(SIZE, false);
+        scene.put(token, &[0, 1, 2]);
+        let mut half = bytes_of(&Frame::RangePut { token, offset: 0, length: BLOCK }, RESUMING);
+        half.extend(data(&vec![0xee; 1 << 20]));
+        half.extend(bytes_of(&Frame::Done, RESUMING));
+        scene.serving.send_bytes(&half);
+        assert!(matches!(scene.serving.reply(), Frame::Error { .. }));
+        let reply = scene.serving.ask(&Frame::RangeCommit { token, hash: whole() });
+        assert!(matches!(reply, Frame::Error { .. }), "{reply:?}");
+        scene.assert_untouched();
+        scene.end();
+    }
+}
+
+#[test]
 fn ranges_that_are_none_are_refused_and_the_session_goes_on() {
     for backend in BACKENDS {
         let mut scene = Scene::new(backend);

@@ -73,6 +73,7 @@ impl Put {
         let Some(size) = end else {
             return Err(Failure::rule(b"", "cannot put", "the range does not begin where a block does"));
         };
+        range::forget(token, (offset, length));
         // The token says which file; the root, only whose backend.
         let target = Target { operand: RequestPath::default(), below: None };
         let order = Order {

@@ -45,6 +45,14 @@ fn there() -> MutexGuard<'static, BTreeMap<u64, BTreeMap<u64, Hash>>> {
     THERE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A range of the file with this token is being written: what was known of these blocks says nothing any more.
+pub(super) fn forget(token: u64, (offset, length): (u64, u64)) {
+    let block = HASH_BLOCK_BYTES as u64;
+    if let Some(there) = there().get_mut(&token) {
+        there.retain(|number, _| !(offset / block..offset.saturating_add(length).div_ceil(block)).contains(number));
+    }
+}
+
 /// A range of the file with this token is there: the chaining values of its blocks.
 pub(super) fn put(token: u64, offset: u64, blocks: &[Hash]) {
     if let Some(there) = there().get_mut(&token) {
@@ -155,6 +163,12 @@ enum State {
     Failed(Failure),
 }
 
+enum Turn {
+    Later,
+    Refused,
+    There(FileId, Vec<Hash>),
+}
+
 /// The leading blocks of a file, opened and hashed.
 struct Looking {
     path: Vec<u8>,
@@ -194,9 +208,18 @@ impl Looking {
         }
     }
 
-    fn blocks(&self) -> Option<(FileId, Vec<Hash>)> {
-        let State::Hashing(file, hashing) = &self.state else { return None };
-        Some((*file, hashing.done()?.into_iter().map(|block| block.chaining).collect()))
+    /// The file and its blocks, once they are hashed, at the `head` of the queue. An Error is its reply where there are none.
+    fn turn(&self, head: bool, io: &mut Io<'_, '_>) -> Turn {
+        match &self.state {
+            State::Failed(failure) if head => {
+                reply_failure(failure, io);
+                Turn::Refused
+            }
+            State::Hashing(file, hashing) if head => hashing.done().map_or(Turn::Later, |blocks| {
+                Turn::There(*file, blocks.into_iter().map(|block| block.chaining).collect())
+            }),
+            _ => Turn::Later,
+        }
     }
 
     fn state(&self) -> &'static str {
@@ -223,14 +246,11 @@ impl Verb for Begin {
     }
 
     fn advance(&mut self, head: bool, io: &mut Io<'_, '_>) -> bool {
-        if !head {
-            return false;
-        }
-        if let State::Failed(failure) = &self.looking.state {
-            reply_failure(failure, io);
-            return true;
-        }
-        let Some((file, blocks)) = self.looking.blocks() else { return false };
+        let (file, blocks) = match self.looking.turn(head, io) {
+            Turn::Later => return false,
+            Turn::Refused => return true,
+            Turn::There(file, blocks) => (file, blocks),
+        };
         if let Err(failure) = self.files.check_room(&self.looking.path) {
             io.submit(CLOSE, OpKind::Close { file });
             reply_failure(&failure, io);
@@ -337,16 +357,14 @@ impl Verb for Serve {
     }
 
     fn advance(&mut self, head: bool, io: &mut Io<'_, '_>) -> bool {
-        if !head {
-            return false;
+        match self.looking.turn(head, io) {
+            Turn::Later => return false,
+            Turn::Refused => {}
+            Turn::There(file, blocks) => {
+                io.submit(CLOSE, OpKind::Close { file });
+                reply(&Frame::Kept { blocks }, io);
+            }
         }
-        if let State::Failed(failure) = &self.looking.state {
-            reply_failure(failure, io);
-            return true;
-        }
-        let Some((file, blocks)) = self.looking.blocks() else { return false };
-        io.submit(CLOSE, OpKind::Close { file });
-        reply(&Frame::Kept { blocks }, io);
         true
     }
 
