@@ -7,12 +7,13 @@
 //! other, and answered one after the other; what an answer needs afterwards (naming a downloaded file) goes on beside.
 
 use super::codec::Policy;
+use super::lead::Lead;
 use super::link::{Incoming, Link};
 use super::meeting::{BASE_IS_SEALED, Meeting, Step};
 use super::opening::Opener;
 use super::report::{Report, Reporter, SharedProgress};
 use super::{Context, Failure, Flow, Io, Outcome, Quotas, Session, Terms};
-use crate::backend::{Completion, OpKind, Output, StreamId, Time, Token, Waker};
+use crate::backend::{Completion, OpKind, Output, StreamId, Time, Token};
 use crate::limits::{CLIENT_LOAD_AHEAD, CLIENT_WINDOW_REQUESTS, LEAVE_TIMEOUT, LOOK_AGAIN, OFFLOAD_THREADS, SECOND};
 use crate::wire::compress::Codec;
 use crate::wire::decode::Role;
@@ -40,17 +41,13 @@ pub(crate) trait Driver {
     fn on_answer(&mut self, tag: u64, answer: Answer, desk: &mut Desk<'_, '_>);
     /// Takes note of a completion of an operation of its own.
     fn on_completion(&mut self, kind: OpKind, outcome: Outcome, desk: &mut Desk<'_, '_>);
-    /// Direct connections are to carry the content: where they are `required`, nothing else.
-    fn invited(&mut self, _required: bool, _terms: &Terms, _waker: &Waker) {}
-    /// It is finished. Whoever waits for what it may still find need not.
-    fn leave(&mut self) {}
+    /// What it has as the first connection of a run, if it is that.
+    fn lead(&self) -> Option<&Lead> {
+        None
+    }
     /// True when nothing is left to do for a connection that is not there yet.
     fn is_unwanted(&self) -> bool {
         false
-    }
-    /// Why the run cannot go on, if so.
-    fn broken(&self) -> Option<Failure> {
-        None
     }
     /// True when it will ask nothing more and waits for nothing of its own.
     fn is_finished(&self) -> bool;
@@ -317,7 +314,9 @@ impl Client {
             }
             Step::HandedOn { required } => {
                 let terms = self.terms;
-                self.driver.invited(required, &terms, cx.waker);
+                if let Some(lead) = self.driver.lead() {
+                    lead.invited(required, &terms, cx.waker);
+                }
                 self.begin(terms);
             }
         }
@@ -460,7 +459,7 @@ impl Client {
         self.receive(cx)?;
         loop {
             self.with_driver(cx, |driver, desk| driver.pump(desk));
-            if let Some(failure) = self.driver.broken() {
+            if let Some(failure) = self.driver.lead().and_then(Lead::broken) {
                 return Err(failure);
             }
             self.send(cx);
@@ -470,7 +469,9 @@ impl Client {
         }
         if self.driver.is_finished() && self.asks.all.is_empty() {
             self.tell_stats();
-            self.driver.leave();
+            if let Some(lead) = self.driver.lead() {
+                lead.leave();
+            }
             self.phase = Phase::Leaving { deadline: cx.now.after(LEAVE_TIMEOUT) };
         }
         Ok(())

@@ -13,8 +13,8 @@ use super::jobs::Jobs;
 use super::lead::Lead;
 use super::plan::{Landing, Operand, skip_reason, unreadable};
 use super::report::{Report, Reporter, SharedProgress};
-use super::{Failure, Outcome, Terms, list, stat, tree};
-use crate::backend::{DirId, Errno, FsOp, NO_ATTRIBUTES, OpKind, Output, Place, StreamId, Waker};
+use super::{Failure, Outcome, list, stat, tree};
+use crate::backend::{DirId, Errno, FsOp, NO_ATTRIBUTES, OpKind, Output, Place, StreamId};
 use crate::limits::PAGE_ENTRIES;
 use crate::queue::Queue;
 use crate::wire::frame::{Attributes, ErrorCode, Ext, Kind, ListEntry, Timestamp, TreeEntry};
@@ -400,17 +400,8 @@ impl Driver for Download {
         }
     }
 
-    fn invited(&mut self, required: bool, terms: &Terms, waker: &Waker) {
-        self.lead.jobs.queue().hold((required, Jobs::may_range(terms)), waker);
-    }
-
-    fn leave(&mut self) {
-        // The server ends this stream when the direct connections have gone.
-        self.lead.jobs.queue().end();
-    }
-
-    fn broken(&self) -> Option<Failure> {
-        self.lead.jobs.queue().broken()
+    fn lead(&self) -> Option<&Lead> {
+        Some(&self.lead)
     }
 
     fn is_finished(&self) -> bool {

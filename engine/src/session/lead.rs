@@ -4,6 +4,8 @@
 use super::client::Desk;
 use super::jobs::Jobs;
 use super::report::Report;
+use super::{Failure, Terms};
+use crate::backend::Waker;
 use crate::limits::JOBS_UNREPORTED;
 use crate::queue::{Finished, Job, Way};
 use crate::wire::frame::Attributes;
@@ -11,7 +13,7 @@ use crate::wire::path::Target;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// The files of a run, from the walk to the report.
-pub(super) struct Lead {
+pub(crate) struct Lead {
     pub(super) jobs: Jobs,
     /// Numbers of everything begun and not done: files, and what the driver counts beside them.
     open: BTreeSet<u64>,
@@ -24,6 +26,21 @@ pub(super) struct Lead {
 impl Lead {
     pub(super) fn new(jobs: Jobs) -> Lead {
         Lead { jobs, open: BTreeSet::new(), last: 0, order: VecDeque::new(), results: BTreeMap::new() }
+    }
+
+    /// Direct connections are to carry the content: where they are `required`, nothing else.
+    pub(super) fn invited(&self, required: bool, terms: &Terms, waker: &Waker) {
+        self.jobs.queue().hold((required, Jobs::may_range(terms)), waker);
+    }
+
+    /// Why the run cannot go on, if so.
+    pub(super) fn broken(&self) -> Option<Failure> {
+        self.jobs.queue().broken()
+    }
+
+    /// Everything is done: the server ends this stream when the direct connections have gone, so these need not wait.
+    pub(super) fn leave(&self) {
+        self.jobs.queue().end();
     }
 
     /// Counts something that is begun now.

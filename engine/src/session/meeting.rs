@@ -176,45 +176,31 @@ impl Meeting {
         };
         let seat = Seat { index: 0, random: wish.random, required: wish.required };
         let invitation = wish.invitation.filter(|_| keyed);
-        let state = State::Asking;
-        let (deadline, ready, refused, connected, stream) = (None, None, None, None, None);
-        let was_invited = false;
-        Meeting {
-            seat,
-            invitation,
-            greeting,
-            keyed,
-            daemon: None,
-            was_invited,
-            patience,
-            state,
-            deadline,
-            ready,
-            refused,
-            connected,
-            stream,
-        }
+        Meeting { invitation, keyed, ..Meeting::with(State::Asking, seat, greeting, patience) }
     }
 
     /// Where another session has asked already.
     pub(super) fn invited(invited: &Invited, seat: Seat, patience: u64) -> Meeting {
         let ready = Some((invited.address, invited.secret.clone()));
-        let (greeting, keyed, was_invited, state) = (invited.greeting, true, true, State::Invited);
-        let (invitation, deadline, refused, connected, stream) = (None, None, None, None, None);
+        let begun = Meeting::with(State::Invited, seat, invited.greeting, patience);
+        Meeting { keyed: true, daemon: invited.daemon, was_invited: true, ready, ..begun }
+    }
+
+    fn with(state: State, seat: Seat, greeting: Greeting, patience: u64) -> Meeting {
         Meeting {
             seat,
-            invitation,
+            invitation: None,
             greeting,
-            keyed,
-            daemon: invited.daemon,
-            was_invited,
+            keyed: false,
+            daemon: None,
+            was_invited: false,
             patience,
             state,
-            deadline,
-            ready,
-            refused,
-            connected,
-            stream,
+            deadline: None,
+            ready: None,
+            refused: None,
+            connected: None,
+            stream: None,
         }
     }
 

@@ -13,8 +13,8 @@ use super::lead::Lead;
 use super::plan::{Landing, Operand, skip_reason};
 use super::report::{Report, Reporter, SharedProgress};
 use super::walk::{Found, Step, Walker};
-use super::{Failure, Outcome, Terms, mkdir, stat};
-use crate::backend::{DirId, Errno, FsOp, OpKind, Output, Place, StreamId, Waker};
+use super::{Failure, Outcome, mkdir, stat};
+use crate::backend::{DirId, Errno, FsOp, OpKind, Output, Place, StreamId};
 use crate::queue::Queue;
 use crate::wire::frame::{Attributes, ErrorCode, Ext, Kind};
 use crate::wire::path::Target;
@@ -316,17 +316,8 @@ impl Driver for Upload {
         }
     }
 
-    fn invited(&mut self, required: bool, terms: &Terms, waker: &Waker) {
-        self.lead.jobs.queue().hold((required, Jobs::may_range(terms)), waker);
-    }
-
-    fn leave(&mut self) {
-        // The server ends this stream when the direct connections have gone.
-        self.lead.jobs.queue().end();
-    }
-
-    fn broken(&self) -> Option<Failure> {
-        self.lead.jobs.queue().broken()
+    fn lead(&self) -> Option<&Lead> {
+        Some(&self.lead)
     }
 
     fn is_finished(&self) -> bool {
