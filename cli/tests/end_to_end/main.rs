@@ -58,6 +58,8 @@ mod hostile_server;
 #[cfg(target_os = "linux")]
 mod hostile_striped;
 #[cfg(target_os = "linux")]
+mod hostile_striped_server;
+#[cfg(target_os = "linux")]
 mod hostile_tree;
 #[cfg(target_os = "linux")]
 mod hostile_unhashed;
