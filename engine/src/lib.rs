@@ -15,6 +15,7 @@ pub mod cas;
 mod compute;
 #[cfg(feature = "test-rig")]
 pub mod contract;
+pub mod doze;
 mod errno;
 pub mod limits;
 #[cfg(unix)]

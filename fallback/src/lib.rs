@@ -120,8 +120,13 @@ impl Poll {
     }
 
     /// Takes events, after waiting for them at most `timeout`, and what other threads have finished.
-    fn collect(&mut self, timeout: Option<Duration>, completions: &mut Vec<Completion>) -> Result<(), Broken> {
-        match self.poller.poll(&mut self.events, timeout) {
+    fn collect(&mut self, mut timeout: Option<Duration>, completions: &mut Vec<Completion>) -> Result<(), Broken> {
+        if timeout != Some(Duration::ZERO) && (self.signal.has_news_before_sleep() || self.offload.has_finished()) {
+            timeout = Some(Duration::ZERO);
+        }
+        let polled = self.poller.poll(&mut self.events, timeout);
+        self.signal.get_up();
+        match polled {
             Ok(()) => {}
             // A signal; the caller looks at the time and comes back. There are no events then.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => self.events.clear(),

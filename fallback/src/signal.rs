@@ -1,6 +1,7 @@
 //! Ends a wait in the poller from another thread, and says why.
 
 use haul_engine::backend::Waker;
+use haul_engine::doze::Doze;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,6 +12,7 @@ pub(crate) const SIGNAL: mio::Token = mio::Token(usize::MAX);
 /// Shared by the worker thread, the offload threads and the helper threads of blocking streams.
 pub(crate) struct Signal {
     waker: mio::Waker,
+    doze: Doze,
     /// Somebody outside asked the present or next wait to return.
     asked: AtomicBool,
     /// Slots of streams whose helper thread has finished a call.
@@ -20,7 +22,7 @@ pub(crate) struct Signal {
 impl Signal {
     pub(crate) fn new(registry: &mio::Registry) -> io::Result<Arc<Signal>> {
         let waker = mio::Waker::new(registry, SIGNAL)?;
-        Ok(Arc::new(Signal { waker, asked: AtomicBool::new(false), finished: Mutex::default() }))
+        Ok(Arc::new(Signal { waker, doze: Doze::default(), asked: AtomicBool::new(false), finished: Mutex::default() }))
     }
 
     /// For those who want `submit_and_wait` to return.
@@ -55,7 +57,21 @@ impl Signal {
         self.asked.swap(false, Ordering::AcqRel)
     }
 
+    /// The thread is about to wait. True when it finds something to do now; who leaves something after this wakes it.
+    pub(crate) fn has_news_before_sleep(&self) -> bool {
+        self.doze.lie_down();
+        self.asked.load(Ordering::Acquire) || !self.finished.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// The thread looks for itself again.
+    pub(crate) fn get_up(&self) {
+        self.doze.get_up();
+    }
+
     fn end_wait(&self) {
+        if !self.doze.must_wake() {
+            return;
+        }
         // Writing to an eventfd or triggering a user event fails only for a bad descriptor, and this one is ours.
         let _ = self.waker.wake();
     }

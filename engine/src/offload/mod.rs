@@ -156,6 +156,11 @@ impl Offload {
         self.finished = finished;
     }
 
+    /// True while [`Offload::drain`] would find something.
+    pub fn has_finished(&self) -> bool {
+        self.threads.has_results()
+    }
+
     /// The open file behind an id.
     pub fn file(&self, id: FileId) -> Option<&Arc<OpenFile>> {
         self.files.find(id).map(|entry| &entry.file)

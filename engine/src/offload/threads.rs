@@ -39,6 +39,8 @@ struct Queue {
     releases: Vec<Held>,
     /// Whose job each thread is on.
     running: Vec<Option<Token>>,
+    /// Threads that wait for work. A thread that has some looks for more by itself, so only these need a system call.
+    idle: usize,
     stopping: bool,
 }
 
@@ -59,7 +61,8 @@ pub(super) struct Threads {
 impl Threads {
     pub(super) fn start(count: usize, wake: Waker) -> std::io::Result<Threads> {
         let count = count.max(1);
-        let queue = Queue { jobs: VecDeque::new(), releases: Vec::new(), running: vec![None; count], stopping: false };
+        let running = vec![None; count];
+        let queue = Queue { jobs: VecDeque::new(), releases: Vec::new(), running, idle: 0, stopping: false };
         let shared = Arc::new(Shared {
             queue: Mutex::new(queue),
             work: Condvar::new(),
@@ -77,19 +80,22 @@ impl Threads {
     }
 
     pub(super) fn submit(&self, job: Job) {
-        self.shared.queue().jobs.push_back(job);
-        self.shared.work.notify_one();
+        self.shared.give(|queue| queue.jobs.push_back(job));
     }
 
     /// Drops `held` on a helper.
     pub(super) fn release(&self, held: Held) {
-        self.shared.queue().releases.push(held);
-        self.shared.work.notify_one();
+        self.shared.give(|queue| queue.releases.push(held));
     }
 
     /// Moves all results to the end of `into`.
     pub(super) fn take_results(&self, into: &mut Vec<Finished>) {
         into.append(&mut lock(&self.shared.results));
+    }
+
+    /// True while there are results nobody has taken.
+    pub(super) fn has_results(&self) -> bool {
+        !lock(&self.shared.results).is_empty()
     }
 
     /// Takes back the covered jobs that no thread has begun, and tells the threads on covered ones to give up early.
@@ -134,6 +140,17 @@ impl Shared {
         lock(&self.queue)
     }
 
+    /// Lets `add` put something into the queue, and sees to it that somebody takes it.
+    fn give(&self, add: impl FnOnce(&mut Queue)) {
+        let mut queue = self.queue();
+        add(&mut queue);
+        let waits = queue.idle > 0;
+        drop(queue);
+        if waits {
+            self.work.notify_one();
+        }
+    }
+
     fn work_off(&self, number: usize) {
         let give_up = &self.give_up[number];
         let mut queue = self.queue();
@@ -152,7 +169,9 @@ impl Shared {
             } else if queue.stopping {
                 return;
             } else {
+                queue.idle += 1;
                 queue = self.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                queue.idle -= 1;
             }
         }
     }

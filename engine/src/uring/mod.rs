@@ -54,6 +54,7 @@ use crate::backend::{
     Attach, Backend, Broken, Cancel, Completion, DirId, Errno, Features, Op, OpKind, Output, StreamId, Submissions,
     Time, Waker,
 };
+use crate::doze::Doze;
 use crate::limits;
 use crate::offload::{BlockStore, Offload, Root};
 use inflight::{Flight, Work};
@@ -63,6 +64,7 @@ use send_queue::{Content, FileRange, Queued};
 use slots::{Kind, Stream, Streams};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use sys::{Call, Returned, Ring, Wait};
 
@@ -104,7 +106,7 @@ pub struct Uring {
     /// Streams whose send queue is to be looked at.
     dirty: Vec<StreamId>,
     offload: Offload,
-    wake: Arc<OwnedFd>,
+    alarm: Arc<Alarm>,
     woken: bool,
     splice: bool,
     features: Features,
@@ -121,9 +123,9 @@ impl Uring {
     pub fn with(options: Options) -> Result<Uring, Unavailable> {
         let mut ring = Ring::new(probe::entries(options.entries)).map_err(|error| probe::refused(&error))?;
         probe::check(&ring)?;
-        let wake = eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| probe::refused(&errno.into()))?;
-        let wake = Arc::new(wake);
-        let offload = Offload::new(options.offload_threads, waker(&wake)).map_err(|error| probe::refused(&error))?;
+        let alarm = Alarm::new().map_err(|errno| probe::refused(&errno.into()))?;
+        let offload =
+            Offload::new(options.offload_threads, alarm.collecting()).map_err(|error| probe::refused(&error))?;
         let mut pipes = Pipes::new(if options.splice { options.pipes } else { 0 });
         // A limit above 2^32 is no limit.
         let splices =
@@ -134,7 +136,7 @@ impl Uring {
         } else {
             "blocks are not registered: not wanted".to_owned()
         });
-        ring.start(Flight::new(None, Work::Wake(Box::default())), &Call::Wake(wake.as_fd()));
+        ring.start(Flight::new(None, Work::Wake(Box::default())), &Call::Wake(alarm.counter.as_fd()));
         Ok(Uring {
             ring,
             streams: Streams::default(),
@@ -142,7 +144,7 @@ impl Uring {
             bounces: Vec::new(),
             dirty: Vec::new(),
             offload,
-            wake,
+            alarm,
             woken: false,
             splice: options.splice,
             features: Features { backend: "io_uring", notes },
@@ -199,7 +201,7 @@ impl Uring {
         let Returned { flight, step, result, accepted } = returned;
         let Flight { stream, cancels, work } = flight;
         match work {
-            Work::Wake(counter) => self.on_wake(counter, result),
+            Work::Wake(counter) => self.on_wake(counter),
             Work::Accept(op) => self.on_accept(op, !cancels.is_empty(), result, accepted, out),
             Work::Connect(connecting) => self.on_connect(connecting, !cancels.is_empty(), result, out),
             Work::Recv(receiving) => self.on_recv(receiving, &cancels, step, result, out),
@@ -216,9 +218,9 @@ impl Uring {
         }
     }
 
-    fn on_wake(&mut self, counter: Box<[u8; 8]>, result: Result<usize, Errno>) {
-        self.woken |= result.is_ok();
-        self.ring.start(Flight::new(None, Work::Wake(counter)), &Call::Wake(self.wake.as_fd()));
+    /// The thread was woken: why, is found by whoever looks.
+    fn on_wake(&mut self, counter: Box<[u8; 8]>) {
+        self.ring.start(Flight::new(None, Work::Wake(counter)), &Call::Wake(self.alarm.counter.as_fd()));
     }
 
     /// A flight of this stream came back and was dealt with; a stream that waits only for that is closed now.
@@ -235,6 +237,13 @@ impl Uring {
         if let Some(Stream { closer: Some(op), .. }) = self.streams.remove(id) {
             out.push(Completion { op, result: Ok(Output::Done) });
         }
+    }
+
+    /// The last look before a stay in the kernel that may last; whoever leaves something after it wakes this thread.
+    fn has_news_before_sleep(&mut self) -> bool {
+        self.alarm.doze.lie_down();
+        self.woken |= self.alarm.take_asked();
+        self.woken || (self.offload.in_flight() > 0 && self.offload.has_finished())
     }
 
     /// How long the next stay in the kernel may be.
@@ -272,12 +281,17 @@ impl Backend for Uring {
             if self.offload.in_flight() > 0 {
                 self.offload.drain(completions);
             }
-            let ready = completions.len() > before || self.woken;
-            let wait = self.wait(ready, deadline);
+            self.woken |= self.alarm.take_asked();
+            let mut wait = self.wait(completions.len() > before || self.woken, deadline);
             if entered && wait == Wait::No {
                 break;
             }
-            self.ring.enter(wait).map_err(|errno| Broken { what: "io_uring_enter", errno })?;
+            if wait != Wait::No && self.has_news_before_sleep() {
+                wait = Wait::No;
+            }
+            let stayed = self.ring.enter(wait);
+            self.alarm.doze.get_up();
+            stayed.map_err(|errno| Broken { what: "io_uring_enter", errno })?;
             entered = true;
             while let Some(returned) = self.ring.next() {
                 self.on_return(returned, completions);
@@ -291,7 +305,7 @@ impl Backend for Uring {
     }
 
     fn waker(&self) -> Waker {
-        waker(&self.wake)
+        self.alarm.asking()
     }
 
     fn features(&self) -> &Features {
@@ -334,10 +348,44 @@ impl Drop for Uring {
     }
 }
 
-fn waker(wake: &Arc<OwnedFd>) -> Waker {
-    let wake = wake.clone();
-    // The counter would have to reach 2^64 for this to fail or wait.
-    Waker(Arc::new(move || {
-        let _ = rustix::io::write(&*wake, &1u64.to_ne_bytes());
-    }))
+/// Ends a stay in the kernel from another thread.
+struct Alarm {
+    counter: OwnedFd,
+    doze: Doze,
+    /// Somebody outside wants `submit_and_wait` to return.
+    asked: AtomicBool,
+}
+
+impl Alarm {
+    fn new() -> Result<Arc<Alarm>, rustix::io::Errno> {
+        let counter = eventfd(0, EventfdFlags::CLOEXEC)?;
+        Ok(Arc::new(Alarm { counter, doze: Doze::default(), asked: AtomicBool::new(false) }))
+    }
+
+    /// For those who want `submit_and_wait` to return.
+    fn asking(self: &Arc<Alarm>) -> Waker {
+        let alarm = self.clone();
+        Waker(Arc::new(move || {
+            alarm.asked.store(true, Ordering::Release);
+            alarm.ring();
+        }))
+    }
+
+    /// For those whose results `submit_and_wait` collects.
+    fn collecting(self: &Arc<Alarm>) -> Waker {
+        let alarm = self.clone();
+        Waker(Arc::new(move || alarm.ring()))
+    }
+
+    /// True once for any number of requests to return.
+    fn take_asked(&self) -> bool {
+        self.asked.swap(false, Ordering::AcqRel)
+    }
+
+    fn ring(&self) {
+        if self.doze.must_wake() {
+            // The counter would have to reach 2^64 for this to fail or wait.
+            let _ = rustix::io::write(&self.counter, &1u64.to_ne_bytes());
+        }
+    }
 }
