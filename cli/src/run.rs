@@ -40,6 +40,8 @@ use std::time::{Duration, Instant};
 
 /// How often the progress line moves.
 const TICK: Duration = Duration::from_millis(100);
+/// Files that are done are told together: a wake of the thread that shows them costs as much as a small file (2026-11-26).
+const TOGETHER: Duration = Duration::from_millis(2);
 /// How long the remote shell has to end once its streams are closed.
 const SHELL_END: Duration = Duration::from_secs(3);
 /// How long it has once it was told to: it may have to give the terminal its echo back.
@@ -467,12 +469,23 @@ fn show(
 ) -> bool {
     let mut ticked = Instant::now();
     let mut ended = false;
+    let mut unhurried = false;
     loop {
         if signals::stopped() && !ended {
             return true;
         }
-        match news.recv_timeout(TICK) {
+        let told = match news.try_recv() {
+            Ok(told) => Ok(told),
+            Err(_) => {
+                if std::mem::take(&mut unhurried) {
+                    std::thread::sleep(TOGETHER);
+                }
+                news.recv_timeout(TICK)
+            }
+        };
+        match told {
             Ok(News::Report(report)) => {
+                unhurried |= matches!(*report, Report::Copied { .. } | Report::Unchanged { .. });
                 if let Some(report) = extra(*report, output) {
                     output.report(report);
                 }
