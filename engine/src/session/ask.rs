@@ -61,6 +61,10 @@ pub(crate) trait Ask {
     fn prepare(&mut self, _io: &mut Io<'_, '_>) {}
     /// Goes on preparing while others are sent.
     fn read_ahead(&mut self, _io: &mut Io<'_, '_>) {}
+    /// True when it has something to do beside once all of it is sent, for which it is called again and again.
+    fn works_beside(&self) -> bool {
+        false
+    }
     /// Goes on with what it does beside, once all of it is sent.
     fn advance(&mut self, _io: &mut Io<'_, '_>) {}
     /// Sends more of it; called only when it is its turn.

@@ -80,13 +80,16 @@ pub(super) struct Jobs {
     running: HashMap<u64, Running>,
     last_tag: u64,
     bytes: u64,
+    /// A file was begun that is to go in ranges: until then, none needs to be looked for among those under way.
+    ranged: bool,
     /// What the queue said then.
     joined: Option<u64>,
 }
 
 impl Jobs {
     pub(super) fn new(queue: Queue, local: DirId, same_machine: Option<DirId>) -> Jobs {
-        Jobs { queue, local, same_machine, running: HashMap::new(), last_tag: TAG, bytes: 0, joined: None }
+        let running = HashMap::new();
+        Jobs { queue, local, same_machine, running, last_tag: TAG, bytes: 0, ranged: false, joined: None }
     }
 
     pub(super) fn queue(&self) -> &Queue {
@@ -123,10 +126,14 @@ impl Jobs {
 
     /// One file for ranges is made at a time: what comes next are its ranges.
     fn is_beginning(&self) -> bool {
-        self.running.values().any(|running| matches!(running.stage, Stage::Beginning(_) | Stage::Matching(..)))
+        let begins = |running: &Running| matches!(running.stage, Stage::Beginning(_) | Stage::Matching(..));
+        self.ranged && self.running.values().any(begins)
     }
 
     fn cloning(&self) -> usize {
+        if self.same_machine.is_none() {
+            return 0;
+        }
         self.running.values().filter(|running| matches!(running.stage, Stage::Cloning)).count()
     }
 
@@ -137,6 +144,7 @@ impl Jobs {
 
     fn tag(&mut self, job: Job, stage: Stage) -> u64 {
         self.last_tag += 1;
+        self.ranged |= matches!(stage, Stage::Beginning(_));
         self.running.insert(self.last_tag, Running { job, stage });
         self.last_tag
     }

@@ -60,6 +60,10 @@ impl Ask for Same {
         }
     }
 
+    fn works_beside(&self) -> bool {
+        true
+    }
+
     fn advance(&mut self, io: &mut Io<'_, '_>) {
         if let Some(source) = &mut self.source {
             source.pump(true, io, |_, _| {});
