@@ -20,6 +20,7 @@ mod sshd;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
+use daemon::Daemon;
 use rows::{Place, Row, Shape};
 use std::fs;
 use std::io::Read as _;
@@ -81,10 +82,11 @@ fn main() -> Result<()> {
         return resume::measure(&haul, file.name, &place, &sshds);
     }
     println!("{}", report::COUNTED);
-    let daemon = daemon::Daemon::start()?;
+    let mut daemons: Vec<Daemon> = Daemon::rsync()?.into_iter().collect();
+    daemons.extend(Daemon::hauls(&haul)?);
     let mut results = Vec::new();
     for shape in &shapes {
-        let rows = rows::all(&haul, &sshds, daemon.as_ref(), shape.recursive);
+        let rows = rows::all(&haul, &sshds, &daemons, shape.recursive);
         let (rows, missing): (Vec<Row>, Vec<Row>) = rows
             .into_iter()
             .filter(|row| args.only.is_empty() || args.only.iter().any(|text| row.name.contains(text)))

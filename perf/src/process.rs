@@ -31,9 +31,34 @@ pub(crate) struct Sample {
     pub(crate) rss_far: Option<u64>,
 }
 
-/// Runs a command to its end. `far` is the sshd that starts its other half.
-pub(crate) fn run(mut command: Command, far: Option<u32>) -> Result<Sample> {
-    let (near_before, far_before) = (children_cpu(std::process::id()), far.and_then(children_cpu));
+/// What the other half of a command is.
+#[derive(Clone, Copy)]
+pub(crate) enum Far {
+    /// Children of this process: an sshd, or a daemon that forks.
+    Children(u32),
+    /// This process, which serves all.
+    Itself(u32),
+}
+
+impl Far {
+    fn cpu(self) -> Option<f64> {
+        match self {
+            Far::Children(pid) => children_cpu(pid),
+            Far::Itself(pid) => own_cpu(pid),
+        }
+    }
+
+    fn haul(self) -> Option<u32> {
+        match self {
+            Far::Children(pid) => haul_below(pid),
+            Far::Itself(pid) => Some(pid),
+        }
+    }
+}
+
+/// Runs a command to its end. `far` is its other half.
+pub(crate) fn run(mut command: Command, far: Option<Far>) -> Result<Sample> {
+    let (near_before, far_before) = (children_cpu(std::process::id()), far.and_then(Far::cpu));
     let mut errors = tempfile::tempfile()?;
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors.try_clone()?);
     let started = Instant::now();
@@ -48,12 +73,14 @@ pub(crate) fn run(mut command: Command, far: Option<u32>) -> Result<Sample> {
     if !status.success() {
         bail!("{status}: {}", first_lines(&mut errors));
     }
-    far.into_iter().for_each(wait_for_far_end);
+    if let Some(Far::Children(parent)) = far {
+        wait_for_far_end(parent);
+    }
     let used = |before: Option<f64>, after: Option<f64>| Some(after? - before?);
     Ok(Sample {
         wall,
         cpu_near: used(near_before, children_cpu(std::process::id())),
-        cpu_far: used(far_before, far.and_then(children_cpu)),
+        cpu_far: used(far_before, far.and_then(Far::cpu)),
         rss_near,
         rss_far,
     })
@@ -76,12 +103,12 @@ fn first_lines(errors: &mut fs::File) -> String {
     String::from_utf8_lossy(&text).trim().replace('\n', "; ")
 }
 
-fn watch(near: u32, far: Option<u32>, stopped: &Receiver<()>) -> (Option<u64>, Option<u64>) {
+fn watch(near: u32, far: Option<Far>, stopped: &Receiver<()>) -> (Option<u64>, Option<u64>) {
     let (mut rss_near, mut rss_far) = (None, None);
     let mut far_haul = None;
     while stopped.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
         rss_near = rss_near.max(peak_memory(near));
-        far_haul = far_haul.or_else(|| far.and_then(haul_below));
+        far_haul = far_haul.or_else(|| far.and_then(Far::haul));
         rss_far = rss_far.max(far_haul.and_then(peak_memory));
     }
     (rss_near, rss_far)
@@ -120,9 +147,19 @@ pub(crate) fn wait_for_far_end(sshd: u32) {
 
 /// Processor seconds of the children a process has waited for, and of theirs: cutime and cstime of proc_pid_stat(5).
 fn children_cpu(pid: u32) -> Option<f64> {
+    ticks(pid, [16, 17])
+}
+
+/// Those of a process itself: utime and stime.
+fn own_cpu(pid: u32) -> Option<f64> {
+    ticks(pid, [14, 15])
+}
+
+/// The sum of two fields of /proc/PID/stat that are in clock ticks, in seconds.
+fn ticks(pid: u32, numbers: [usize; 2]) -> Option<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in brackets may hold anything; what follows the last bracket begins with field 3.
     let (_, fields) = stat.rsplit_once(')')?;
     let field = |number: usize| fields.split_whitespace().nth(number - 3)?.parse::<u64>().ok();
-    Some((field(16)? + field(17)?) as f64 / rustix::param::clock_ticks_per_second() as f64)
+    Some((field(numbers[0])? + field(numbers[1])?) as f64 / rustix::param::clock_ticks_per_second() as f64)
 }

@@ -5,7 +5,7 @@
 //! fresh copy, 25 % of one, and 0.3 s. Whoever is not killed has ended before the next run begins, as after a person has
 //! seen the error.
 
-use crate::process;
+use crate::process::{self, Far};
 use crate::rows::{Place, Way};
 use crate::sshd::Sshd;
 use anyhow::{Context as _, Result, ensure};
@@ -135,7 +135,7 @@ impl Copy<'_> {
     /// Seconds of a copy to where nothing is.
     fn fresh(&self) -> Result<f64> {
         self.clear()?;
-        Ok(process::run(self.command(&[]), Some(self.sshd.child.id()))?.wall)
+        Ok(process::run(self.command(&[]), Some(Far::Children(self.sshd.child.id())))?.wall)
     }
 
     fn killed_and_run_again(&self, percents: &[u64], victim: Victim) -> Result<Rerun> {
@@ -146,7 +146,8 @@ impl Copy<'_> {
             hit.context("every copy was over before it could be killed")??;
         }
         let missing = 1.0 - self.arrived() as f64 / self.size as f64;
-        let (peak_bytes, sample) = self.watched(|| process::run(self.command(&["-C"]), Some(self.sshd.child.id())));
+        let (peak_bytes, sample) =
+            self.watched(|| process::run(self.command(&["-C"]), Some(Far::Children(self.sshd.child.id()))));
         let wall = sample?.wall;
         let names = fs::read_dir(&self.to)?.map(|entry| Ok(entry?.file_name())).collect::<Result<Vec<_>>>()?;
         let leftovers = names.into_iter().filter(|name| name != "file").collect();

@@ -1,7 +1,7 @@
 //! What is measured: haul and its peers as commands, and the turns they take.
 
 use crate::daemon::Daemon;
-use crate::process::{self, Sample};
+use crate::process::{self, Far, Sample};
 use crate::sshd::Sshd;
 use anyhow::{Context as _, Result, bail, ensure};
 use std::ffi::OsString;
@@ -59,8 +59,8 @@ pub(crate) struct Row {
     arguments: Vec<OsString>,
     /// HAUL_BACKEND for the near end; the far end's is its sshd's.
     backend: &'static str,
-    /// What stands before a path over there, and whose children serve it.
-    far: Option<(String, u32)>,
+    /// What stands before a path over there, and who serves it.
+    far: Option<(String, Far)>,
 }
 
 impl Row {
@@ -95,50 +95,75 @@ pub(crate) struct Measured {
     pub(crate) samples: Result<Vec<Sample>, String>,
 }
 
-/// All rows of a shape, in the order of their turns.
-pub(crate) fn all(haul: &Path, sshds: &[Sshd], daemon: Option<&Daemon>, recursive: bool) -> Vec<Row> {
-    let recurse: &[&str] = if recursive { &["-r"] } else { &[] };
+/// All rows of a shape, in the order of their turns. `daemons` are rsync's, if there is one, and haul's.
+pub(crate) fn all(haul: &Path, sshds: &[Sshd], daemons: &[Daemon], recursive: bool) -> Vec<Row> {
     let mut rows = Vec::new();
-    let mut add = |tool: &str, way: Way, program: &Path, arguments: Vec<OsString>, sshd: Option<usize>| {
-        let sshd = sshd.and_then(|index| sshds.get(index));
-        let backend = sshd.map_or("auto", |sshd| sshd.backend);
-        let far = match (sshd, daemon) {
-            (Some(sshd), _) => Some(("far:".to_string(), sshd.child.id())),
-            (None, Some(daemon)) if way != Way::Local => Some((daemon.prefix(), daemon.id())),
-            _ => None,
-        };
-        let (name, tool, program) = (format!("{tool} {}", way.name()), tool.to_string(), program.to_path_buf());
-        rows.push(Row { name, tool, way, program, arguments, backend, far });
-    };
-    let words = |words: &[&str]| -> Vec<OsString> { words.iter().chain(recurse).map(OsString::from).collect() };
-    for way in [Way::Up, Way::Down].into_iter().filter(|_| !sshds.is_empty()) {
-        for (index, sshd) in sshds.iter().enumerate() {
-            let config = sshd.ssh_config();
-            let config = config.to_string_lossy();
-            let copy = words(&["copy", "-q", "-F", &config]);
-            add(&format!("haul {}", sshd.backend), way, haul, copy, Some(index));
-            let copy = words(&["copy", "-q", "-F", &config, "-o", &format!("Ciphers={FAST_CIPHER}")]);
-            add(&format!("haul {} aes128-gcm", sshd.backend), way, haul, copy, Some(index));
-            let copy = words(&["copy", "-q", "-F", &config, "--direct=direct"]);
-            add(&format!("haul {} direct", sshd.backend), way, haul, copy, Some(index));
-            // What the hash costs: the same without it.
-            if way == Way::Down {
-                let copy = words(&["copy", "-q", "-F", &config, "--no-hash"]);
-                add(&format!("haul {} no hash", sshd.backend), way, haul, copy, Some(index));
-            }
-        }
-        let config = sshds[0].ssh_config();
-        let config = config.to_string_lossy();
-        add("scp", way, Path::new("scp"), words(&["-q", "-F", &config]), Some(0));
-        add("scp aes128-gcm", way, Path::new("scp"), words(&["-q", "-F", &config, "-c", FAST_CIPHER]), Some(0));
-        let rsync = ["-aW", "-e", &format!("ssh -F {config}")].map(OsString::from).to_vec();
-        add("rsync", way, Path::new("rsync"), rsync, Some(0));
-        if daemon.is_some() {
-            add("rsync daemon", way, Path::new("rsync"), ["-aW"].map(OsString::from).to_vec(), None);
-        }
+    for way in [Way::Up, Way::Down] {
+        sshds.iter().for_each(|sshd| over_ssh(haul, sshd, way, &mut rows));
+        sshds.first().into_iter().for_each(|sshd| peers_over_ssh(sshd, way, &mut rows));
+        daemons.iter().for_each(|daemon| to_daemon(haul, daemon, way, &mut rows));
     }
-    add("cp", Way::Local, Path::new("cp"), words(&[]), None);
+    let arguments = Vec::new();
+    let (name, tool, program) = ("cp local".to_string(), "cp".to_string(), PathBuf::from("cp"));
+    rows.push(Row { name, tool, way: Way::Local, program, arguments, backend: "auto", far: None });
+    // rsync's -a says so already.
+    for row in rows.iter_mut().filter(|row| recursive && row.program != Path::new("rsync")) {
+        row.arguments.push("-r".into());
+    }
     rows
+}
+
+fn row(tool: String, way: Way, program: &Path, arguments: &[&str], far: (String, Far)) -> Row {
+    let arguments = arguments.iter().map(OsString::from).collect();
+    let (name, program) = (format!("{tool} {}", way.name()), program.to_path_buf());
+    Row { name, tool, way, program, arguments, backend: "auto", far: Some(far) }
+}
+
+fn over_ssh(haul: &Path, sshd: &Sshd, way: Way, rows: &mut Vec<Row>) {
+    let config = sshd.ssh_config();
+    let config = config.to_string_lossy();
+    let mut add = |more: &str, options: &[&str]| {
+        let far = ("far:".to_string(), Far::Children(sshd.child.id()));
+        let arguments = [&["copy", "-q", "-F", &*config], options].concat();
+        let row = row(format!("haul {}{more}", sshd.backend), way, haul, &arguments, far);
+        rows.push(Row { backend: sshd.backend, ..row });
+    };
+    add("", &[]);
+    add(" aes128-gcm", &["-o", &format!("Ciphers={FAST_CIPHER}")]);
+    add(" direct", &["--direct=direct"]);
+    // What the hash costs: the same without it.
+    if way == Way::Down {
+        add(" no hash", &["--no-hash"]);
+    }
+}
+
+fn peers_over_ssh(sshd: &Sshd, way: Way, rows: &mut Vec<Row>) {
+    let config = sshd.ssh_config();
+    let config = config.to_string_lossy();
+    let mut add = |tool: &str, program: &str, arguments: &[&str]| {
+        let far = ("far:".to_string(), Far::Children(sshd.child.id()));
+        rows.push(row(tool.to_string(), way, Path::new(program), arguments, far));
+    };
+    add("scp", "scp", &["-q", "-F", &config]);
+    add("scp aes128-gcm", "scp", &["-q", "-F", &config, "-c", FAST_CIPHER]);
+    add("rsync", "rsync", &["-aW", "-e", &format!("ssh -F {config}")]);
+}
+
+fn to_daemon(haul: &Path, daemon: &Daemon, way: Way, rows: &mut Vec<Row>) {
+    let far = || (daemon.prefix(), daemon.far());
+    let Some(backend) = daemon.backend else {
+        rows.push(row("rsync daemon".to_string(), way, Path::new("rsync"), &["-aW"], far()));
+        return;
+    };
+    let key = daemon.key();
+    let copy = ["copy", "-q", "--key-file", &*key.to_string_lossy()];
+    let mut add = |more: &str, options: &[&str]| {
+        let row = row(format!("haul {backend} {more}"), way, haul, &[&copy[..], options].concat(), far());
+        rows.push(Row { backend, ..row });
+    };
+    add("daemon", &[]);
+    add("plain", &["--plaintext"]);
+    add("plain fast", &["--plaintext", "--fast"]);
 }
 
 /// The fastest cipher of ssh on machines with AES instructions; not its default.
@@ -157,7 +182,7 @@ pub(crate) fn measure(rows: Vec<Row>, shape: &Shape, place: &Place<'_>, rounds: 
             }
             let target = place.target.join(format!("{}-{round}-{number}", shape.name));
             fs::create_dir(&target)?;
-            let far = row.far.as_ref().map(|(_, server)| *server);
+            let far = row.far.as_ref().map(|(_, far)| *far);
             let sample = process::run(row.command(shape, place, &target), far);
             if stopped.load(Ordering::Relaxed) {
                 bail!("stopped in round {} of {rounds}, {}", round + 1, row.name);
