@@ -1,6 +1,6 @@
 //! The other machine: a host name that is safe to hand to ssh, and the ssh process that starts whoever can answer there.
 
-use crate::args::{DirectWay, RemoteArgs};
+use crate::args::{DirectWay, Ports, RemoteArgs};
 use haul_engine::limits::{LOGIN_TIMEOUT, SECOND};
 use haul_engine::session::Failure;
 use haul_engine::session::client::{Opening, Patience, Wish};
@@ -149,7 +149,8 @@ impl Dial {
             DirectWay::Ssh => None,
             way => {
                 let (required, plain) = (way == DirectWay::Direct, self.args.plaintext);
-                Some(Wish { required, plain, random: random(), invitation: None })
+                let ports = self.args.port_range.map(|Ports { first, last }| (first, last));
+                Some(Wish { required, plain, random: random(), invitation: None, ports })
             }
         };
         let opening = Opening {

@@ -94,8 +94,9 @@ pub const MAX_GUESTS: usize = 64;
 pub const GUEST_BYTES: usize = 256;
 /// Nanoseconds each of them has.
 pub const GUEST_TIMEOUT: u64 = 4 * SECOND;
-/// Nanoseconds in which the client of a session must come to the listener that was opened for it.
-pub const MEETING_TIMEOUT: u64 = 30 * SECOND;
+/// Nanoseconds in which the client of a session must come to the listener that was opened for it. Base clients give a
+/// connection 5 s, ours no more.
+pub const MEETING_TIMEOUT: u64 = 10 * SECOND;
 /// Files at least this large are continued where an interrupted transfer stopped; smaller ones are begun again.
 pub const RESUME_BYTES: u64 = 1024 * 1024;
 /// Connections of one run at most.

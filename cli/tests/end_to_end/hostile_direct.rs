@@ -283,10 +283,12 @@ fn whoever_goes_at_any_byte_of_the_handshake_is_forgotten() {
     }
 }
 
+/// No child of another test keeps it open.
+const FLAGS: SocketFlags = SocketFlags::NONBLOCK.union(SocketFlags::CLOEXEC);
+
 /// A connection that is begun, whether or not anybody takes it.
 fn begin(place: &Place) -> OwnedFd {
-    let socket =
-        rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::NONBLOCK, None).unwrap();
+    let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, FLAGS, None).unwrap();
     let begun = rustix::net::connect(&socket, &place.address);
     assert!(matches!(begun, Ok(()) | Err(rustix::io::Errno::INPROGRESS)), "{begun:?}");
     socket

@@ -139,8 +139,8 @@ fn go_on(far: &mut FarEnd, way: &str) {
 }
 
 /// A port at which nobody listens, for as long as this lives.
-fn refusing() -> (OwnedFd, SocketAddr) {
-    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+pub(crate) fn refusing() -> (OwnedFd, SocketAddr) {
+    let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
     rustix::net::bind(&socket, &SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
     let address = rustix::net::getsockname(&socket).unwrap().try_into().unwrap();
     (socket, address)
@@ -244,11 +244,11 @@ fn a_server_that_answers_something_else_or_nothing_is_given_up() {
 }
 
 /// A port that takes no connection and refuses none, as behind a filter, for as long as this lives.
-fn filtered() -> (OwnedFd, Vec<OwnedFd>, SocketAddr) {
+pub(crate) fn filtered() -> (OwnedFd, Vec<OwnedFd>, SocketAddr) {
     let (listener, address) = refusing();
     rustix::net::listen(&listener, 0).unwrap();
     let begin = || {
-        let flags = SocketFlags::NONBLOCK;
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None).unwrap();
         let _ = rustix::net::connect(&socket, &address);
         socket

@@ -49,6 +49,8 @@ pub struct Wish {
     pub random: Hash,
     /// Where further connections look for how to come, if they are to carry the content and this one is not.
     pub invitation: Option<Invitation>,
+    /// Ports that the server was told to take one of, to name them where none can be reached.
+    pub ports: Option<(u16, u16)>,
 }
 
 /// How the connections of a run come to its server, from when one of them has asked.
@@ -64,7 +66,8 @@ impl Invitation {
     /// To a daemon, with the key that it shares with its clients. `greeting` is what is asked for there.
     pub fn by_daemon(address: SocketAddr, secret: Secret, greeting: Greeting, entropy: Entropy) -> Invitation {
         let greeting = Greeting { caps: greeting.caps.without(Caps::DIRECT_TCP).or(Caps::AEAD), ..greeting };
-        Invitation(Arc::new(Invited { address, secret, greeting, daemon: Some(entropy) }.into()))
+        let ports = Some((address.port(), address.port()));
+        Invitation(Arc::new(Invited { address, secret, greeting, daemon: Some(entropy), ports }.into()))
     }
 }
 
@@ -75,6 +78,7 @@ pub struct Invited {
     secret: Secret,
     greeting: Greeting,
     daemon: Option<Entropy>,
+    ports: Option<(u16, u16)>,
 }
 
 /// Random bytes nobody can guess.
@@ -83,12 +87,23 @@ pub type Entropy = fn() -> Hash;
 impl Invited {
     /// Why there is no connection where nothing has come from there.
     pub fn unanswered(&self) -> String {
-        unanswered(self.address)
+        unanswered(self.address, self.ports)
     }
 }
 
-fn unanswered(address: SocketAddr) -> String {
-    format!("{address} does not answer: is its port filtered? {OPEN}")
+fn unanswered(address: SocketAddr, ports: Option<(u16, u16)>) -> String {
+    format!("{address} does not answer: is its port filtered? {}", to_open(ports))
+}
+
+/// What can be done about a port that cannot be reached.
+fn to_open(ports: Option<(u16, u16)>) -> String {
+    match ports {
+        None => {
+            "That port is another one each time: open some TCP ports there and name them with --port-range".to_string()
+        }
+        Some((first, last)) if first == last => format!("Open TCP port {first} there"),
+        Some((first, last)) => format!("Open TCP ports {first}-{last} there"),
+    }
 }
 
 /// One connection of those that were invited.
@@ -141,6 +156,7 @@ pub(super) struct Meeting {
     greeting: Greeting,
     keyed: bool,
     daemon: Option<Entropy>,
+    ports: Option<(u16, u16)>,
     /// Whoever did decides what becomes of the run.
     was_invited: bool,
     patience: u64,
@@ -153,8 +169,6 @@ pub(super) struct Meeting {
     stream: Option<StreamId>,
 }
 
-/// What can be done about a port that cannot be reached.
-const OPEN: &str = "Open it there, or others, and name those with --port-range";
 const WHAT: &str = "no direct connection";
 /// The same where there was never to be another one.
 const WHAT_OF_DAEMON: &str = "no connection";
@@ -175,15 +189,16 @@ impl Meeting {
             ext: greeting.ext.filter(|_| keyed).map(|ext| if wish.plain { ext.or(Ext::PLAIN) } else { ext }),
         };
         let seat = Seat { index: 0, random: wish.random, required: wish.required };
-        let invitation = wish.invitation.filter(|_| keyed);
-        Meeting { invitation, keyed, ..Meeting::with(State::Asking, seat, greeting, patience) }
+        let (invitation, ports) = (wish.invitation.filter(|_| keyed), wish.ports);
+        Meeting { invitation, keyed, ports, ..Meeting::with(State::Asking, seat, greeting, patience) }
     }
 
     /// Where another session has asked already.
     pub(super) fn invited(invited: &Invited, seat: Seat, patience: u64) -> Meeting {
         let ready = Some((invited.address, invited.secret.clone()));
         let begun = Meeting::with(State::Invited, seat, invited.greeting, patience);
-        Meeting { keyed: true, daemon: invited.daemon, was_invited: true, ready, ..begun }
+        let (daemon, ports) = (invited.daemon, invited.ports);
+        Meeting { keyed: true, daemon, ports, was_invited: true, ready, ..begun }
     }
 
     fn with(state: State, seat: Seat, greeting: Greeting, patience: u64) -> Meeting {
@@ -193,6 +208,7 @@ impl Meeting {
             greeting,
             keyed: false,
             daemon: None,
+            ports: None,
             was_invited: false,
             patience,
             state,
@@ -213,7 +229,7 @@ impl Meeting {
                 _ => cx.submit(0, 0, OpKind::CloseStream { stream }),
             },
             (OpKind::Connect { address }, Err(errno)) => {
-                self.refused = Some(refusal(format!("{address}: {errno}. {OPEN}")));
+                self.refused = Some(refusal(format!("{address}: {errno}. {}", to_open(self.ports))));
             }
             _ => {}
         }
@@ -259,7 +275,7 @@ impl Meeting {
             if let Some(Invitation(place)) = &self.invitation {
                 let (address, secret, greeting) = (*address, secret.clone(), self.greeting);
                 // Nobody else has asked.
-                let _ = place.set(Invited { address, secret, greeting, daemon: None });
+                let _ = place.set(Invited { address, secret, greeting, daemon: None, ports: self.ports });
                 return Ok(Step::HandedOn { required: self.seat.required });
             }
             let patience = if self.seat.required { CONNECT_TIMEOUT } else { TRY_TIMEOUT };
@@ -271,7 +287,7 @@ impl Meeting {
                 && deadline <= cx.now
                 && self.connected.is_none()
             {
-                self.refused.get_or_insert(refusal(unanswered(*address)));
+                self.refused.get_or_insert(refusal(unanswered(*address, self.ports)));
             }
             if let Some(failure) = self.refused.take() {
                 return self.give_up(failure);

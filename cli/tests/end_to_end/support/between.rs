@@ -9,7 +9,7 @@ use super::{Pipes, binary, processes};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -45,6 +45,8 @@ pub struct Between {
 
 struct Shared {
     fates: Box<Fates>,
+    /// Where clients are sent, in place of here.
+    elsewhere: Option<SocketAddr>,
     came: AtomicUsize,
     bytes: AtomicU64,
     /// No more servers are started.
@@ -54,6 +56,15 @@ struct Shared {
 impl Between {
     /// With a stand-in for ssh whose far end uses `backend`.
     pub fn new(backend: &str, fates: impl Fn(usize) -> Fate + Send + Sync + 'static) -> (Between, Pipes) {
+        Between::with(backend, Box::new(fates), None)
+    }
+
+    /// The same where clients are sent to this address, at which the server is not.
+    pub fn elsewhere(backend: &str, address: SocketAddr) -> (Between, Pipes) {
+        Between::with(backend, Box::new(|_| Fate::Refused), Some(address))
+    }
+
+    fn with(backend: &str, fates: Box<Fates>, elsewhere: Option<SocketAddr>) -> (Between, Pipes) {
         let dir = super::trees::scratch();
         let program = dir.path().join("haul");
         let script = format!(
@@ -65,7 +76,7 @@ impl Between {
         processes::script(&program, &script);
         let pipes = Pipes::with_program(backend, &program);
         let (came, bytes, over) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicBool::new(false));
-        let shared = Arc::new(Shared { fates: Box::new(fates), came, bytes, over });
+        let shared = Arc::new(Shared { fates, elsewhere, came, bytes, over });
         let (watched, same) = (dir.path().to_path_buf(), shared.clone());
         spawn(move || {
             let mut known = BTreeSet::new();
@@ -127,9 +138,16 @@ fn control(said: &Path, shared: &Arc<Shared>) -> Option<()> {
 fn listen(ready: &[u8], ended: &Arc<AtomicBool>, shared: &Arc<Shared>) -> Option<Vec<u8>> {
     let len = u32::from_le_bytes(ready[..4].try_into().ok()?) as usize;
     let (server, key) = ready[4..].split_at(len);
+    let said = |address: SocketAddr| {
+        let address = address.to_string();
+        [&(address.len() as u32).to_le_bytes(), address.as_bytes(), key].concat()
+    };
+    if let Some(address) = shared.elsewhere {
+        return Some(said(address));
+    }
     let server = String::from_utf8(server.to_vec()).ok()?;
     let listener = TcpListener::bind("127.0.0.1:0").ok()?;
-    let address = listener.local_addr().ok()?.to_string();
+    let address = listener.local_addr().ok()?;
     listener.set_nonblocking(true).ok()?;
     let (ended, shared) = (ended.clone(), shared.clone());
     spawn(move || {
@@ -141,7 +159,7 @@ fn listen(ready: &[u8], ended: &Arc<AtomicBool>, shared: &Arc<Shared>) -> Option
             }
         }
     });
-    Some([&(address.len() as u32).to_le_bytes(), address.as_bytes(), key].concat())
+    Some(said(address))
 }
 
 fn come(client: TcpStream, server: &str, shared: &Arc<Shared>) {

@@ -200,29 +200,35 @@ impl Serving {
 
     /// As `start`, with these timeouts in ms; see `limits::LOGIN_TIMEOUT`.
     pub fn hurried(backend: &str, timeouts: &str) -> Serving {
-        Serving::on_empty_root(backend, timeouts, &[])
+        Serving::on_empty_root(backend, &[("HAUL_TIMEOUTS_MS", timeouts)], &[])
     }
 
     /// As `start`, where direct connections need not be sealed.
     pub fn allowing_plaintext(backend: &str) -> Serving {
-        Serving::on_empty_root(backend, "", &["--allow-plaintext"])
+        Serving::on_empty_root(backend, &[], &["--allow-plaintext"])
     }
 
-    fn on_empty_root(backend: &str, timeouts: &str, flags: &[&str]) -> Serving {
+    /// As `start`, as sshd starts it that was reached at this address.
+    pub fn reached_at(backend: &str, address: &str) -> Serving {
+        let connection = format!("127.0.0.1 40000 {address} 22");
+        Serving::on_empty_root(backend, &[("SSH_CONNECTION", &connection)], &[])
+    }
+
+    fn on_empty_root(backend: &str, environment: &[(&str, &str)], flags: &[&str]) -> Serving {
         let [root, store] = [(), ()].map(|()| tempfile::Builder::new().prefix("haul-test-").tempdir().unwrap());
         fs::create_dir(root.path().join("root")).unwrap();
-        Serving::start_at(backend, (timeouts, flags), Arc::new(root), Arc::new(store))
+        Serving::start_at(backend, (environment, flags), Arc::new(root), Arc::new(store))
     }
 
     fn start_at(
         backend: &str,
-        (timeouts, flags): (&str, &[&str]),
+        (environment, flags): (&[(&str, &str)], &[&str]),
         root: Arc<tempfile::TempDir>,
         store: Arc<tempfile::TempDir>,
     ) -> Serving {
         let mut command = Command::new(binary());
         command.args(["--backend", backend, "serve", "--root"]).arg(root.path().join("root")).args(flags);
-        command.env("HAUL_CAS_DIR", store.path()).env("HAUL_TIMEOUTS_MS", timeouts);
+        command.env("HAUL_CAS_DIR", store.path()).envs(environment.iter().copied());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         Serving {
@@ -253,7 +259,7 @@ impl Serving {
 
     /// One more server on the same root and with the same block store, not yet greeted.
     pub fn another(&self, backend: &str) -> Serving {
-        Serving::start_at(backend, ("", &[]), self.root.clone(), self.store.clone())
+        Serving::start_at(backend, (&[], &[]), self.root.clone(), self.store.clone())
     }
 
     #[track_caller]
