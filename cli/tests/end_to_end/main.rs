@@ -34,6 +34,8 @@ mod hostile_compressed;
 #[cfg(target_os = "linux")]
 mod hostile_connections;
 #[cfg(target_os = "linux")]
+mod hostile_crowd;
+#[cfg(target_os = "linux")]
 mod hostile_daemon;
 #[cfg(target_os = "linux")]
 mod hostile_dedup;
