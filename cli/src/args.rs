@@ -1,5 +1,6 @@
 //! The command line: every flag is defined here, once.
 
+use crate::doctor;
 use crate::exit::{self, Exit};
 use crate::plaintext;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -44,6 +45,9 @@ pub(crate) enum Command {
     Ls(LsArgs),
     /// Print BLAKE3 hashes, as b3sum does, computed where the files are.
     Hash(HashArgs),
+    /// Find out what keeps copies to another machine from being fast, or from being at all, and what to do about it.
+    #[command(after_help = doctor::CODES)]
+    Doctor(DoctorArgs),
     /// Move a big file and many small ones between two processes' worth of haul, and show how fast that was.
     Demo(DemoArgs),
 }
@@ -325,6 +329,20 @@ pub(crate) struct HashArgs {
     pub(crate) remote: RemoteArgs,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
+}
+
+/// `haul doctor`
+#[derive(Args, Debug)]
+pub(crate) struct DoctorArgs {
+    /// The other machine, as in `haul copy`, or haul://host:port; this one alone without. With a directory, as in host:/srv
+    /// or ./files, its disk is written to: 64 MiB twice at most, under no name, gone at the end.
+    #[arg(value_name = "HOST[:DIRECTORY]")]
+    pub(crate) target: Option<OsString>,
+    /// Print one JSON object, schema haul/1, at the end.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) remote: RemoteArgs,
 }
 
 /// `haul demo`

@@ -37,6 +37,11 @@ pub(crate) enum Exit {
     Ssh = 255,
 }
 
+impl Exit {
+    /// `haul doctor` has found a problem.
+    pub(crate) const PROBLEM: Exit = Exit::Usage;
+}
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> ExitCode {
         ExitCode::from(exit as u8)

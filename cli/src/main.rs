@@ -9,6 +9,7 @@ mod copy;
 mod daemon;
 mod demo;
 mod direct;
+mod doctor;
 mod exit;
 mod hash;
 mod keygen;
@@ -47,6 +48,7 @@ fn dispatch(haul: Haul) -> Exit {
         Command::Keygen(args) => keygen::run(&args),
         Command::Ls(args) => list::run(&args, backend),
         Command::Hash(args) => hash::run(&args, backend),
+        Command::Doctor(args) => doctor::run(&args, backend),
         Command::Demo(args) => demo::run(&args, backend),
     }
 }

@@ -20,6 +20,7 @@ pub(crate) fn check(command: &Command) -> Result<(), Exit> {
         Command::Copy(args) => &args.remote,
         Command::Ls(args) => &args.remote,
         Command::Hash(args) => &args.remote,
+        Command::Doctor(args) => &args.remote,
         Command::Serve(_) | Command::Keygen(_) | Command::Demo(_) => return Ok(()),
     };
     let Some((why, hint)) = objection(remote, is_forbidden()) else { return Ok(()) };

@@ -5,9 +5,9 @@ use haul_engine::limits::{LOGIN_TIMEOUT, SECOND};
 use haul_engine::session::Failure;
 use haul_engine::session::client::{Opening, Patience, Wish};
 use haul_engine::session::plan::Operand;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -61,6 +61,15 @@ const START: &str = "PATH=\"$PATH:$HOME/.local/bin:$HOME/.cargo/bin:/usr/local/b
     \"haul \"*) set -- $v; echo \"$n haul $2\"; exec \"$c\" serve --root / ${a:+--allow-plaintext} ${q:+--port-range \"$q\"};; \
     \"bcmr \"*) set -- $v; echo \"$n bcmr $2\"; exec \"$c\" serve ${r:+--root \"$r\"} 2>/dev/null;; esac; done; \
     if command -v \"$p\" >/dev/null 2>&1; then echo \"$n unusable\"; else echo \"$n none\"; fi; exit 127";
+
+/// As `START`, to examine the other end: says who could answer, answers each `ping`, and on `go` lets haul say what it
+/// finds, at the directory `$2` if that is not empty.
+const EXAMINE: &str = "PATH=\"$PATH:$HOME/.local/bin:$HOME/.cargo/bin:/usr/local/bin\"; unset SSH_ORIGINAL_COMMAND; \
+    set -f; n=$0; p=$1; d=$2; w=none; if command -v \"$p\" >/dev/null 2>&1; then w=unusable; fi; \
+    for c in bcmr \"$p\"; do v=$(\"$c\" --version 2>/dev/null </dev/null); case $v in \
+    \"haul \"*|\"bcmr \"*) set -- $v; w=\"$1 $2\";; esac; done; echo \"$n $w\"; \
+    while read -r l; do case $l in ping) echo pong;; \
+    go) exec \"$p\" doctor --json ${d:+\"$d\"} </dev/null 2>/dev/null;; esac; done";
 
 /// What stands before the 32 hex digits of a nonce.
 const NONCE: &str = "haul-";
@@ -180,7 +189,32 @@ impl Dial {
         self.args.rsh.is_none().then(|| self.spawn(true, "sftp"))
     }
 
+    /// Starts whoever can examine himself there, see `EXAMINE`, and this directory if it is not empty. What its start line
+    /// begins with.
+    pub(crate) fn examine(&self, directory: &str) -> Result<(Child, Vec<u8>), Failure> {
+        let nonce = nonce();
+        let words = [EXAMINE, &nonce, &self.args.remote_path, directory].map(quote).join(" ");
+        Ok((self.spawn(false, &format!("exec sh -c {words}"))?, nonce.into_bytes()))
+    }
+
+    /// One login more, which says a line that begins with the nonce and stays until its stdin ends. Neither asks the user
+    /// anything nor says why it does not come about.
+    pub(crate) fn further(&self) -> Result<(Child, Vec<u8>), Failure> {
+        let nonce = nonce();
+        let mut dial = self.clone();
+        if dial.args.rsh.is_none() {
+            dial.args.ssh_option.push("BatchMode=yes".into());
+        }
+        let mut command = dial.command(false, &format!("exec sh -c 'echo {nonce}; read x'"))?;
+        command.stderr(Stdio::null());
+        Ok((start(command)?, nonce.into_bytes()))
+    }
+
     fn spawn(&self, subsystem: bool, remote: &str) -> Result<Child, Failure> {
+        start(self.command(subsystem, remote)?)
+    }
+
+    fn command(&self, subsystem: bool, remote: &str) -> Result<Command, Failure> {
         let args = &self.args;
         let shell = args.rsh.as_deref().unwrap_or("ssh");
         let unusable = |why| Failure::rule(shell.as_bytes(), "cannot be the remote shell", why);
@@ -223,8 +257,14 @@ impl Dial {
         }
         command.arg("--").arg(OsString::from_vec(self.host.name.clone())).arg(remote);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        command.spawn().map_err(|error| Failure::here(program.as_bytes(), "cannot start", error.into()))
+        Ok(command)
     }
+}
+
+fn start(mut command: Command) -> Result<Child, Failure> {
+    let failed =
+        |program: &OsStr, error: std::io::Error| Failure::here(program.as_bytes(), "cannot start", error.into());
+    command.spawn().map_err(|error| failed(command.get_program(), error))
 }
 
 /// How long to wait for the other end: a person may have to type a password first.
@@ -300,7 +340,9 @@ mod tests {
 
     #[test]
     fn the_start_script_can_be_quoted_for_every_login_shell() {
-        assert!(!START.contains(['\'', '\n', '!']), "{START}");
+        for script in [START, EXAMINE] {
+            assert!(!script.contains(['\'', '\n', '!']), "{script}");
+        }
     }
 
     #[test]
