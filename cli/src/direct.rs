@@ -109,10 +109,14 @@ impl Direct {
         for seat in seats {
             let _ = seat.join();
         }
-        let Fate { met, told, .. } = *lock(&fate);
+        let Fate { met, told, worst, .. } = &*lock(&fate);
         // A run that was over before it mattered says nothing.
         if let Some(invited) = self.invitation.get().filter(|_| late && !met && !told && !signals::stopped()) {
-            notice(format!("no direct connection: {}; all went over ssh", invited.unanswered()), news);
+            let why = match worst {
+                Some(Lost::Refused(failure)) => failure.reason(),
+                _ => format!("no direct connection: {}", invited.unanswered()),
+            };
+            notice(format!("{why}; all went over ssh"), news);
         }
     }
 

@@ -114,9 +114,11 @@ fn a_port_that_is_closed_to_us_costs_little_and_one_line_names_it_and_what_to_op
             fastest(backend, &pipes, dir.path(), |said| {
                 let said: Vec<&str> = said.lines().filter(|line| line.contains("no direct connection")).collect();
                 let [line] = said[..] else { panic!("{said:?}") };
-                for words in [&address.to_string(), why, "Open TCP ports 40000-65000 there"] {
+                for words in [&address.to_string(), "Open TCP ports 40000-65000 there"] {
                     assert!(line.contains(words), "{words}: {line}");
                 }
+                // On a busy machine even a refusal may take too long.
+                assert!(line.contains(why) || line.contains("does not answer"), "{why}: {line}");
             })
         };
         // A fifth of a second is waited for who does not answer; without the race it would be a whole one.
