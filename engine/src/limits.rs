@@ -24,6 +24,10 @@ pub const POOL_LARGE_BLOCKS: usize = 32;
 pub const POOL_SMALL_BLOCKS: usize = 128;
 /// Frame blocks one worker's pool holds at most; most runs never use one.
 pub const POOL_FRAME_BLOCKS: usize = 8;
+/// Frame blocks that stay for the two sides of a codec while records are received.
+pub const SPARED_FRAMES: usize = 2;
+/// Frame blocks that each of many connections has: what came, and what a codec makes of it.
+pub const LEAST_FRAME_BLOCKS: usize = SPARED_FRAMES + 1;
 /// Small blocks that each of many connections has.
 pub const LEAST_SMALL_BLOCKS: usize = 16;
 
@@ -288,6 +292,7 @@ const _: () = {
     assert!(PREAMBLE_SILENCE < HANDSHAKE_TIMEOUT && HANDSHAKE_TIMEOUT <= LOGIN_TIMEOUT);
     assert!(READ_WINDOW_FRAMES * 2 <= SESSION_FRAME_BLOCKS, "a block read and what a codec makes of it");
     assert!(SESSION_FRAME_BLOCKS <= POOL_FRAME_BLOCKS);
+    assert!(READ_WINDOW_FRAMES <= LEAST_FRAME_BLOCKS && LEAST_FRAME_BLOCKS <= POOL_FRAME_BLOCKS);
     assert!(
         (SESSION_LARGE_BLOCKS + 1) * BLOCK_BYTES < (UNORDERED_BLOCKS - 1) * crate::tree_hash::HASH_BLOCK_BYTES,
         "what is being written, the receive block included, begins in one of them, wherever in a block the file ends"

@@ -2,6 +2,7 @@
 //! connections; what is there already is compared block by block, and a file that cannot be whole gets no name.
 
 use crate::support::between::{Between, Fate};
+use crate::support::interop::content::text;
 use crate::support::kept::{BLOCK, Kept, Victim};
 use crate::support::processes::{
     LIMIT, arrived, assert_nobody_at_home, in_private_mounts, mount_tmpfs, names, signal, wait_for,
@@ -105,6 +106,26 @@ fn fewer_files_than_connections_are_no_trouble() {
             assert_eq!(hash_of(&target.path().join(name)), hash_of(source), "{route:?}");
             assert_eq!(names(target.path()), [name]);
         }
+    }
+}
+
+/// What comes compressed takes three of the largest blocks: for the record, and for both sides of the codec. Eight
+/// connections had two each, and waited for ever.
+#[test]
+fn large_compressed_blocks_arrive_over_many_connections() {
+    let dir = trees::scratch();
+    let source = dir.path().join("source");
+    fs::write(&source, text(SIZE as usize, 1)).unwrap();
+    for (number, route) in Route::over_pipes().iter().enumerate() {
+        let (codec, connections) = [("zstd", "8"), ("lz4", "3")][number / 2 % 2];
+        let compress = format!("--compress={codec}");
+        let target = tempfile::tempdir_in(dir.path()).unwrap();
+        route.copied(
+            &["--json", "--direct=direct", &compress, "--connections", connections],
+            &[&source],
+            target.path(),
+        );
+        assert_eq!(hash_of(&target.path().join("source")), hash_of(&source), "{route:?}");
     }
 }
 

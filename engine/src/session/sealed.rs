@@ -12,7 +12,7 @@ use super::Context;
 use super::link::{Inbox, OPEN, SEAL, SEND};
 use crate::backend::{Completion, Compute, OpKind, StreamId};
 use crate::block::{Block, Class, Head, Quota, Slice, Slices};
-use crate::limits::{ARRIVED_BLOCKS, ROOM_BYTES, SEAL_BYTES, SPARED_BLOCKS};
+use crate::limits::{ARRIVED_BLOCKS, ROOM_BYTES, SEAL_BYTES, SPARED_BLOCKS, SPARED_FRAMES};
 use crate::wire::decode::DecodeError;
 use crate::wire::encode::DATA_HEADER_BYTES;
 use crate::wire::seal::{BadLength, LENGTH_BYTES, Seals, TAG_BYTES, record_len};
@@ -253,6 +253,10 @@ impl Sealed {
                 Some(len) if len > room_in(Class::Large) => Class::Frame,
                 _ => Class::Large,
             };
+            // What came before, or another session, may need two of these to decompress what it has.
+            if class == Class::Frame && cx.pool.available(Class::Frame) <= SPARED_FRAMES {
+                return None;
+            }
             let mut block = take(class, spare, quota, cx)?;
             let end = START + self.carried.len();
             block.memory_mut()[START..end].copy_from_slice(&self.carried);
