@@ -8,7 +8,7 @@ use haul_engine::session::plan::Operand;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 /// `[user@]host[:port]`, checked.
@@ -70,6 +70,9 @@ const EXAMINE: &str = "PATH=\"$PATH:$HOME/.local/bin:$HOME/.cargo/bin:/usr/local
     \"haul \"*|\"bcmr \"*) set -- $v; w=\"$1 $2\";; esac; done; echo \"$n $w\"; \
     while read -r l; do case $l in ping) echo pong;; \
     go) exec \"$p\" doctor --json ${d:+\"$d\"} </dev/null 2>/dev/null;; esac; done";
+
+/// Questions of ssh without an answer after which nobody is there.
+const QUESTIONS: u32 = 3;
 
 /// What stands before the 32 hex digits of a nonce.
 const NONCE: &str = "haul-";
@@ -210,6 +213,14 @@ impl Dial {
         Ok((start(command)?, nonce.into_bytes()))
     }
 
+    /// True where the user's configuration of ssh says how it asks: what stands on the command line would win.
+    fn is_asked_by_config(&self) -> bool {
+        let own = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".ssh/config"));
+        let config = self.args.ssh_config.clone().map(PathBuf::from).or_else(own);
+        let text = config.and_then(|config| std::fs::read(config).ok()).unwrap_or_default();
+        String::from_utf8_lossy(&text).to_ascii_lowercase().contains("serveralive")
+    }
+
     fn spawn(&self, subsystem: bool, remote: &str) -> Result<Child, Failure> {
         start(self.command(subsystem, remote)?)
     }
@@ -243,8 +254,12 @@ impl Dial {
             command.arg("-o").arg(option);
         }
         // Behind what the user says, which comes first and wins.
-        if self.independent && Path::new(&program).file_name().is_some_and(|name| name == "ssh") {
+        let is_ssh = Path::new(&program).file_name().is_some_and(|name| name == "ssh");
+        if self.independent && is_ssh {
             command.args(["-o", "ControlMaster=no", "-o", "ControlPath=none"]);
+        }
+        if is_ssh && !self.is_asked_by_config() {
+            command.args(questions(self.patience().alive));
         }
         if let Some(port) = args.port.or(self.host.port) {
             command.arg("-p").arg(port.to_string());
@@ -265,6 +280,14 @@ fn start(mut command: Command) -> Result<Child, Failure> {
     let failed =
         |program: &OsStr, error: std::io::Error| Failure::here(program.as_bytes(), "cannot start", error.into());
     command.spawn().map_err(|error| failed(command.get_program(), error))
+}
+
+/// Has ssh ask the other end whether it is there, and end after so many nanoseconds without a word: a server that says
+/// nothing while it works is not to be waited for when its machine, or the way to it, is gone.
+fn questions(alive: u64) -> [String; 4] {
+    let interval = (alive / SECOND / u64::from(QUESTIONS + 1)).max(1);
+    let option = String::from("-o");
+    [option.clone(), format!("ServerAliveInterval={interval}"), option, format!("ServerAliveCountMax={QUESTIONS}")]
 }
 
 /// How long to wait for the other end: a person may have to type a password first.

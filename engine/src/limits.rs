@@ -268,9 +268,16 @@ pub const STALL_TIMEOUT: u64 = 60 * SECOND;
 pub const PULSE_INTERVAL: u64 = SECOND;
 /// Nanoseconds of silence, or without progress of a send, after which a peer that would say that it lives does not.
 pub const ALIVE_TIMEOUT: u64 = 20 * SECOND;
-/// Nanoseconds of silence from a server that owes an answer after which a further connection is given up, and the first one
-/// does its work again. Long, because a server may have a large file to flush or to read again before it answers; the
-/// first connection itself waits without end.
+/// Bytes per second that a server reads, hashes or flushes at least. One that does not say meanwhile that it lives has so
+/// much longer to answer: 100 s for each GB. An old disk or a memory card makes 10 to 30 MB/s.
+pub const SLOW_DISK_BYTES_PER_SECOND: u64 = 10_000_000;
+/// Bytes that have left here and may not have arrived: in a pipe, in the window of ssh, in sockets.
+pub const BUFFERED_BYTES: u64 = 4 * 1024 * 1024;
+/// Bytes per second of a link that is not known yet.
+pub const SLOW_LINK_BYTES_PER_SECOND: u64 = 64 * 1024;
+/// Nanoseconds of silence from a server that owes an answer, and does not say that it lives, after which a further connection
+/// is given up, and the first one does its work again. Also what a server has, on any connection, for an answer of which
+/// nobody knows how much work it is. Long, because it may have a large file to flush or to read again before it answers.
 pub const ANSWER_TIMEOUT: u64 = 600 * SECOND;
 
 /// Bytes of output before the start line after which a remote shell counts as broken.

@@ -98,6 +98,8 @@ mod sftp;
 #[cfg(target_os = "linux")]
 mod silence;
 #[cfg(target_os = "linux")]
+mod silence_base;
+#[cfg(target_os = "linux")]
 mod stop;
 #[cfg(target_os = "linux")]
 mod striped;

@@ -79,6 +79,11 @@ pub(crate) trait Ask {
     }
     /// How it ended, once nothing is left to do. Called when all of it is sent and its reply is complete.
     fn answer(&mut self) -> Option<Answer>;
+    /// Bytes that a server may have to read, hash or flush before it says the next word; `None` where nobody knows. Asked
+    /// while this is the request that it owes a reply to.
+    fn work(&self) -> Option<u64> {
+        Some(0)
+    }
     /// For the simulator's coverage table.
     fn state(&self) -> &'static str;
 }
@@ -93,6 +98,7 @@ pub(crate) struct Simple {
     request: Request,
     reply: fn(Frame) -> Option<Reply>,
     answer: Option<Answer>,
+    work: Option<u64>,
 }
 
 impl Simple {
@@ -102,7 +108,13 @@ impl Simple {
         request: impl Fn(Ext) -> Frame + 'static,
         reply: fn(Frame) -> Option<Reply>,
     ) -> Simple {
-        Simple { path, what, request: Box::new(request), reply, answer: None }
+        Simple { path, what, request: Box::new(request), reply, answer: None, work: Some(0) }
+    }
+
+    /// The same where the server has to work for it.
+    pub(super) fn with_work(mut self, bytes: Option<u64>) -> Simple {
+        self.work = bytes;
+        self
     }
 }
 
@@ -134,6 +146,10 @@ impl Ask for Simple {
 
     fn answer(&mut self) -> Option<Answer> {
         self.answer.take()
+    }
+
+    fn work(&self) -> Option<u64> {
+        self.work
     }
 
     fn state(&self) -> &'static str {

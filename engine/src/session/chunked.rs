@@ -271,6 +271,7 @@ impl Verb for Truncate {
 pub(super) fn ask_truncate(target: Target, size: u64, path: Vec<u8>) -> Simple {
     let request = move |ext| Frame::Truncate { path: target.encode(ext), size };
     Simple::new(path, "cannot put", request, |frame| matches!(frame, Frame::Ok { .. }).then_some(Reply::Done))
+        .with_work(Some(size))
 }
 
 /// One range of a file, here and there.
@@ -528,6 +529,10 @@ impl Ask for Send {
             (None, Some(chaining)) => Ok(Reply::Range(chaining)),
             (None, None) => Err(Failure::here(&self.part.local_path, "cannot send", Errno::IO)),
         })
+    }
+
+    fn work(&self) -> Option<u64> {
+        Some(if self.sent.is_some() { self.part.range.length } else { 0 })
     }
 
     fn state(&self) -> &'static str {

@@ -12,6 +12,7 @@ use super::link::{Incoming, Link};
 use super::meeting::{BASE_IS_SEALED, Meeting, Step};
 use super::opening::Opener;
 use super::report::{Report, Reporter, SharedProgress};
+use super::silence::Silence;
 use super::{Context, Failure, Flow, Io, Outcome, Quotas, Session, Terms};
 use crate::backend::{Completion, OpKind, Output, StreamId, Time, Token};
 use crate::limits::{CLIENT_LOAD_AHEAD, CLIENT_WINDOW_REQUESTS, LEAVE_TIMEOUT, LOOK_AGAIN, OFFLOAD_THREADS, SECOND};
@@ -154,10 +155,8 @@ pub struct Client {
     reporter: Reporter,
     asks: Asks,
     driver: Box<dyn Driver>,
-    /// Nanoseconds of silence after which a server that owes an answer is given up, if ever.
-    answer: Option<u64>,
-    /// The same where the server says that it lives.
-    alive: u64,
+    /// How long a server that owes an answer may say nothing.
+    silence: Silence,
     /// While it opens a connection of its own: when to see whether anybody still wants it.
     look: Option<Time>,
 }
@@ -175,11 +174,10 @@ impl Client {
         {
             return Client::invited(invited, *seat, opening.patience, driver, progress, reporter);
         }
-        let (mut link, alive) = (Link::new(stream, Role::Client), opening.patience.alive);
-        link.set_stall(opening.patience.stall);
+        let (link, patience) = (Link::new(stream, Role::Client), opening.patience);
         let wish = opening.direct.clone().map(|wish| (wish, opening.greeting, opening.patience.handshake));
         let phase = Phase::Opening(Box::new(Opener::new(opening)));
-        Client { wish, ..Client::with((link, alive), phase, driver, progress, reporter) }
+        Client { wish, ..Client::with((link, patience), phase, driver, progress, reporter) }
     }
 
     /// On a direct connection that it opens itself, because another session of the run has asked for it.
@@ -191,19 +189,19 @@ impl Client {
         progress: SharedProgress,
         reporter: Reporter,
     ) -> Client {
-        let mut link = Link::nowhere(Role::Client);
-        link.set_stall(patience.stall);
+        let link = Link::nowhere(Role::Client);
         let meeting = Meeting::invited(invited, seat, patience.handshake);
-        Client::with((link, patience.alive), Phase::Meeting(Box::new(meeting)), driver, progress, reporter)
+        Client::with((link, patience), Phase::Meeting(Box::new(meeting)), driver, progress, reporter)
     }
 
     fn with(
-        (link, alive): (Link, u64),
+        (mut link, patience): (Link, Patience),
         phase: Phase,
         driver: Box<dyn Driver>,
         progress: SharedProgress,
         reporter: Reporter,
     ) -> Client {
+        link.set_stall(patience.stall);
         Client {
             link,
             control: None,
@@ -223,15 +221,14 @@ impl Client {
                 last_transfer: DRIVER,
             },
             driver,
-            answer: None,
-            alive,
+            silence: Silence::new(patience),
             look: None,
         }
     }
 
-    /// Gives up a server that owes an answer and says nothing for so many nanoseconds.
+    /// Gives up a server that owes an answer and says nothing for so many nanoseconds, whatever it may be at.
     pub(crate) fn with_answer(mut self, nanoseconds: u64) -> Client {
-        self.answer = Some(nanoseconds);
+        self.silence.bound(nanoseconds);
         self
     }
 
@@ -298,10 +295,7 @@ impl Client {
     fn begin(&mut self, terms: Terms) {
         self.terms = terms;
         self.codec = Policy::new(Codec::agreed(terms.caps), terms.is_adaptive(), OFFLOAD_THREADS);
-        if terms.ext(Ext::PULSE) {
-            self.answer = Some(self.answer.map_or(self.alive, |answer| answer.min(self.alive)));
-            self.link.set_stall(self.link.stall().min(self.alive));
-        }
+        self.silence.agreed(terms.ext(Ext::PULSE));
         self.phase = Phase::Working;
         self.progress.connected.store(1, Ordering::Release);
     }
@@ -390,6 +384,7 @@ impl Client {
         while self.is_ready(cx) {
             let next = self.link.next().map_err(Failure::stream)?;
             let Some(incoming) = next else { break };
+            self.silence.on_heard();
             if self.is_stray(&incoming) || matches!(incoming, Incoming::Frame(Frame::Pulse)) {
                 continue;
             }
@@ -478,6 +473,7 @@ impl Client {
     fn work(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
         let (bytes, busy) = self.link.take_sent();
         self.codec.on_sent(bytes, busy);
+        self.silence.on_sent(bytes, busy);
         self.receive(cx)?;
         loop {
             self.with_driver(cx, |driver, desk| driver.pump(desk));
@@ -501,13 +497,13 @@ impl Client {
 
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<Flow, Report> {
         if self.stall_deadline().is_some_and(|deadline| deadline <= cx.now) {
-            let seconds = self.link.stall() / SECOND;
+            let seconds = self.stall() / SECOND;
             return Err(
                 Failure::connection("connection", format!("the server has read nothing for {seconds} s")).into()
             );
         }
         if self.answer_deadline().is_some_and(|deadline| deadline <= cx.now) {
-            let seconds = self.answer.unwrap_or(0) / SECOND;
+            let seconds = self.silence.answer(self.owed_work()) / SECOND;
             let why = format!("the server has said nothing for {seconds} s");
             return Err(Failure::connection("connection", why).into());
         }
@@ -536,7 +532,7 @@ impl Client {
                 return Ok(Flow::Finished);
             }
         } else if self.link.at_end() {
-            return Err(self.lost());
+            return Err(self.lost(cx.now));
         }
         self.link.pump_recv(&self.quotas.large, cx);
         // The block that was kept for receiving may have been the last: whoever was told to wait for it looks again.
@@ -565,9 +561,15 @@ impl Client {
         (self.reporter)(Report::Stats(text));
     }
 
-    fn lost(&self) -> Report {
+    fn lost(&self, now: Time) -> Report {
+        let silent = self.owed_since().map_or(0, |since| now.0.saturating_sub(since.0));
         match (&self.phase, self.link.failure()) {
             (Phase::Opening(opener), errno) => opener.lost(errno),
+            // Who carries the stream, ssh or the kernel, found out first that nobody is there.
+            (Phase::Working, _) if self.silence.is_suspicious(silent) => {
+                let why = format!("the server has said nothing for {} s, and then the stream ended", silent / SECOND);
+                Failure::connection("connection", why).into()
+            }
             (_, Some(errno)) => Failure::connection("connection lost", errno).into(),
             (_, None) => Failure::connection("connection lost", "the server closed it").into(),
         }
@@ -575,14 +577,34 @@ impl Client {
 
     /// A Hello may lie in the pipe of a remote shell for as long as the login takes.
     fn stall_deadline(&self) -> Option<Time> {
-        self.link.stall_deadline().filter(|_| !matches!(self.phase, Phase::Opening(_)))
+        self.link
+            .stalled_since()
+            .filter(|_| !matches!(self.phase, Phase::Opening(_)))
+            .map(|since| since.after(self.stall()))
+    }
+
+    fn stall(&self) -> u64 {
+        match self.phase {
+            Phase::Working => self.silence.stall(self.link.stall(), self.owed_work()),
+            _ => self.link.stall(),
+        }
+    }
+
+    /// Bytes that the server may be at, of whatever it owes.
+    fn owed_work(&self) -> Option<u64> {
+        let owed = self.asks.unanswered.front().and_then(|transfer| self.asks.all.get(transfer));
+        owed.map_or(Some(0), |asked| asked.ask.work())
     }
 
     /// Only where the answer is not one to something that is still being sent.
     fn answer_deadline(&self) -> Option<Time> {
+        self.owed_since().map(|since| since.after(self.silence.answer(self.owed_work())))
+    }
+
+    /// Since when the server says nothing that owes an answer, and has everything that it needs for it.
+    fn owed_since(&self) -> Option<Time> {
         let owed = self.asks.unanswered.front().and_then(|transfer| self.asks.all.get(transfer));
-        let silent_since = self.link.silent_since().filter(|_| owed.is_some_and(|asked| asked.sent))?;
-        self.answer.map(|answer| silent_since.after(answer))
+        self.link.silent_since().filter(|_| owed.is_some_and(|asked| asked.sent))
     }
 }
 

@@ -382,6 +382,16 @@ impl Ask for Fetch {
         Some(result.map(|(hash, size)| Reply::Moved { hash, size }))
     }
 
+    fn work(&self) -> Option<u64> {
+        let size = self.wanted.attributes.size;
+        Some(match &self.phase {
+            // The one that is answered next.
+            Phase::Proving { asked, theirs, .. } => asked.get(theirs.len()).map_or(0, |part| part.range(size).1),
+            Phase::Confirming(_) => size,
+            Phase::Preparing | Phase::Asked => 0,
+        })
+    }
+
     fn state(&self) -> &'static str {
         match self.phase {
             Phase::Proving { .. } => "get proving what is there",

@@ -48,11 +48,13 @@ impl Verb for Serve {
     }
 }
 
-/// The client's half.
-pub(super) fn ask(target: Target, offset: u64, limit: Option<u64>, path: Vec<u8>) -> Simple {
+/// The client's half: of all of a file, of so many bytes as far as is known.
+pub(super) fn ask(target: Target, size: Option<u64>, path: Vec<u8>) -> Simple {
+    let (offset, limit) = (0, None);
     let request = move |ext| Frame::Hash { path: target.encode(ext), offset, limit };
     Simple::new(path, "cannot hash", request, |frame| match frame {
         Frame::HashResponse { hash } => Some(Reply::Hash(hash)),
         _ => None,
     })
+    .with_work(size)
 }

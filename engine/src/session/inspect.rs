@@ -1,7 +1,7 @@
 //! The driver of questions that move no file: listings and hashes.
 //!
 //! ```text
-//! for each operand: Lookup -directory-> pages -> .. ; Hash -> answer; then Done
+//! for each operand: Lookup -directory-> pages -> .. ; [Stat ->] Hash -> answer; then Done
 //! ```
 
 use super::client::{Answer, Client, Desk, Driver, Opening, Reply};
@@ -30,6 +30,8 @@ pub enum Question {
 enum What {
     Lookup(Operand),
     Page(Operand),
+    /// Of what is hashed then.
+    Size(Operand),
     Hash(Operand),
     Resume(Operand),
 }
@@ -66,10 +68,12 @@ impl Inspect {
         let target = Target { operand: operand.path.clone(), below: None };
         let shown = operand.shown.clone();
         match self.question {
-            Question::Hash => {
-                let tag = self.tag(What::Hash(operand));
-                desk.ask(tag, Box::new(hash::ask(target, 0, None, shown)));
+            // Who does not say meanwhile that he lives has as much time as it takes.
+            Question::Hash if !desk.io.terms.ext(Ext::PULSE) => {
+                let tag = self.tag(What::Size(operand));
+                desk.ask(tag, Box::new(stat::ask(target, shown)));
             }
+            Question::Hash => self.ask_hash(operand, None, desk),
             Question::Resume => {
                 let tag = self.tag(What::Resume(operand));
                 desk.ask(tag, Box::new(resume::ask(target, shown)));
@@ -84,6 +88,13 @@ impl Inspect {
                 }
             }
         }
+    }
+
+    fn ask_hash(&mut self, operand: Operand, size: Option<u64>, desk: &mut Desk<'_, '_>) {
+        let target = Target { operand: operand.path.clone(), below: None };
+        let shown = operand.shown.clone();
+        let tag = self.tag(What::Hash(operand));
+        desk.ask(tag, Box::new(hash::ask(target, size, shown)));
     }
 
     fn on_looked_up(&mut self, operand: Operand, attributes: Attributes, desk: &mut Desk<'_, '_>) {
@@ -155,6 +166,9 @@ impl Driver for Inspect {
             (What::Lookup(operand), Ok(Reply::Attributes(attributes))) => {
                 self.on_looked_up(operand, attributes, desk);
             }
+            (What::Size(operand), Ok(Reply::Attributes(found))) => self.ask_hash(operand, Some(found.size), desk),
+            // What cannot be looked at cannot be hashed: that is told.
+            (What::Size(operand), Err(_)) => self.ask_hash(operand, None, desk),
             (What::Page(operand), Ok(reply)) => self.on_page(operand, reply, desk),
             (What::Hash(operand), Ok(Reply::Hash(hash))) => desk.report(Report::Hashed { path: operand.shown, hash }),
             (What::Resume(operand), Ok(Reply::Resume { size, hash })) => {

@@ -345,7 +345,8 @@ impl Jobs {
             return match file {
                 Some(file) => self.name(job, hash, file, desk),
                 None => {
-                    let ask = range::ask_commit(there, hash, job.target_shown.clone());
+                    let whole = (hash, job.attributes.size);
+                    let ask = range::ask_commit(there, whole, job.target_shown.clone());
                     let tag = self.tag(job, Stage::Proving(hash, None));
                     desk.ask(tag, Box::new(ask));
                 }
@@ -355,8 +356,9 @@ impl Jobs {
             Direction::Down => (job.source.clone(), job.source_shown.clone()),
             _ => (job.target.clone(), job.target_shown.clone()),
         };
+        let size = job.attributes.size;
         let tag = self.tag(job, Stage::Proving(hash, file));
-        desk.ask(tag, Box::new(super::hash::ask(there, 0, None, shown)));
+        desk.ask(tag, Box::new(super::hash::ask(there, Some(size), shown)));
     }
 
     /// The peer's hash of the whole file came, or did not.
@@ -445,7 +447,7 @@ impl Jobs {
             Direction::Down => (&job.target, job.source.clone(), job.target_shown.clone()),
             _ => (&job.source, job.target.clone(), job.source_shown.clone()),
         };
-        let ask = Same::new(self.here(here), shown, there, limit);
+        let ask = Same::new(self.here(here), shown, there, (limit, job.attributes.size));
         let tag = self.tag(job, stage);
         desk.ask(tag, Box::new(ask));
     }

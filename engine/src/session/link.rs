@@ -512,6 +512,11 @@ impl Link {
 
     /// When a peer that takes nothing is to be cut off.
     pub(crate) fn stall_deadline(&self) -> Option<Time> {
-        (self.unsent > 0).then(|| self.progress_at.after(self.stall))
+        self.stalled_since().map(|since| since.after(self.stall))
+    }
+
+    /// Since when a peer has taken nothing of what waits for it.
+    pub(crate) fn stalled_since(&self) -> Option<Time> {
+        (self.unsent > 0).then_some(self.progress_at)
     }
 }

@@ -154,4 +154,5 @@ pub(super) fn ask(target: Target, path: Vec<u8>) -> Simple {
             _ => None,
         },
     )
+    .with_work(None)
 }

@@ -59,6 +59,7 @@ mod request;
 mod resume;
 mod same;
 mod sealed;
+mod silence;
 mod source;
 mod stat;
 mod tree;

@@ -215,6 +215,8 @@ pub(super) struct Upload {
     sent: Option<Option<Hash>>,
     size: u64,
     failure: Option<Failure>,
+    /// Blocks were offered: the server fills in those that it has between those that come.
+    offers: bool,
     /// The server has answered with an Error; nothing more needs to be sent.
     refused: bool,
 }
@@ -222,7 +224,17 @@ pub(super) struct Upload {
 impl Upload {
     pub(super) fn new(offered: Offered) -> Upload {
         let (phase, source) = (Phase::Preparing, None);
-        Upload { offered, source, phase, announced: false, sent: None, size: 0, failure: None, refused: false }
+        Upload {
+            offered,
+            source,
+            phase,
+            announced: false,
+            sent: None,
+            size: 0,
+            failure: None,
+            offers: false,
+            refused: false,
+        }
     }
 
     fn offers_blocks(&self, io: &Io<'_, '_>) -> bool {
@@ -298,7 +310,7 @@ impl Upload {
         let hashes = blocks.iter().map(|block| block.plain).collect();
         let have = Frame::HaveBlocks { block_size: HASH_BLOCK_BYTES as u32, hashes };
         match io.link.frame(&have) {
-            Ok(()) => self.phase = Phase::AwaitMissing(blocks),
+            Ok(()) => (self.phase, self.offers) = (Phase::AwaitMissing(blocks), true),
             Err(_) => {
                 if let Some(source) = &mut self.source {
                     source.send_from(0, &[]);
@@ -452,6 +464,12 @@ impl Ask for Upload {
             }
             (None, None) => Err(Failure::here(&self.offered.local_path, "cannot send", Errno::IO)),
         })
+    }
+
+    fn work(&self) -> Option<u64> {
+        // It hashes what is there, flushes, or reads all of it again at the end.
+        let at_work = self.offers || matches!(self.phase, Phase::AwaitKept) || self.sent.is_some();
+        Some(if at_work { self.size } else { 0 })
     }
 
     fn state(&self) -> &'static str {

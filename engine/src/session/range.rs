@@ -398,12 +398,13 @@ pub(super) fn ask_ping() -> Simple {
 }
 
 /// The client's half of RangeCommit.
-pub(super) fn ask_commit(token: u64, hash: Hash, path: Vec<u8>) -> Simple {
+pub(super) fn ask_commit(token: u64, (hash, size): (Hash, u64), path: Vec<u8>) -> Simple {
     let request = move |_| Frame::RangeCommit { token, hash };
     Simple::new(path, "cannot put", request, |frame| match frame {
         Frame::Ok { hash: Some(hash) } => Some(Reply::Hash(hash)),
         _ => None,
     })
+    .with_work(Some(size))
 }
 
 /// The client's half of RangeAbandon.
@@ -521,6 +522,13 @@ impl Ask for Match {
         let (token, theirs) = self.theirs.take()?;
         let equal = ours.iter().zip(theirs).map(|(ours, theirs)| (ours.chaining == theirs).then_some(theirs));
         Some(Ok(Reply::Begun { token, blocks: equal.collect() }))
+    }
+
+    fn work(&self) -> Option<u64> {
+        Some(match self.wanted {
+            Wanted::Up { size, .. } => size,
+            Wanted::Down { there, .. } => there,
+        })
     }
 
     fn state(&self) -> &'static str {

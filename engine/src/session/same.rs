@@ -19,13 +19,15 @@ pub(super) struct Same {
     remote: Target,
     /// Bytes of both that are compared; all of them for `None`.
     limit: Option<u64>,
+    /// Bytes of the file there, as far as is known.
+    size: u64,
     source: Option<Source>,
     theirs: Option<Hash>,
 }
 
 impl Same {
-    pub(super) fn new(local: Place, local_path: Vec<u8>, remote: Target, limit: Option<u64>) -> Same {
-        Same { local, local_path, remote, limit, source: None, theirs: None }
+    pub(super) fn new(local: Place, local_path: Vec<u8>, remote: Target, (limit, size): (Option<u64>, u64)) -> Same {
+        Same { local, local_path, remote, limit, size, source: None, theirs: None }
     }
 }
 
@@ -74,6 +76,10 @@ impl Ask for Same {
         // Whoever copies it next will say what is wrong with it.
         let ours = self.source.as_ref()?.result()?.ok();
         Some(Ok(Reply::Same(ours.filter(|_| ours == self.theirs))))
+    }
+
+    fn work(&self) -> Option<u64> {
+        Some(self.limit.unwrap_or(self.size))
     }
 
     fn state(&self) -> &'static str {
