@@ -5,8 +5,9 @@ use super::downloads::Hashed;
 use super::peer::Peer;
 use super::raw::{LZ4, ZSTD};
 use super::stage::{Stage, Way};
-use super::{downloads, uploads};
-use anyhow::Result;
+use super::striped::Towards;
+use super::{downloads, striped, uploads};
+use anyhow::{Context as _, Result};
 use std::fmt;
 
 /// What is done.
@@ -40,13 +41,17 @@ pub enum Operation {
     PoolPut,
     /// A tree from the server over several TCP connections.
     PoolGet,
+    /// One large file to the server over several connections.
+    StripedPut,
+    /// One large file from the server over several connections.
+    StripedGet,
 }
 
 /// Connections where several are asked for.
-const POOL: usize = 3;
+pub const POOL: usize = 3;
 
 impl Operation {
-    pub const ALL: [Operation; 14] = [
+    pub const ALL: [Operation; 16] = [
         Operation::Put,
         Operation::DedupCold,
         Operation::DedupWarm,
@@ -61,13 +66,19 @@ impl Operation {
         Operation::DirectGet,
         Operation::PoolPut,
         Operation::PoolGet,
+        Operation::StripedPut,
+        Operation::StripedGet,
     ];
 
-    pub fn way(self) -> Way {
-        match self {
-            Operation::DirectPut | Operation::DirectGet => Way::Direct(1),
-            Operation::PoolPut | Operation::PoolGet => Way::Direct(POOL),
-            _ => Way::Ssh,
+    /// The ways that `client` has for it, each of which is tried.
+    pub fn ways(self, client: Peer) -> &'static [Way] {
+        match (self, client) {
+            (Operation::DirectPut | Operation::DirectGet, _) => &[Way::Direct(1)],
+            (Operation::PoolPut | Operation::PoolGet, _) => &[Way::Direct(POOL)],
+            (Operation::StripedPut | Operation::StripedGet, Peer::Haul) => &[Way::Direct(POOL), Way::Ssh(POOL)],
+            // The real ones do it over TCP only.
+            (Operation::StripedPut | Operation::StripedGet, _) => &[Way::Direct(POOL)],
+            _ => &[Way::Ssh(1)],
         }
     }
 
@@ -94,6 +105,8 @@ impl fmt::Display for Operation {
             Operation::DirectGet => "direct get",
             Operation::PoolPut => "direct pool put",
             Operation::PoolGet => "direct pool get",
+            Operation::StripedPut => "striped put",
+            Operation::StripedGet => "striped get",
         })
     }
 }
@@ -149,6 +162,8 @@ impl fmt::Display for Cell {
 pub enum Outcome {
     /// Everything that was to be proved is.
     Works,
+    /// The same, but the file went as a whole where others take ranges.
+    Whole,
     /// The server refused the client's version, as it must.
     Refused,
     Failed(String),
@@ -182,7 +197,18 @@ impl Cell {
     }
 
     fn run(self, sources: &Sources) -> Result<Outcome> {
-        let stage = Stage::new(self.client, self.server, self.operation.way(), sources)?;
+        let mut found = Outcome::Whole;
+        for &way in self.operation.ways(self.client) {
+            let outcome = self.run_by(way, sources).with_context(|| format!("{way:?}"))?;
+            if outcome != Outcome::Whole {
+                found = outcome;
+            }
+        }
+        Ok(found)
+    }
+
+    fn run_by(self, way: Way, sources: &Sources) -> Result<Outcome> {
+        let stage = Stage::new(self.client, self.server, way, sources)?;
         if !self.client.understands(self.server) {
             return self.is_refused(&stage, sources);
         }
@@ -199,8 +225,16 @@ impl Cell {
             Operation::Hash => downloads::hash(&stage, sources)?,
             Operation::PoolPut => uploads::pool(&stage, sources, self.codec)?,
             Operation::PoolGet => downloads::pool(&stage, sources, self.codec)?,
+            Operation::StripedPut | Operation::StripedGet => {
+                let ranges = striped::copy(&stage, sources, self.codec, self.towards())?;
+                return Ok(if ranges { Outcome::Works } else { Outcome::Whole });
+            }
         }
         Ok(Outcome::Works)
+    }
+
+    fn towards(self) -> Towards {
+        if self.operation == Operation::StripedPut { Towards::Server } else { Towards::Client }
     }
 
     /// The client may then take another way, which is not looked at, and takes long with many files.
@@ -215,6 +249,7 @@ impl Cell {
             Operation::BatchGet | Operation::PoolGet => downloads::batch_args(stage, &sources.tree(), self.codec)?,
             Operation::List => downloads::list_args(stage, sources)?,
             Operation::Hash => downloads::hash_args(stage, sources)?,
+            Operation::StripedPut | Operation::StripedGet => striped::args(stage, sources, self.codec, self.towards()),
         };
         stage.play(&args)?.was_refused()?;
         Ok(Outcome::Refused)

@@ -27,6 +27,7 @@ impl Sources {
             .map(|number| if number % 2 == 0 { text(BLOCK, 100 + number) } else { noise(BLOCK, 100 + number) })
             .collect();
         fs::write(path.join("blocks"), blocks.concat()).unwrap();
+        fs::write(path.join("striped"), [blocks.concat(), text(13, 5)].concat()).unwrap();
         blocks[CHANGED_BLOCK] = text(BLOCK, 200);
         fs::write(path.join("changed"), blocks.concat()).unwrap();
         tree(&path.join("tree"));
@@ -51,6 +52,11 @@ impl Sources {
     /// The same with one block changed.
     pub fn changed(&self) -> PathBuf {
         self.dir.path().join("changed")
+    }
+
+    /// The blocks and a bit more: large enough to go in ranges.
+    pub fn striped(&self) -> PathBuf {
+        self.dir.path().join("striped")
     }
 
     /// A directory called `tree`.

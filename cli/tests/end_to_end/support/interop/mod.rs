@@ -13,7 +13,7 @@
 //! traffic.rs    what the record proves
 //! content.rs    what is copied
 //! cell.rs       one client, one server, one codec: which operations work
-//! uploads.rs, downloads.rs    the operations
+//! uploads.rs, downloads.rs, striped.rs    the operations
 //! table.rs      the result as Markdown
 //! ```
 
@@ -28,6 +28,7 @@ pub mod raw;
 pub mod relay;
 pub mod speaker;
 pub mod stage;
+pub mod striped;
 pub mod table;
 pub mod traffic;
 pub mod uploads;

@@ -20,9 +20,10 @@ pub mod kind {
     pub const PUT_CHUNKED: u8 = 0x0d;
     pub const GET_CHUNKED: u8 = 0x0e;
     pub const TRUNCATE: u8 = 0x0f;
-    /// Between two haul peers, as is what has KEYED in its name.
+    /// Between two haul peers, as are the next two, and what has KEYED in its name.
     pub const SKIP: u8 = 0x48;
     pub const KEYED_HELLO: u8 = 0x49;
+    pub const RANGE_PUT: u8 = 0x4c;
     pub const WELCOME: u8 = 0x81;
     pub const OK: u8 = 0x82;
     pub const ERROR: u8 = 0x83;

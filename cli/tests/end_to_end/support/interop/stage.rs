@@ -29,8 +29,8 @@ const PARTING: Duration = Duration::from_secs(20);
 /// Which way content goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Way {
-    /// Through ssh, over one connection.
-    Ssh,
+    /// Through ssh, over so many connections.
+    Ssh(usize),
     /// Over TCP connections, so many.
     Direct(usize),
 }
@@ -39,7 +39,7 @@ pub enum Way {
 pub struct Stage {
     pub client: Peer,
     pub server: Peer,
-    way: Way,
+    pub way: Way,
     dir: tempfile::TempDir,
 }
 
@@ -109,7 +109,7 @@ impl Stage {
     /// Nobody but the three processes keeps an end of the client's pipes, so that each side sees the other's end of stream.
     fn server_script(&self) -> String {
         let (pipes, said) = match self.way {
-            Way::Ssh => ("", "tee \"$record/$$.s2c\" >&3"),
+            Way::Ssh(_) => ("", "tee \"$record/$$.s2c\" >&3"),
             Way::Direct(_) => (
                 "mkfifo \"$record/$$.heard\" \"$record/$$.said\"\n",
                 "{ cat \"$record/$$.heard\" >&3 & tee \"$record/$$.s2c\" 3>&- >\"$record/$$.said\"; wait; }",
@@ -181,7 +181,7 @@ impl Stage {
         let mut args = vec!["copy".to_string()];
         args.extend(self.reached_by());
         let connections = match self.way {
-            Way::Ssh => 1,
+            Way::Ssh(connections) => connections,
             Way::Direct(connections) => {
                 args.push("--direct=direct".to_string());
                 connections

@@ -41,6 +41,7 @@ fn summary(found: &[(Codec, &Outcome)], notes: &mut Vec<String>) -> String {
     for &(codec, outcome) in found {
         let word = match outcome {
             Outcome::Works => "ok".to_string(),
+            Outcome::Whole => "whole".to_string(),
             Outcome::Refused => "refused".to_string(),
             Outcome::Failed(why) => format!("FAILED [{}]", note(why, notes)),
         };
