@@ -65,6 +65,8 @@ fn what_is_in_force_is_what_both_have() {
 fn a_second_greeting_and_what_only_servers_send_are_errors_and_no_end() {
     with_each(|dialect| {
         let mut speaker = Speaker::greeted(dialect, 7);
+        // haul takes one more greeting as the first request, and none later.
+        assert_eq!(speaker.ask(&about(kind::STAT, "")).kind, kind::STAT_RESPONSE, "{dialect:?}");
         for stray in [hello(dialect.version, 7), frame(kind::OK, &[&[0]]), done(), data(b"x")] {
             speaker.send(&stray);
             speaker.refusal();
