@@ -68,8 +68,8 @@ impl Inspect {
         let target = Target { operand: operand.path.clone(), below: None };
         let shown = operand.shown.clone();
         match self.question {
-            // Who does not say meanwhile that he lives has as much time as it takes.
-            Question::Hash if !desk.io.terms.ext(Ext::PULSE) => {
+            // Who never says meanwhile that he lives has as much time as that many bytes take.
+            Question::Hash if desk.io.terms.dialect.ext == Ext::NONE => {
                 let tag = self.tag(What::Size(operand));
                 desk.ask(tag, Box::new(stat::ask(target, shown)));
             }
