@@ -27,6 +27,7 @@ use crate::tree_hash::HASH_BLOCK_BYTES;
 use crate::wire::frame::{Attributes, Hash};
 use crate::wire::path::Target;
 use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A part of a file that is moved by itself.
@@ -142,9 +143,21 @@ enum Hold {
     Broken(Failure),
 }
 
+/// Told to whoever runs a further connection that is not needed any more: it takes nothing more, finishes what it has in
+/// hand, and ends.
+#[derive(Clone, Default, Debug)]
+pub struct Retirement(Arc<AtomicBool>);
+
+impl Retirement {
+    /// True once it was told.
+    pub fn is_told(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
 /// Shared by all connections of a run.
 #[derive(Clone)]
-pub struct Queue(Arc<Shared>);
+pub struct Queue(Arc<Shared>, Option<Retirement>);
 
 struct Shared {
     direction: Direction,
@@ -178,6 +191,8 @@ struct State {
     begins: bool,
     /// A connection broke: whether the first one still lives is worth a question.
     alarm: bool,
+    /// Connections to reckon with now, where their number changes during the run.
+    expected: Option<usize>,
     /// No job will come any more.
     over: bool,
 }
@@ -190,16 +205,56 @@ impl Queue {
 
     /// The same with ranges of another size.
     pub fn with_ranging(direction: Direction, options: Options, ranging: Ranging) -> Queue {
-        Queue(Arc::new(Shared { direction, options, ranging, state: Mutex::default() }))
+        Queue(Arc::new(Shared { direction, options, ranging, state: Mutex::default() }), None)
+    }
+
+    /// The same queue, for a connection that may be told to leave before the run is over.
+    #[must_use]
+    pub fn retiring(&self, retirement: &Retirement) -> Queue {
+        Queue(self.0.clone(), Some(retirement.clone()))
+    }
+
+    /// Tells a connection to leave.
+    pub fn retire(&self, retirement: &Retirement) {
+        let state = self.state();
+        retirement.0.store(true, Ordering::Release);
+        wake(state, false);
+    }
+
+    fn is_retired(&self) -> bool {
+        self.1.as_ref().is_some_and(Retirement::is_told)
+    }
+
+    /// True when nothing more will come from here for the connection that asks.
+    pub(crate) fn is_left(&self) -> bool {
+        self.is_retired() || self.is_over()
+    }
+
+    /// From here on so many connections are to be reckoned with, in place of what the options say: their number changes
+    /// during the run. `None`: what the options say.
+    pub fn expect(&self, connections: Option<u16>) {
+        let mut state = self.state();
+        state.expected = connections.map(usize::from);
+        wake(state, true);
+    }
+
+    /// True while jobs wait for somebody to take them.
+    pub fn has_waiting(&self) -> bool {
+        !self.state().jobs.is_empty()
     }
 
     pub(crate) fn ranging(&self) -> Ranging {
         self.0.ranging
     }
 
-    /// Connections the run is meant to have.
+    /// Connections the run is meant to have, as the options say.
     pub fn connections(&self) -> usize {
         usize::from(self.0.options.connections)
+    }
+
+    /// True where the run has, or may come to have, several connections.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.connections() > 1 || self.state().expected.is_some()
     }
 
     pub(crate) fn direction(&self) -> Direction {
@@ -288,10 +343,13 @@ impl Queue {
 
     /// A connection leaves that joined when so many had left; what it has not finished goes to the lead.
     pub(crate) fn leave(&self, joined: u64, unfinished: Vec<Job>) {
+        // One that was told to leave, and has done all it had, has not broken.
+        let broke = !self.is_retired() || !unfinished.is_empty();
         let mut state = self.state();
         state.links -= 1;
-        state.left += 1;
-        state.alarm = !state.over;
+        state.left += u64::from(broke);
+        state.alarm |= broke;
+        state.alarm &= !state.over;
         let owners = unfinished.into_iter().filter_map(|job| state.give_back(joined, job)).collect::<Vec<_>>();
         wake(state, true);
         owners.iter().for_each(Waker::wake);
@@ -312,12 +370,15 @@ impl Queue {
     /// first of several leaves theirs to those that still log in. What others gave back is the `lead`'s, unless it is held
     /// back and the job has not broken many.
     pub(crate) fn pull(&self, lead: bool, fits: impl Fn(&Job) -> bool) -> Option<Job> {
+        if self.is_retired() {
+            return None;
+        }
         let mut state = self.state();
         let held = !matches!(state.hold, Hold::Nothing);
         let begins = held && state.begins;
         let small = lead && matches!(state.hold, Hold::Large);
         let carrying = state.links - usize::from(held && state.lead_joined);
-        let alone = carrying <= 1 && self.connections() <= 1 && !small;
+        let alone = carrying <= 1 && state.expected.unwrap_or(self.connections()) <= 1 && !small;
         let State { jobs, returned, targets, .. } = &mut *state;
         let fits = |job: &mut Job| {
             is_free(job, targets)
@@ -352,7 +413,7 @@ impl Queue {
         let held = !matches!(state.hold, Hold::Nothing);
         let again = state.returned.front().filter(|job| held && job.broke < MAX_BROKE);
         let first = state.jobs.front().filter(|job| !self.is_leads(job, held && state.begins));
-        if state.over || first.into_iter().chain(again).any(|job| is_free(job, &state.targets)) {
+        if state.over || self.is_retired() || first.into_iter().chain(again).any(|job| is_free(job, &state.targets)) {
             return true;
         }
         if !state.idle.iter().any(|idle| Arc::ptr_eq(&idle.0, &waker.0)) {
@@ -513,13 +574,16 @@ fn wake(mut state: MutexGuard<'_, State>, lead: bool) {
 }
 
 #[cfg(test)]
+mod retirement;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::backend::NO_ATTRIBUTES;
     use crate::wire::path::RequestPath;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
-    fn job(number: u64, size: u64) -> Job {
+    pub(super) fn job(number: u64, size: u64) -> Job {
         let name = number.to_string().into_bytes();
         let target = Target { operand: RequestPath::parse(&name).unwrap(), below: None };
         let attributes = Attributes { size, ..NO_ATTRIBUTES };
@@ -527,14 +591,14 @@ mod tests {
     }
 
     /// A waker that counts.
-    fn counter() -> (Waker, Arc<AtomicUsize>) {
+    pub(super) fn counter() -> (Waker, Arc<AtomicUsize>) {
         let count = Arc::new(AtomicUsize::new(0));
         let same = count.clone();
         (Waker(Arc::new(move || _ = same.fetch_add(1, Ordering::Relaxed))), count)
     }
 
     /// Of a run whose content goes directly, or not at all.
-    fn held() -> (Queue, Arc<AtomicUsize>) {
+    pub(super) fn held() -> (Queue, Arc<AtomicUsize>) {
         let queue = Queue::new(Direction::Down, Options { connections: 8, ..Options::default() });
         let (waker, woken) = counter();
         queue.hold((true, true), &waker);

@@ -1,5 +1,5 @@
-//! A daemon, its clients and a stranger over simulated hosts: many seeds, each with its own files, connections, schedule and
-//! faults.
+//! A daemon, its clients and a stranger over simulated hosts: many seeds, each with its own files, connections that come and
+//! leave when the seed says, schedule and faults.
 //!
 //! What must hold at the end of every run, whatever went wrong: under every final name stands the old file or the whole
 //! new one, what is reported as copied is there and right, the stranger has got nothing and was told nothing, and the
@@ -8,13 +8,13 @@
 //!
 //! `SEED=n` runs one seed and says what it did; `SEEDS=n` sets how many are run (default 400).
 
-use haul_engine::backend::{Broken, StreamId};
+use haul_engine::backend::{Broken, DirId, StreamId};
 use haul_engine::block::{Class, Pool};
-use haul_engine::queue::Queue;
+use haul_engine::queue::{Queue, Retirement};
 use haul_engine::session::client::{Invitation, NOWHERE, Opening, Patience, Seat};
 use haul_engine::session::doorman::{Daemon, Doorman};
 use haul_engine::session::plan::{Operand, Options};
-use haul_engine::session::report::{Direction, Progress, Report, Reporter};
+use haul_engine::session::report::{Direction, Progress, Report, Reporter, SharedProgress};
 use haul_engine::session::{download, helper, upload};
 use haul_engine::sim::random::Random;
 use haul_engine::sim::{Fault, FaultPlan, SimBackend, World};
@@ -58,23 +58,67 @@ fn content(len: usize, seed: u64) -> Vec<u8> {
 #[derive(Debug)]
 struct Scenario {
     up: bool,
-    links: u16,
     files: usize,
     caps: Caps,
+    /// The turns in which further connections come, and are told to leave again, if they are.
+    further: Vec<(u64, Option<u64>)>,
+}
+
+impl Scenario {
+    fn links(&self) -> u16 {
+        1 + u16::try_from(self.further.len()).unwrap()
+    }
+}
+
+/// The further connections of a client.
+struct Further {
+    /// As the scenario has them; what tells each of them to leave.
+    turns: Vec<(u64, Option<u64>, Retirement)>,
+    invitation: Invitation,
+    queue: Queue,
+    local: DirId,
+    progress: SharedProgress,
+}
+
+impl Further {
+    /// What is due before this turn.
+    fn go(&self, turn: u64, worker: &mut Option<Worker<SimBackend>>) {
+        let Some(worker) = worker.as_mut().filter(|worker| worker.is_busy()) else { return };
+        for (index, (comes, leaves, retirement)) in (1..).zip(&self.turns) {
+            if *comes == turn {
+                // What goes wrong with a further connection is for the others to make good.
+                let share = (self.queue.retiring(retirement), self.local);
+                let invited = (self.invitation.get().expect("it is known"), seat(index));
+                let (progress, quiet) = (self.progress.clone(), Box::new(|_| {}));
+                worker.add(Box::new(helper::invited(invited, Patience::default(), share, progress, quiet)));
+            }
+            if *leaves == Some(turn) {
+                self.queue.retire(retirement);
+            }
+        }
+    }
+}
+
+fn seat(index: u16) -> Seat {
+    Seat { index, random: never_twice(), required: true }
 }
 
 /// A client of `address` that knows `key`, on its own worker.
-fn client(host: SimBackend, address: SocketAddr, key: [u8; 32], run: &Scenario) -> (Worker<SimBackend>, Reports) {
+fn client(
+    host: SimBackend,
+    address: SocketAddr,
+    key: [u8; 32],
+    run: &Scenario,
+) -> (Worker<SimBackend>, Reports, Further) {
     let local = host.root();
     let reports = Reports::default();
     let collect = reports.clone();
     let reporter: Reporter = Box::new(move |report| collect.borrow_mut().push(report));
     let progress = Arc::new(Progress::default());
-    let options = Options { recursive: true, connections: run.links, ..Options::default() };
+    let options = Options { recursive: true, connections: run.links(), ..Options::default() };
     let queue = Queue::new(if run.up { Direction::Up } else { Direction::Down }, options);
     let opening = Opening::full(None).with_caps(run.caps);
     let invitation = Invitation::by_daemon(address, Secret::from_bytes(key), opening.greeting, never_twice);
-    let seat = |index| Seat { index, random: never_twice(), required: true };
     let opening = Opening { invited: Some(Box::new((invitation.clone(), seat(0)))), ..opening };
     let (sources, target) = (vec![operand("src/")], operand("dst/"));
     let stream: StreamId = NOWHERE;
@@ -85,16 +129,10 @@ fn client(host: SimBackend, address: SocketAddr, key: [u8; 32], run: &Scenario) 
         let plan = download::Plan { sources, local, target, queue: queue.clone() };
         download::client(stream, opening, plan, progress.clone(), reporter)
     };
-    let mut worker = Worker::new(host, Pool::new(8 * usize::from(run.links), 64));
+    let mut worker = Worker::new(host, Pool::new(8 * usize::from(run.links()), 64));
     worker.add(Box::new(lead));
-    for index in 1..run.links {
-        // What goes wrong with a further connection is for the others to make good.
-        let share = (queue.clone(), local);
-        let invited = (invitation.get().expect("it is known"), seat(index));
-        let quiet = Box::new(|_| {});
-        worker.add(Box::new(helper::invited(invited, Patience::default(), share, progress.clone(), quiet)));
-    }
-    (worker, reports)
+    let turns = run.further.iter().map(|&(comes, leaves)| (comes, leaves, Retirement::default())).collect();
+    (worker, reports, Further { turns, invitation, queue, local, progress })
 }
 
 fn turn(worker: &mut Option<Worker<SimBackend>>) {
@@ -107,8 +145,13 @@ fn turn(worker: &mut Option<Worker<SimBackend>>) {
 }
 
 /// Until nothing moves any more. `Err`: there is no end in sight.
-fn settle(world: &World, workers: &mut [&mut Option<Worker<SimBackend>>]) -> Result<(), String> {
-    for _ in 0..MAX_TURNS {
+fn settle(
+    world: &World,
+    further: [&Further; 2],
+    workers: &mut [&mut Option<Worker<SimBackend>>; 3],
+) -> Result<(), String> {
+    for number in 0..MAX_TURNS {
+        further.iter().zip(workers.iter_mut()).for_each(|(further, worker)| further.go(number, worker));
         workers.iter_mut().for_each(|worker| turn(worker));
         if !world.advance_to_turn() {
             return Ok(());
@@ -130,9 +173,14 @@ fn run(seed: u64) -> Result<(), String> {
     let caps = [Caps::NONE, Caps::ZSTD, Caps::LZ4, Caps::FAST, Caps::DEDUP][random.index(5)];
     let scenario = Scenario {
         up: random.once_in(2),
-        links: 1 + u16::try_from(random.below(3)).unwrap(),
         files: 1 + random.index(8),
         caps: caps.or(Caps::PUT_OFFSET),
+        further: (0..random.below(4))
+            .map(|_| {
+                let comes = if random.once_in(2) { 0 } else { random.magnitude(1 << 12) };
+                (comes, random.once_in(2).then(|| comes + random.magnitude(1 << 12)))
+            })
+            .collect(),
     };
     let faults = if random.once_in(3) { FaultPlan::none() } else { FaultPlan::random(2) };
     let world = World::new(seed, faults);
@@ -168,10 +216,11 @@ fn run(seed: u64) -> Result<(), String> {
         on_session_end: Rc::new(|_| {}),
     };
     server.as_mut().expect("it lives").add(Box::new(Doorman::new(listener, daemon)));
-    let (ours, reports) = client(client_host, address, KEY, &scenario);
-    let (theirs, strangers) = client(stranger_host, address, [0x11; 32], &Scenario { links: 2, ..scenario });
+    let (ours, reports, further) = client(client_host, address, KEY, &scenario);
+    let stranger = Scenario { further: vec![(0, None)], ..scenario };
+    let (theirs, strangers, none) = client(stranger_host, address, [0x11; 32], &stranger);
     let (mut ours, mut theirs) = (Some(ours), Some(theirs));
-    settle(&world, &mut [&mut ours, &mut theirs, &mut server])?;
+    settle(&world, [&further, &none], &mut [&mut ours, &mut theirs, &mut server])?;
     if std::env::var_os("SEED").is_some() {
         println!("{:?}\n{:#?}\n{:#?}", world.faults_hit(), reports.borrow(), strangers.borrow());
     }

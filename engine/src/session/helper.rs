@@ -1,4 +1,5 @@
-//! The driver of a further connection: it moves files that the first one found, until none will come any more.
+//! The driver of a further connection: it moves files that the first one found, until none will come any more, or until it
+//! is told that it is not needed.
 
 use super::Outcome;
 use super::client::{Answer, Client, Desk, Driver, Invited, Opening, Patience, Seat};
@@ -42,14 +43,14 @@ impl Driver for Helper {
         self.jobs.pump(false, desk);
         if self.jobs.only_waits() {
             // Comes again when it is woken, or at once when something came meanwhile.
-            while self.jobs.queue().wait(desk.io.cx.waker) && !self.jobs.queue().is_over() {
+            while self.jobs.queue().wait(desk.io.cx.waker) && !self.jobs.queue().is_left() {
                 self.jobs.pump(false, desk);
                 if !self.jobs.only_waits() {
                     break;
                 }
             }
         }
-        self.over = self.jobs.queue().is_over();
+        self.over = self.jobs.queue().is_left();
     }
 
     fn on_answer(&mut self, tag: u64, answer: Answer, desk: &mut Desk<'_, '_>) {
@@ -61,7 +62,7 @@ impl Driver for Helper {
     }
 
     fn is_unwanted(&self) -> bool {
-        self.jobs.queue().is_over()
+        self.jobs.queue().is_left()
     }
 
     fn is_finished(&self) -> bool {
