@@ -81,7 +81,7 @@ pub(crate) enum DirectWay {
 /// A number of connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(crate) enum Connections {
-    /// As many as are known to help.
+    /// As many as help: over direct connections that is found out while the copy goes (tuner.rs).
     #[default]
     Auto,
     /// This many.
@@ -89,7 +89,7 @@ pub(crate) enum Connections {
 }
 
 impl Connections {
-    /// How many are opened through ssh, where each costs a login: one, unless the user says otherwise.
+    /// How many there are at first, and through ssh, where each costs a login, to the end.
     pub(crate) fn over_ssh(self) -> u16 {
         match self {
             Connections::Auto => 1,
@@ -250,7 +250,8 @@ pub(crate) struct CopyArgs {
     #[arg(long, visible_alias = "no-hash")]
     pub(crate) fast: bool,
     /// Connections that share the files of a copy; over ssh each is a login of its own, direct ones come by one login. auto
-    /// is 1. A file of 64 MiB or more is shared as well, except that over ssh it goes up whole to a haul.
+    /// begins with 1, over ssh stays there, and opens more direct ones, up to 16 (to a daemon 8), while that makes the copy
+    /// faster; --stats tells how it was decided. A file of 64 MiB or more is shared as well, except that over ssh it goes up whole to a haul.
     #[arg(long, visible_alias = "parallel", value_name = "N|auto", value_parser = connections, default_value = "auto")]
     pub(crate) connections: Connections,
     /// Flush every file and its directory to the disk before it counts as copied.

@@ -46,9 +46,8 @@ pub(crate) fn run(args: &CopyArgs, choice: Choice) -> Exit {
     let (options, caps) = (options(args), caps(args));
     let remote = if from.is_some() { sources.as_slice() } else { std::slice::from_ref(&target) };
     let host = from.as_ref().or(target.host.as_ref());
-    let links = args.connections.over_ssh();
     let peer = match run::peer(host, &args.remote, remote.iter().map(|remote| &remote.operand)) {
-        Ok(Peer::Remote(dial)) if links > 1 => Peer::Remote(Box::new(dial.independent())),
+        Ok(Peer::Remote(dial)) if args.connections.over_ssh() > 1 => Peer::Remote(Box::new(dial.independent())),
         Ok(peer) => peer,
         Err(why) => return run::refused(&why),
     };
@@ -88,7 +87,7 @@ pub(crate) fn run(args: &CopyArgs, choice: Choice) -> Exit {
         })
     };
     let direction = if job.down { Direction::Down } else { Direction::Up };
-    let work = Work { make, caps, files: (direction, options), links, moves: true };
+    let work = Work { make, caps, files: (direction, options), links: args.connections, moves: true };
     match (run::client(choice, &peer, &work, &mut output, |report, _| Some(report)), &peer) {
         (Ended::Absent(why), Peer::Remote(dial)) if !dial.must_be_direct() => {
             sftp::copy::run(dial, &job, &mut output, &why)

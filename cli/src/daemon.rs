@@ -6,7 +6,7 @@
 //! further ones: to the same address, opened again when they break (direct.rs)
 //! ```
 
-use crate::args::{DirectWay, RemoteArgs};
+use crate::args::{Connections, DirectWay, RemoteArgs};
 use crate::direct::Direct;
 use crate::keygen;
 use crate::remote;
@@ -149,8 +149,8 @@ impl Daemon {
     }
 }
 
-/// Opens `number` further connections once the first one is there. They end with the run.
-pub(crate) fn spawn(further: Direct, number: u16, news: SyncSender<News>) -> JoinHandle<()> {
+/// Opens further connections once the first one is there, so that there are `number`. They end with the run.
+pub(crate) fn spawn(further: Direct, number: Connections, news: SyncSender<News>) -> JoinHandle<()> {
     std::thread::spawn(move || {
         while further.progress.connected.load(Ordering::Acquire) == 0 && further.is_wanted() {
             std::thread::sleep(TICK);

@@ -5,19 +5,25 @@
 //!               \          \-> breaks: connect again, for a while; what it had in hand goes back to the queue
 //!                \-> never came about: the run goes on through ssh, or ends
 //! ```
+//! Their number is fixed, or a tuner says while the copy goes that more shall come, or that those that came last shall leave.
+//!
 //! The first connection of the run stays where ssh made it. It walks, names and asks what is small, and carries the files
 //! only where no direct connection does.
 
-use crate::args::Choice;
+use crate::args::{Choice, Connections};
 use crate::remote;
 use crate::run::{Link, News, Start};
 use crate::signals;
-use haul_engine::queue::Queue;
+use crate::tuner::{Seen, Tuner};
+use haul_engine::limits::{AUTO_CONNECTIONS, AUTO_DAEMON_CONNECTIONS, PACKING_CONNECTIONS};
+use haul_engine::queue::{Queue, Retirement};
 use haul_engine::session::client::{Invitation, Patience, Seat};
 use haul_engine::session::report::{Report, SharedProgress};
 use haul_engine::session::{Failure, helper};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// After so long without a direct connection small files go through ssh meanwhile.
@@ -73,6 +79,8 @@ struct Fate {
     met: bool,
     /// Those that have not ended.
     left: u16,
+    /// Those over which a client works.
+    open: u16,
     /// The gravest reason for which one of them ended.
     worst: Option<Lost>,
     /// The user knows that there is none.
@@ -85,19 +93,129 @@ fn lock(fate: &SharedFate) -> MutexGuard<'_, Fate> {
     fate.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// One connection's place in a run, whatever becomes of the connection.
+struct Place {
+    index: u16,
+    /// It has the memory of one of so many.
+    share: usize,
+    /// May compress, and take what is compressed.
+    packs: bool,
+    retirement: Retirement,
+}
+
+/// The direct connections of a run: those that have come and gone, too.
+struct Crew {
+    direct: Direct,
+    news: SyncSender<News>,
+    fate: SharedFate,
+    /// The first connection of the run is direct itself, and carries files beside these.
+    beside: bool,
+    places: Vec<(Retirement, JoinHandle<()>)>,
+}
+
+impl Crew {
+    fn new(direct: &Direct, beside: bool, news: &SyncSender<News>) -> Crew {
+        let fate = SharedFate::new(Mutex::new(Fate { met: beside, ..Fate::default() }));
+        Crew { direct: direct.clone(), news: news.clone(), fate, beside, places: Vec::new() }
+    }
+
+    /// Opens `number` more, each with the memory of one of `share`, and a codec or none.
+    fn open(&mut self, number: u16, (share, packs): (usize, bool)) {
+        lock(&self.fate).left += number;
+        for _ in 0..number {
+            let index = u16::try_from(self.places.len()).unwrap_or(u16::MAX).saturating_add(self.beside.into());
+            let retirement = Retirement::default();
+            let place = Place { index, share, packs, retirement: retirement.clone() };
+            let (direct, news, fate, beside) = (self.direct.clone(), self.news.clone(), self.fate.clone(), self.beside);
+            let thread = std::thread::spawn(move || {
+                let lost = direct.seat(&place, &news, &fate);
+                match beside {
+                    true => direct.on_lost_beside(lost, &fate, &news),
+                    false => direct.on_lost(lost, &fate, &news),
+                }
+            });
+            self.places.push((retirement, thread));
+        }
+    }
+
+    /// Tells those that came last to leave, so that `number` stay.
+    fn keep(&self, number: u16) {
+        let living = |place: &&(Retirement, JoinHandle<()>)| !place.0.is_told() && !place.1.is_finished();
+        for (retirement, _) in self.places.iter().filter(living).skip(usize::from(number)) {
+            self.direct.queue.retire(retirement);
+        }
+    }
+
+    /// Finds out how many are of use, until the run is over or all are lost. One is there, or on its way.
+    fn tune(&mut self, most: u16) {
+        let Direct { queue, progress, .. } = self.direct.clone();
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let first = u16::from(self.beside);
+        let begun = Instant::now();
+        let mut tuner = Tuner::new(1, most);
+        while self.direct.is_wanted() {
+            std::thread::sleep(TICK);
+            let (open, left) = {
+                let fate = lock(&self.fate);
+                (first + fate.open, fate.left)
+            };
+            if first + left == 0 {
+                break;
+            }
+            let bytes = load(&progress.bytes);
+            let known = load(&progress.totals_final) == 1;
+            let there = bytes + load(&progress.skipped_bytes);
+            let seen = Seen {
+                nanos: u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX),
+                bytes,
+                files: load(&progress.files),
+                open,
+                left: known.then(|| load(&progress.total_bytes).saturating_sub(there)),
+                waiting: queue.has_waiting(),
+            };
+            let Some(decision) = tuner.look(&seen) else { continue };
+            match decision.to.checked_sub(decision.from) {
+                Some(more) => self.open(more, share_of(decision.to)),
+                None => self.keep(decision.to - first),
+            }
+            queue.expect(Some(if tuner.is_settled() { decision.to } else { decision.to.max(2) }));
+            let _ = self.news.send(News::Tuned(Box::new((begun, decision))));
+        }
+    }
+
+    fn join(self) -> SharedFate {
+        for (_, thread) in self.places {
+            let _ = thread.join();
+        }
+        self.direct.queue.expect(None);
+        self.fate
+    }
+}
+
+/// Of how many one has the memory that comes as one of `number`, and whether it has a codec: all together have no more than
+/// a client may have. 16 of them: 55 MiB with random content (2026-11-26).
+fn share_of(number: u16) -> (usize, bool) {
+    let share = match number {
+        ..=2 => 4,
+        3..=4 => 8,
+        _ => usize::from(AUTO_CONNECTIONS),
+    };
+    (share, number <= PACKING_CONNECTIONS)
+}
+
 impl Direct {
     /// Opens `number` of them, and stays with them to the end of the run.
-    pub(crate) fn carry(self, number: u16, news: &SyncSender<News>) {
-        let fate = SharedFate::new(Mutex::new(Fate { left: number, ..Fate::default() }));
-        let seats: Vec<_> = (0..number)
-            .map(|index| {
-                let (direct, news, fate) = (self.clone(), news.clone(), fate.clone());
-                std::thread::spawn(move || {
-                    let lost = direct.seat(index, &news, &fate);
-                    direct.on_lost(lost, &fate, &news);
-                })
-            })
-            .collect();
+    pub(crate) fn carry(self, number: Connections, news: &SyncSender<News>) {
+        let mut crew = Crew::new(&self, false, news);
+        match number {
+            Connections::Auto => {
+                // While more may come nobody takes all there is.
+                self.queue.expect(Some(2));
+                crew.open(1, share_of(1));
+            }
+            Connections::Exactly(number) => crew.open(number, (self.queue.connections(), true)),
+        }
+        let fate = crew.fate.clone();
         let begun = Instant::now();
         while !lock(&fate).met && begun.elapsed() < LATE && self.is_wanted() {
             std::thread::sleep(TICK);
@@ -106,9 +224,10 @@ impl Direct {
         if late {
             self.queue.hold_large();
         }
-        for seat in seats {
-            let _ = seat.join();
+        if number == Connections::Auto {
+            crew.tune(AUTO_CONNECTIONS);
         }
+        let fate = crew.join();
         let Fate { met, told, worst, .. } = &*lock(&fate);
         // A run that was over before it mattered says nothing.
         if let Some(invited) = self.invitation.get().filter(|_| late && !met && !told && !signals::stopped()) {
@@ -120,27 +239,27 @@ impl Direct {
         }
     }
 
-    /// Opens `number` of them beside one that is there, walks, and carries files itself: to a daemon.
-    pub(crate) fn assist(self, number: u16, news: &SyncSender<News>) {
-        let seats: Vec<_> = (1..=number)
-            .map(|index| {
-                let (direct, news) = (self.clone(), news.clone());
-                std::thread::spawn(move || {
-                    let fate = SharedFate::new(Mutex::new(Fate { met: true, ..Fate::default() }));
-                    if let Some(lost) = direct.seat(index, &news, &fate).filter(|_| direct.is_wanted()) {
-                        let why = lost.failure().reason();
-                        notice(format!("a further connection is not used: {why}; the others carry its files"), &news);
-                    }
-                })
-            })
-            .collect();
-        for seat in seats {
-            let _ = seat.join();
+    /// Opens further ones beside one that is there, walks, and carries files itself, so that there are `number`: to a daemon.
+    pub(crate) fn assist(self, number: Connections, news: &SyncSender<News>) {
+        let mut crew = Crew::new(&self, true, news);
+        match number {
+            Connections::Auto => crew.tune(AUTO_DAEMON_CONNECTIONS),
+            Connections::Exactly(number) => crew.open(number - 1, (self.queue.connections(), true)),
         }
+        crew.join();
     }
 
     pub(crate) fn is_wanted(&self) -> bool {
         !signals::stopped() && !self.queue.is_over()
+    }
+
+    /// One of them has ended, and others carry its files.
+    fn on_lost_beside(&self, lost: Option<Lost>, fate: &SharedFate, news: &SyncSender<News>) {
+        lock(fate).left -= 1;
+        if let Some(lost) = lost.filter(|_| self.is_wanted()) {
+            let why = lost.failure().reason();
+            notice(format!("a further connection is not used: {why}; the others carry its files"), news);
+        }
     }
 
     /// One of them has ended. With the last one it is decided what becomes of the run.
@@ -170,13 +289,15 @@ impl Direct {
     }
 
     /// One of them, as often as it must be opened.
-    fn seat(&self, index: u16, news: &SyncSender<News>, fate: &SharedFate) -> Option<Lost> {
+    fn seat(&self, place: &Place, news: &SyncSender<News>, fate: &SharedFate) -> Option<Lost> {
+        let is_wanted = || self.is_wanted() && !place.retirement.is_told();
         let patience = Duration::from_nanos(self.patience.redial);
         let (mut until, mut pause) = (None, PAUSE);
         let mut broken = None;
-        while self.is_wanted() {
-            let (lost, was_there) = self.attempt(index, news, fate);
-            let lost = lost?;
+        while is_wanted() {
+            let (lost, was_there) = self.attempt(place, news, fate);
+            // What one that was to leave had in hand is taken up by others.
+            let lost = lost.filter(|_| is_wanted())?;
             // As long as none has come about this is how it is with all of them.
             if !matches!(lost, Lost::Broken(_)) && !lock(fate).met {
                 return Some(lost);
@@ -192,7 +313,7 @@ impl Direct {
                 return broken;
             }
             let begun = Instant::now();
-            while begun.elapsed() < pause && self.is_wanted() {
+            while begun.elapsed() < pause && is_wanted() {
                 std::thread::sleep(TICK);
             }
             pause = (2 * pause).min(LONGEST_PAUSE);
@@ -201,15 +322,16 @@ impl Direct {
     }
 
     /// Runs a client on a new connection. What it ended with, if not well, and whether it came about.
-    fn attempt(&self, index: u16, news: &SyncSender<News>, fate: &SharedFate) -> (Option<Lost>, bool) {
+    fn attempt(&self, place: &Place, news: &SyncSender<News>, fate: &SharedFate) -> (Option<Lost>, bool) {
         let (sender, own) = sync_channel(64);
-        let (choice, progress, queue) = (self.choice, self.progress.clone(), self.queue.clone());
-        let link = Link { choice, progress, queue, sender };
-        let (invitation, patience) = (self.invitation.clone(), self.patience);
-        let seat = Seat { index, random: remote::random(), required: self.required };
+        let (choice, progress, queue) = (self.choice, self.progress.clone(), self.queue.retiring(&place.retirement));
+        let link = Link { choice, progress, queue, share: place.share, sender };
+        let (invitation, patience, packs) = (self.invitation.clone(), self.patience, place.packs);
+        let seat = Seat { index: place.index, random: remote::random(), required: self.required };
         let thread = link.spawn(Start::Alone(Box::new(move |share, progress, reporter| {
             let invited = invitation.get().expect("it was looked at before");
-            helper::invited((invited, seat), patience, share, progress, reporter)
+            let bare = (!packs).then(|| invited.without_codecs());
+            helper::invited((bare.as_ref().unwrap_or(invited), seat), patience, share, progress, reporter)
         })));
         let mut lost = None;
         let mut was_met = false;
@@ -221,17 +343,21 @@ impl Direct {
                     Report::Fatal(failure) => lost = Some(Lost::Untrusted(failure)),
                     report @ Report::Direct { .. } => {
                         was_met = true;
-                        lock(fate).met = true;
+                        let mut fate = lock(fate);
+                        fate.met = true;
+                        fate.open += 1;
+                        drop(fate);
                         let _ = news.send(News::Report(Box::new(report)));
                     }
                     report => _ = news.send(News::Report(Box::new(report))),
                 },
                 News::Broken(why) => lost = Some(Lost::Broken(Failure::connection("cannot go on", why))),
-                News::Backend(..) | News::Ended => {}
+                News::Backend(..) | News::Tuned(_) | News::Ended => {}
             }
         }
         let _ = thread.join();
-        if lost.is_none() && self.is_wanted() {
+        lock(fate).open -= u16::from(was_met);
+        if lost.is_none() && self.is_wanted() && !place.retirement.is_told() {
             lost = Some(Lost::Broken(Failure::connection("connection lost", "it ended too early")));
         }
         (lost, was_met)

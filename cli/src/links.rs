@@ -7,7 +7,7 @@
 //!                          \-> invited: direct.rs
 //! ```
 
-use crate::args::Choice;
+use crate::args::{Choice, Connections};
 use crate::direct::Direct;
 use crate::remote::Dial;
 use crate::run::{self, Link, MakeClient, News, Start};
@@ -48,7 +48,7 @@ pub(crate) struct More {
 
 impl More {
     /// Opens so many on threads of their own that `number` carry content. They end with the run.
-    pub(crate) fn spawn(self, number: u16, news: SyncSender<News>) -> JoinHandle<()> {
+    pub(crate) fn spawn(self, number: Connections, news: SyncSender<News>) -> JoinHandle<()> {
         std::thread::spawn(move || {
             let wanted = |more: &More| !signals::stopped() && !more.queue.is_over();
             // Who answers there, and whether anybody does, is found out once.
@@ -62,7 +62,7 @@ impl More {
             }
             let logging_in = Arc::new(AtomicUsize::new(0));
             let mut links = Vec::new();
-            for _ in 1..number {
+            for _ in 1..number.over_ssh() {
                 let begun = Instant::now();
                 while logging_in.load(Ordering::Relaxed) >= LOGINS_AT_A_TIME && begun.elapsed() < LOGIN && wanted(&self)
                 {
@@ -119,7 +119,8 @@ impl More {
         run::widen(&stdout);
         run::widen(&stdin);
         let (sender, own) = sync_channel(64);
-        let link = Link { choice: self.choice, progress: self.progress.clone(), queue: self.queue.clone(), sender };
+        let (progress, queue) = (self.progress.clone(), self.queue.clone());
+        let link = Link { choice: self.choice, progress, share: queue.connections(), queue, sender };
         let make: MakeClient = Arc::new(|around| {
             let share = (around.queue, around.local);
             helper::client(around.stream, around.opening, share, around.progress, around.reporter)
@@ -150,7 +151,7 @@ impl More {
                     report => _ = news.send(News::Report(Box::new(report))),
                 },
                 News::Broken(why) => last = Some(Report::Fatal(Failure::connection("cannot go on", why))),
-                News::Backend(..) | News::Ended => {}
+                News::Backend(..) | News::Tuned(_) | News::Ended => {}
             }
         }
         let _ = thread.join();

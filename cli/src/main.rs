@@ -24,6 +24,7 @@ mod serve;
 mod sftp;
 mod signals;
 mod store;
+mod tuner;
 
 use args::{Command, Haul};
 use exit::Exit;

@@ -2,6 +2,7 @@
 
 use crate::args::OutputArgs;
 use crate::exit::{self, Exit};
+use crate::tuner::{Decision, Rate};
 use haul_engine::session::report::{Direction, Progress, Report};
 use haul_engine::session::{Cause, Failure};
 use haul_engine::wire::display::Printable;
@@ -19,6 +20,8 @@ use std::time::{Duration, Instant};
 const SCHEMA: &str = "haul/1";
 /// Hashes of at most this many files stand in the summary; each file has a line of its own anyway.
 const SUMMARY_HASHES: usize = 64;
+/// Decisions on the number of connections that are shown at the end, the last ones.
+const SHOWN_DECISIONS: usize = 8;
 
 /// Hex text of a hash.
 pub(crate) fn hex(hash: &Hash) -> String {
@@ -85,6 +88,8 @@ pub(crate) struct Output {
     /// What the peer has of an upload that did not end is not ours to say.
     peer_keeps: bool,
     backend: String,
+    /// How many connections there were at first, and what was decided then, and how many seconds after the start.
+    connections: (Option<u16>, Vec<(f64, Decision)>),
     /// The user knows that content is not encrypted.
     warned: bool,
 }
@@ -112,6 +117,7 @@ impl Output {
             unproved: false,
             peer_keeps: false,
             backend: String::new(),
+            connections: (None, Vec::new()),
             warned: false,
         }
     }
@@ -202,6 +208,30 @@ impl Output {
             Report::Listed { .. } | Report::Hashed { .. } | Report::Resumable { .. } => {}
             // What these mean is decided where the connection was made.
             Report::Absent(_) | Report::Redial { .. } | Report::NotDirect(_) => {}
+        }
+    }
+
+    /// So many connections carry the content, for now.
+    pub(crate) fn begin_with(&mut self, connections: u16) {
+        self.connections = (Some(connections), Vec::new());
+    }
+
+    /// From here on there are more of them, or fewer. Whoever decided that began then.
+    pub(crate) fn tuned(&mut self, begun: Instant, decision: Decision) {
+        let at = begun.saturating_duration_since(self.started) + Duration::from_nanos(decision.nanos);
+        self.json("connections", in_json(at.as_secs_f64(), &decision));
+        self.connections.1.push((at.as_secs_f64(), decision));
+    }
+
+    /// How many connections there were, for a screen of 80 columns.
+    fn tell_connections(&self) {
+        let (Some(first), decisions) = &self.connections else { return };
+        self.note(&format!("connections: {first} at first"));
+        let left_out = decisions.len().saturating_sub(SHOWN_DECISIONS);
+        for (seconds, Decision { from, to, before, rate: now, why, .. }) in &decisions[left_out..] {
+            let mib = |rate: &Rate| format!("{:.1}", rate.bytes as f64 / 1_048_576.0);
+            let rates = before.as_ref().map_or_else(|| mib(now), |before| format!("{} -> {}", mib(before), mib(now)));
+            self.note(&format!("connections: {from} -> {to} at {seconds:.2} s, {rates} MiB/s: {why}"));
         }
     }
 
@@ -373,6 +403,9 @@ impl Output {
         if !self.args.quiet && !self.args.json && (self.errors == 0 || self.files + self.unchanged > 0) {
             stderr(&self.last_line());
         }
+        if self.args.stats || self.args.verbose {
+            self.tell_connections();
+        }
         self.summary();
         self.exit
     }
@@ -405,6 +438,13 @@ impl Output {
         line
     }
 
+    /// How many connections there were over time: `from` 0 begins it.
+    fn connections_in_json(&self) -> Vec<Value> {
+        let first = self.connections.0.map(|first| json!({"seconds": 0.0, "bytes": 0, "from": 0, "to": first}));
+        let then = self.connections.1.iter().map(|(seconds, decision)| in_json(*seconds, decision));
+        first.into_iter().chain(then).collect()
+    }
+
     fn summary(&self) {
         let seconds = self.started.elapsed().as_secs_f64();
         let verified = self.unverified == 0 && !self.unproved;
@@ -431,11 +471,21 @@ impl Output {
                 "seconds": seconds,
                 "bytes_per_second": self.moved as f64 / seconds.max(1e-9),
                 "backend": self.backend,
+                "connections": self.connections_in_json(),
                 "verified": verified,
                 "hashes": hashes,
             }),
         );
     }
+}
+
+fn in_json(seconds: f64, decision: &Decision) -> Value {
+    let Decision { bytes, from, to, before, rate, why, .. } = decision;
+    let rates = |rate: &Rate| json!({"bytes_per_second": rate.bytes, "files_per_second": rate.files});
+    let (before, rate) = (before.as_ref().map(rates), rates(rate));
+    json!({
+        "seconds": seconds, "bytes": bytes, "from": from, "to": to, "before": before, "rate": rate, "why": why.to_string(),
+    })
 }
 
 fn load(counter: &std::sync::atomic::AtomicU64) -> u64 {

@@ -5,7 +5,7 @@
 //!                 -Report::Absent-> nobody there: the caller's business
 //! ```
 
-use crate::args::{Choice, OutputArgs, RemoteArgs};
+use crate::args::{Choice, Connections, OutputArgs, RemoteArgs};
 use crate::backend::{self, AnyBackend};
 use crate::daemon::Daemon;
 use crate::direct::Direct;
@@ -15,6 +15,7 @@ use crate::operand::{Machine, Parsed};
 use crate::output::Output;
 use crate::remote::Dial;
 use crate::signals;
+use crate::tuner::Decision;
 use haul_engine::backend::{Backend as _, DirId, StreamId};
 use haul_engine::block::Pool;
 #[cfg(target_os = "linux")]
@@ -75,7 +76,7 @@ pub(crate) struct Work {
     /// Which way the files go, and how they are copied.
     pub(crate) files: (Direction, Options),
     /// Connections that carry content.
-    pub(crate) links: u16,
+    pub(crate) links: Connections,
     /// It moves files, which direct connections can carry while this one stays what it is.
     pub(crate) moves: bool,
 }
@@ -83,7 +84,13 @@ pub(crate) struct Work {
 impl Work {
     /// A question that moves no file.
     pub(crate) fn question(make: MakeClient) -> Work {
-        Work { make, caps: Caps::NONE, files: (Direction::Down, Options::default()), links: 1, moves: false }
+        Work {
+            make,
+            caps: Caps::NONE,
+            files: (Direction::Down, Options::default()),
+            links: Connections::Exactly(1),
+            moves: false,
+        }
     }
 }
 
@@ -146,6 +153,8 @@ pub(crate) fn working_directory() -> io::Result<OwnedFd> {
 pub(crate) enum News {
     Backend(&'static str, Vec<String>),
     Report(Box<Report>),
+    /// There are so many connections from here on.
+    Tuned(Box<(Instant, Decision)>),
     Broken(String),
     /// The session has come to its own end.
     Ended,
@@ -218,19 +227,27 @@ fn attempt(
         wish.invitation = Some(invitation.clone());
         wish.required
     });
-    let lead = Link { choice, progress: progress.clone(), queue: queue.clone(), sender: sender.clone() };
+    if matches!((peer, work.links), (Peer::Daemon(_), Connections::Auto)) && work.moves {
+        // Others may come: large files go in ranges from the first on.
+        queue.expect(Some(2));
+    }
+    if work.moves && !matches!(peer, Peer::Here) {
+        output.begin_with(work.links.over_ssh());
+    }
+    let share = queue.connections();
+    let lead = Link { choice, progress: progress.clone(), queue: queue.clone(), share, sender: sender.clone() };
     let mut threads = vec![lead.spawn(Start::On(stream, opening, work.make.clone()))];
     threads.extend(server.map(|stream| std::thread::spawn(move || serve_here(choice, stream))));
     match peer {
-        Peer::Remote(dial) if work.links > 1 || direct.is_some() => {
+        Peer::Remote(dial) if work.links.over_ssh() > 1 || direct.is_some() => {
             let (dial, caps, progress) = (dial.clone(), work.caps, progress.clone());
             let more = links::More { dial, caps, choice, progress, queue, invitation, required: direct == Some(true) };
             threads.push(more.spawn(work.links, sender.clone()));
         }
-        Peer::Daemon(daemon) if work.links > 1 => {
+        Peer::Daemon(daemon) if work.moves && work.links != Connections::Exactly(1) => {
             let (progress, patience) = (progress.clone(), daemon.patience);
             let further = Direct { choice, progress, queue, invitation, required: true, patience };
-            threads.push(crate::daemon::spawn(further, work.links - 1, sender.clone()));
+            threads.push(crate::daemon::spawn(further, work.links, sender.clone()));
         }
         _ => {}
     }
@@ -363,6 +380,8 @@ pub(crate) struct Link {
     pub(crate) choice: Choice,
     pub(crate) progress: SharedProgress,
     pub(crate) queue: Queue,
+    /// It has the memory of one of so many.
+    pub(crate) share: usize,
     pub(crate) sender: SyncSender<News>,
 }
 
@@ -392,8 +411,8 @@ impl Link {
 
     /// Runs the client on this thread. True when it came to its own end.
     fn run(self, start: Start) -> Result<bool, String> {
-        let Link { choice, progress, queue, sender } = self;
-        let mut worker = worker(choice, Pool::one_of(queue.connections()), Some(&sender))?;
+        let Link { choice, progress, queue, share, sender } = self;
+        let mut worker = worker(choice, Pool::one_of(share), Some(&sender))?;
         let local = local(&mut worker)?;
         // When nobody listens any more the process is about to end.
         let reporter: Reporter = Box::new(move |report| _ = sender.send(News::Report(Box::new(report))));
@@ -491,6 +510,7 @@ fn show(
                 }
             }
             Ok(News::Backend(name, notes)) => output.backend(name, &notes),
+            Ok(News::Tuned(tuned)) => output.tuned(tuned.0, tuned.1),
             Ok(News::Ended) => ended = true,
             Ok(News::Broken(why)) => output.fatal(&Failure::connection("cannot go on", why), Exit::Stream),
             Err(RecvTimeoutError::Timeout) => {}

@@ -299,7 +299,7 @@ fn attempt(
 ) -> Report {
     let (sender, news) = sync_channel(64);
     let queue = Queue::new(Direction::Down, Options::default());
-    let link = Link { choice, progress: Arc::new(Progress::default()), queue, sender };
+    let link = Link { choice, progress: Arc::new(Progress::default()), queue, share: 1, sender };
     let make: MakeClient = Arc::new(|around| {
         inspect::client(around.stream, around.opening, Question::Hash, Vec::new(), around.progress, around.reporter)
     });

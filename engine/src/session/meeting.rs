@@ -85,6 +85,14 @@ pub struct Invited {
 pub type Entropy = fn() -> Hash;
 
 impl Invited {
+    /// The same for a connection that shall not compress.
+    #[must_use]
+    pub fn without_codecs(&self) -> Invited {
+        let Invited { address, ref secret, greeting, ports, daemon } = *self;
+        let greeting = Greeting { caps: greeting.caps.without(Caps::LZ4.or(Caps::ZSTD)), ..greeting };
+        Invited { address, secret: secret.clone(), greeting, ports, daemon }
+    }
+
     /// Why there is no connection where nothing has come from there.
     pub fn unanswered(&self) -> String {
         unanswered(self.address, self.ports)

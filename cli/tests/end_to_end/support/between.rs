@@ -11,12 +11,14 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::{sleep, spawn};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const TICK: Duration = Duration::from_millis(1);
+/// How far behind its rate a connection may be and still make up for it.
+const LAG: Duration = Duration::from_millis(300);
 const READY: u8 = 0x8b;
 
 /// What becomes of a connection. Bytes are those of both directions, the handshake included.
@@ -32,6 +34,10 @@ pub enum Fate {
     FlipUp(u64),
     /// Nobody is there.
     Refused,
+    /// It stays, and lets so many bytes through a second.
+    Each(u64),
+    /// The same with all others of this kind together.
+    Together(u64),
 }
 
 /// By the number of the connection, from 0.
@@ -49,6 +55,7 @@ struct Shared {
     elsewhere: Option<SocketAddr>,
     came: AtomicUsize,
     bytes: AtomicU64,
+    pace: Arc<Pace>,
     /// No more servers are started.
     over: AtomicBool,
 }
@@ -76,7 +83,7 @@ impl Between {
         processes::script(&program, &script);
         let pipes = Pipes::with_program(backend, &program);
         let (came, bytes, over) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicBool::new(false));
-        let shared = Arc::new(Shared { fates, elsewhere, came, bytes, over });
+        let shared = Arc::new(Shared { fates, elsewhere, came, bytes, pace: Arc::default(), over });
         let (watched, same) = (dir.path().to_path_buf(), shared.clone());
         spawn(move || {
             let mut known = BTreeSet::new();
@@ -107,6 +114,24 @@ impl Between {
 impl Drop for Between {
     fn drop(&mut self) {
         self.shared.over.store(true, Ordering::SeqCst);
+    }
+}
+
+/// When the next byte may pass.
+#[derive(Default)]
+struct Pace(Mutex<Option<Instant>>);
+
+impl Pace {
+    /// Waits for the turn of so many bytes.
+    fn wait(&self, len: usize, rate: u64) {
+        let until = {
+            let mut next = self.0.lock().unwrap();
+            let now = Instant::now();
+            // A thread that slept for too long makes up for it: the rate is kept on a busy machine, too.
+            let turn = next.map_or(now, |next| next.max(now - LAG)) + Duration::from_secs_f64(len as f64 / rate as f64);
+            *next.insert(turn)
+        };
+        sleep(until.saturating_duration_since(Instant::now()));
     }
 }
 
@@ -170,15 +195,23 @@ fn come(client: TcpStream, server: &str, shared: &Arc<Shared>) {
     }
     client.set_nonblocking(false).unwrap();
     let own = Arc::new(AtomicU64::new(0));
+    let pace = if matches!(fate, Fate::Together(_)) { shared.pace.clone() } else { Arc::default() };
     let both = [(&client, &server, true), (&server, &client, false)];
     for (from, to, up) in both.map(|(from, to, up)| (from.try_clone().unwrap(), to.try_clone().unwrap(), up)) {
-        let (own, shared) = (own.clone(), shared.clone());
-        spawn(move || carry(from, to, (fate, up), &own, &shared.bytes));
+        let (own, shared, pace) = (own.clone(), shared.clone(), pace.clone());
+        spawn(move || carry(from, to, (fate, up), &pace, &own, &shared.bytes));
     }
 }
 
 /// One direction of a connection. The end of one side is the end for the other.
-fn carry(mut from: TcpStream, mut to: TcpStream, (fate, up): (Fate, bool), own: &AtomicU64, all: &AtomicU64) {
+fn carry(
+    mut from: TcpStream,
+    mut to: TcpStream,
+    (fate, up): (Fate, bool),
+    pace: &Pace,
+    own: &AtomicU64,
+    all: &AtomicU64,
+) {
     let mut buffer = vec![0; 64 * 1024];
     let mut at = 0;
     loop {
@@ -188,6 +221,9 @@ fn carry(mut from: TcpStream, mut to: TcpStream, (fate, up): (Fate, bool), own: 
                 return;
             }
             Ok(len) => {
+                if let Fate::Each(rate) | Fate::Together(rate) = fate {
+                    pace.wait(len, rate);
+                }
                 let flip = match fate {
                     Fate::FlipDown(flip) if !up => Some(flip),
                     Fate::FlipUp(flip) if up => Some(flip),
