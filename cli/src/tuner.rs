@@ -31,8 +31,8 @@ const WINDOW_NANOS: u64 = 150 * MILLISECOND;
 const WINDOW_BYTES: u64 = 32 * MIB;
 /// unless it takes longer than this; the first one is decided on within a second.
 const MAX_WINDOW_NANOS: [u64; 2] = [500 * MILLISECOND, 3 * SECOND];
-/// How long it is waited for connections to come about.
-const OPENING_NANOS: u64 = SECOND;
+/// How long it is waited for connections to come about: three round trips, at a busy server.
+const OPENING_NANOS: u64 = 3 * SECOND;
 /// What is left must last for longer than this at the present rate, or nothing is tried any more.
 const WORTH_NANOS: u64 = SECOND / 2;
 
@@ -108,7 +108,7 @@ pub(crate) enum Why {
     NotFaster,
     /// They did not come about.
     NotToBeHad,
-    /// To see again, since it has become slower than it was when that was found out.
+    /// To see again, since it has become slower than it was when that was found out, or they could not be had then.
     Again,
     /// Nothing is there for more to do, or not for long.
     NothingLeft,
@@ -121,7 +121,7 @@ impl fmt::Display for Why {
             Why::Faster => "faster",
             Why::NotFaster => "not faster",
             Why::NotToBeHad => "no more came about",
-            Why::Again => "slower than then, tried again",
+            Why::Again => "tried again",
             Why::NothingLeft => "nothing for more to do",
         })
     }
@@ -197,6 +197,8 @@ pub(crate) struct Tuner {
     /// What those that left again had, until that is compared.
     tried: Option<Rate>,
     regrets: u32,
+    /// Those that were tried last did not come about: they may later.
+    missed: bool,
     /// Nothing was left to do for more: said once.
     said: bool,
     decided: bool,
@@ -215,6 +217,7 @@ impl Tuner {
             pause: PAUSE_NANOS,
             tried: None,
             regrets: 0,
+            missed: false,
             said: false,
             decided: false,
         }
@@ -327,6 +330,7 @@ impl Tuner {
         let from = self.trial.take().unwrap_or(self.kept);
         self.settle(seen);
         self.tried = (why == Why::NotFaster).then_some(rate);
+        self.missed = why == Why::NotToBeHad;
         Decision { nanos: seen.nanos, bytes: seen.bytes, from, to: self.kept, before: Some(self.base), rate, why }
     }
 
@@ -350,7 +354,8 @@ impl Tuner {
         }
         let is_slow = rate.percent_of(self.base) < SLOW_PERCENT && seen.waiting;
         let slow = if is_slow { slow + 1 } else { 0 };
-        let again = slow >= SLOW_SECONDS && seen.nanos >= self.again && self.kept < self.most;
+        let wanted = slow >= SLOW_SECONDS || self.missed && seen.waiting;
+        let again = wanted && seen.nanos >= self.again && self.kept < self.most;
         if again {
             self.regrets = 0;
         }
@@ -513,13 +518,16 @@ mod tests {
     }
 
     #[test]
-    fn connections_that_do_not_come_about_are_given_up() {
+    fn connections_that_do_not_come_about_are_given_up_and_tried_again_later() {
         let link = Link { rate: &|open, _| 40 * u64::from(open), there: 3, ..Link::default() };
         let (decisions, tuner) = link.run(Tuner::new(1, 16));
         assert_eq!(tuner.kept, 2);
         let last = decisions.last().unwrap();
         assert_eq!((last.from, last.to, last.why), (4, 2, Why::NotToBeHad));
         assert!(last.nanos - decisions[decisions.len() - 2].nanos < 2 * OPENING_NANOS);
+        let tried: Vec<u64> = decisions.iter().filter(|one| one.to == 4).map(|one| one.nanos / SECOND).collect();
+        assert!((2..=4).contains(&tried.len()), "{tried:?}");
+        assert!(tried.windows(2).all(|pair| pair[1] - pair[0] >= PAUSE_NANOS / SECOND), "{tried:?}");
     }
 
     #[test]
