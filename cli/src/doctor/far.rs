@@ -322,7 +322,7 @@ fn attempt(
                 _ => {}
             },
             Ok(News::Broken(why)) => last = Report::Fatal(Failure::connection("cannot go on", why)),
-            Ok(News::Backend(..) | News::Ended) => {}
+            Ok(News::Backend(..) | News::Tuned(_) | News::Ended) => {}
             Err(RecvTimeoutError::Timeout) if Instant::now() < until && !signals::stopped() => {}
             Err(RecvTimeoutError::Timeout) => {
                 give_up();

@@ -54,6 +54,7 @@ struct Shared {
     /// Where clients are sent, in place of here.
     elsewhere: Option<SocketAddr>,
     came: AtomicUsize,
+    left: AtomicUsize,
     bytes: AtomicU64,
     pace: Arc<Pace>,
     /// No more servers are started.
@@ -83,7 +84,8 @@ impl Between {
         processes::script(&program, &script);
         let pipes = Pipes::with_program(backend, &program);
         let (came, bytes, over) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicBool::new(false));
-        let shared = Arc::new(Shared { fates, elsewhere, came, bytes, pace: Arc::default(), over });
+        let left = AtomicUsize::new(0);
+        let shared = Arc::new(Shared { fates, elsewhere, came, left, bytes, pace: Arc::default(), over });
         let (watched, same) = (dir.path().to_path_buf(), shared.clone());
         spawn(move || {
             let mut known = BTreeSet::new();
@@ -103,6 +105,11 @@ impl Between {
     /// How many connections have come.
     pub fn came(&self) -> usize {
         self.shared.came.load(Ordering::SeqCst)
+    }
+
+    /// How many of them their clients have ended.
+    pub fn left(&self) -> usize {
+        self.shared.left.load(Ordering::SeqCst)
     }
 
     /// Bytes that went through since this was asked last.
@@ -199,7 +206,10 @@ fn come(client: TcpStream, server: &str, shared: &Arc<Shared>) {
     let both = [(&client, &server, true), (&server, &client, false)];
     for (from, to, up) in both.map(|(from, to, up)| (from.try_clone().unwrap(), to.try_clone().unwrap(), up)) {
         let (own, shared, pace) = (own.clone(), shared.clone(), pace.clone());
-        spawn(move || carry(from, to, (fate, up), &pace, &own, &shared.bytes));
+        spawn(move || {
+            carry(from, to, (fate, up), &pace, &own, &shared.bytes);
+            shared.left.fetch_add(up.into(), Ordering::SeqCst);
+        });
     }
 }
 
