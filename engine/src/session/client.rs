@@ -157,6 +157,8 @@ pub struct Client {
     driver: Box<dyn Driver>,
     /// How long a server that owes an answer may say nothing.
     silence: Silence,
+    /// The oldest request that has left and has no answer, and since when it is the server's turn.
+    waiting: Option<(u32, Time)>,
     /// While it opens a connection of its own: when to see whether anybody still wants it.
     look: Option<Time>,
 }
@@ -222,6 +224,7 @@ impl Client {
             },
             driver,
             silence: Silence::new(patience),
+            waiting: None,
             look: None,
         }
     }
@@ -544,6 +547,7 @@ impl Client {
                 self.link.flush(cx);
             }
         }
+        self.watch();
         Ok(Flow::Continue)
     }
 
@@ -596,15 +600,27 @@ impl Client {
         owed.map_or(Some(0), |asked| asked.ask.work())
     }
 
-    /// Only where the answer is not one to something that is still being sent.
+    /// Takes note of whose turn it is. What leaves after a request is no sign that anybody is there: a pipe to ssh takes it.
+    fn watch(&mut self) {
+        let front = self.asks.unanswered.front().copied();
+        self.waiting = match self.waiting {
+            _ if !self.link.is_receiving() => None,
+            Some((transfer, since)) if front == Some(transfer) => Some((transfer, since)),
+            _ => {
+                // Not while the request itself is still being sent.
+                let sent = front.filter(|transfer| self.asks.all.get(transfer).is_some_and(|asked| asked.sent));
+                sent.zip(self.link.silent_since())
+            }
+        };
+    }
+
     fn answer_deadline(&self) -> Option<Time> {
         self.owed_since().map(|since| since.after(self.silence.answer(self.owed_work())))
     }
 
-    /// Since when the server says nothing that owes an answer, and has everything that it needs for it.
+    /// Since when the server says nothing that owes an answer, and has been sent what it needs for it.
     fn owed_since(&self) -> Option<Time> {
-        let owed = self.asks.unanswered.front().and_then(|transfer| self.asks.all.get(transfer));
-        self.link.silent_since().filter(|_| owed.is_some_and(|asked| asked.sent))
+        self.waiting.map(|(_, since)| since.max(self.link.heard_at()))
     }
 }
 

@@ -505,6 +505,16 @@ impl Link {
         cx.submit(0, END, OpKind::CloseStream { stream: self.stream });
     }
 
+    /// True while whatever the peer says would be heard.
+    pub(crate) fn is_receiving(&self) -> bool {
+        self.receiving
+    }
+
+    /// When something came last.
+    pub(crate) fn heard_at(&self) -> Time {
+        self.heard_at
+    }
+
     /// Since when it is the peer's turn to say something, if it is.
     pub(crate) fn silent_since(&self) -> Option<Time> {
         (self.receiving && self.is_drained()).then(|| self.heard_at.max(self.progress_at))
