@@ -101,6 +101,9 @@ pub const GUEST_TIMEOUT: u64 = 4 * SECOND;
 /// Nanoseconds in which the client of a session must come to the listener that was opened for it. Base clients give a
 /// connection 5 s, ours no more.
 pub const MEETING_TIMEOUT: u64 = 10 * SECOND;
+/// Nanoseconds for which a direct connection must be silent to be given up once its client has ended the session that it
+/// was agreed on in: the client has gone, and what the network keeps of it must not hold files that others wait for.
+pub const PARTING_TIMEOUT: u64 = SECOND / 2;
 /// Files at least this large are continued where an interrupted transfer stopped; smaller ones are begun again.
 pub const RESUME_BYTES: u64 = 1024 * 1024;
 /// Connections of one run at most.

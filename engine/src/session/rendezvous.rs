@@ -22,6 +22,7 @@ use crate::backend::{Completion, DirId, Errno, OpKind, Output, StreamId, Time, T
 use crate::block::{Class, Pool, Quota};
 use crate::limits::{
     DOOR_SESSION_BLOCKS, GUEST_BYTES, GUEST_TIMEOUT, MAX_GUESTS, MAX_SERVED, MAX_SESSIONS, MEETING_TIMEOUT,
+    PARTING_TIMEOUT,
 };
 use crate::wire::decode::Role;
 use crate::wire::frame::{Caps, Dialect, Ext, Frame, Hash};
@@ -138,6 +139,11 @@ impl Meeting {
     /// Whoever it was opened for is gone.
     pub(super) fn abandon(&mut self) {
         self.over = true;
+    }
+
+    /// True once the client has nothing more to ask anywhere.
+    fn is_left(&self) -> bool {
+        self.over && matches!(self.proof, Proof::Keyed)
     }
 
     /// The client says nothing more where it was opened.
@@ -289,6 +295,8 @@ pub(super) struct Guest {
     served: Served,
     deadline: Option<Time>,
     server: Option<Server>,
+    /// When it was seen that the client is done where it has asked to come here.
+    left_at: Option<Time>,
 }
 
 impl Guest {
@@ -300,7 +308,7 @@ impl Guest {
             link.set_dialect(Dialect { version: 1, ext: Ext::KEYED });
         }
         let link = Some(link);
-        Guest { link, meeting, nonce, served, deadline: None, server: None }
+        Guest { link, meeting, nonce, served, deadline: None, server: None, left_at: None }
     }
 
     /// Goes on until it is known who that is. `None`: nobody who is to be served.
@@ -328,6 +336,13 @@ impl Guest {
         link.pump_recv(&Quota::new(0), cx);
         let over = self.meeting.borrow().over || link.at_end() || link.gathered() > GUEST_BYTES || deadline <= cx.now;
         (!over).then_some(Flow::Continue)
+    }
+
+    /// When a connection whose client is done is given up, unless more is heard. Records that are on their way are: the
+    /// end of a connection among them.
+    fn parting(&self) -> Option<Time> {
+        let server = self.server.as_ref()?;
+        self.left_at.map(|left| left.max(server.link.heard_at()).after(PARTING_TIMEOUT))
     }
 
     fn admit(&mut self, frame: &Frame, cx: &mut Context<'_>) -> Option<()> {
@@ -419,11 +434,21 @@ impl Session for Guest {
             }
             return Flow::Finished;
         }
-        self.server.as_mut().map_or(Flow::Continue, |server| server.on_turn(cx))
+        if self.meeting.borrow().is_left() {
+            self.left_at.get_or_insert(cx.now);
+        }
+        let given_up = self.parting().is_some_and(|deadline| deadline <= cx.now);
+        self.server.as_mut().map_or(Flow::Continue, |server| match given_up {
+            true => server.finish(Err(Failure::connection("connection", "the client has gone")), cx),
+            false => server.on_turn(cx),
+        })
     }
 
     fn next_deadline(&self) -> Option<Time> {
-        self.server.as_ref().map_or(self.deadline, Session::next_deadline)
+        let Some(server) = &self.server else { return self.deadline };
+        // It is to be noted when that was.
+        let left = (self.meeting.borrow().is_left() && self.left_at.is_none()).then_some(Time(0));
+        [server.next_deadline(), self.parting(), left].into_iter().flatten().min()
     }
 
     fn state_of(&self, token: Token) -> &'static str {

@@ -117,7 +117,7 @@ pub type OnEnd = Box<dyn FnOnce(Result<(), Failure>)>;
 
 /// A server session on one stream.
 pub struct Server {
-    link: Link,
+    pub(super) link: Link,
     root: DirId,
     /// Blocks seen before, for dedup.
     store: Option<DirId>,
@@ -511,7 +511,7 @@ impl Server {
         }
     }
 
-    fn finish(&mut self, result: Result<(), Failure>, cx: &mut Context<'_>) -> Flow {
+    pub(super) fn finish(&mut self, result: Result<(), Failure>, cx: &mut Context<'_>) -> Flow {
         self.meetings.iter().for_each(|meeting| meeting.borrow_mut().abandon());
         self.link.close(cx);
         if let Some(on_end) = self.on_end.take() {
