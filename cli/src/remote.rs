@@ -179,10 +179,12 @@ impl Dial {
         patience(self.args.timeout)
     }
 
-    /// How long direct connections wait: so much less that what they carried can go on otherwise in time.
+    /// How long direct connections wait: so much less that what they carried can go on otherwise in time, and that one that
+    /// does not come about again has not taken all of it.
     pub(crate) fn direct_patience(&self) -> Patience {
         let mut patience = self.patience();
         patience.alive /= 2;
+        patience.handshake /= 3;
         patience
     }
 

@@ -286,7 +286,7 @@ impl Meeting {
                 let _ = place.set(Invited { address, secret, greeting, daemon: None, ports: self.ports });
                 return Ok(Step::HandedOn { required: self.seat.required });
             }
-            let patience = if self.seat.required { CONNECT_TIMEOUT } else { TRY_TIMEOUT };
+            let patience = self.patience.min(if self.seat.required { CONNECT_TIMEOUT } else { TRY_TIMEOUT });
             cx.submit(0, 0, OpKind::Connect { address: *address });
             self.state = State::Connecting { deadline: cx.now.after(patience) };
         }
