@@ -3,7 +3,9 @@
 use crate::support::BACKENDS;
 use crate::support::between::{Between, Fate};
 use crate::support::kept::Kept;
-use crate::support::processes::{Ended, LIMIT, Running, assert_nobody_at_home, at_home, names, signal, wait_for};
+use crate::support::processes::{
+    Ended, LIMIT, Running, assert_nobody_at_home, at_home, names, servers, signal, wait_for,
+};
 use crate::support::routes::assert_same_tree;
 use crate::support::transfer::Way;
 use crate::support::{Entry, Remote, hash_of, snapshot, trees};
@@ -193,17 +195,6 @@ fn a_further_login_that_dies_leaves_nothing_beside_a_file_in_ranges() {
         });
         assert!(hits.take(4).count() > 0, "{backend}: no connection was hit midway");
     }
-}
-
-/// Processes that serve, in the order they came.
-fn servers(home: &std::path::Path) -> Vec<i32> {
-    let serves = |pid: &i32| {
-        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        command.split(|&byte| byte == 0).nth(1) == Some(b"serve")
-    };
-    let mut pids: Vec<i32> = at_home(home).into_iter().filter(serves).collect();
-    pids.sort_unstable();
-    pids
 }
 
 #[test]

@@ -72,13 +72,18 @@ impl Kept {
 
     /// `haul copy --json FLAGS..` from the source to the target.
     pub fn command(&self, flags: &[&str]) -> Command {
+        self.command_to(&self.pipes, flags)
+    }
+
+    /// The same with this far end.
+    pub fn command_to(&self, remote: &dyn Remote, flags: &[&str]) -> Command {
         let (source, target) = (self.source(), self.target());
         let mut args: Vec<OsString> = vec!["copy".into(), "--json".into()];
         args.extend(flags.iter().map(OsString::from));
-        args.extend(self.pipes.args());
+        args.extend(remote.args());
         args.extend(match self.way {
-            Way::Up => [source.into_os_string(), at(&self.pipes, &target)],
-            Way::Down => [at(&self.pipes, &source), target.into_os_string()],
+            Way::Up => [source.into_os_string(), at(remote, &target)],
+            Way::Down => [at(remote, &source), target.into_os_string()],
             Way::Local => [source.into_os_string(), target.into_os_string()],
         });
         haul(self.near, args)

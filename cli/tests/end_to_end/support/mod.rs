@@ -5,6 +5,8 @@
 
 #[cfg(target_os = "linux")]
 pub mod between;
+#[cfg(target_os = "linux")]
+pub mod cable;
 pub mod daemon;
 pub mod direct;
 pub mod frames;
@@ -24,7 +26,7 @@ pub mod trees;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -125,6 +127,17 @@ impl Sshd {
     /// An sshd on whose machine nothing is installed, with a home of its own and these lines of configuration, in which
     /// `{d}` stands for its directory.
     pub fn bare(backend: &str, config: &str) -> Option<Sshd> {
+        Sshd::listening(backend, config, "127.0.0.1", |program| Command::new(program))
+    }
+
+    /// At the far end of a cable, with haul there.
+    #[cfg(target_os = "linux")]
+    pub fn behind(cable: &cable::Cable, backend: &str, config: &str) -> Option<Sshd> {
+        Sshd::listening(backend, config, cable::FAR, |program| cable.at(cable::End::Far, program))
+    }
+
+    /// On this address, started by what `command` makes of the program.
+    fn listening(backend: &str, config: &str, address: &str, command: impl Fn(&str) -> Command) -> Option<Sshd> {
         let program = ["/usr/sbin/sshd", "/usr/local/sbin/sshd"].into_iter().find(|path| Path::new(path).exists());
         let Some(program) = program else {
             let required = std::env::var("HAUL_REQUIRE").is_ok_and(|list| list.split(',').any(|name| name == "sshd"));
@@ -147,15 +160,15 @@ impl Sshd {
         let _ = fs::create_dir_all("/run/sshd");
         for _ in 0..5 {
             let port = free_port();
-            write_sshd_files(&path, port, backend, &config.replace("{d}", path.to_str().unwrap()));
-            let child = Command::new(program)
+            write_sshd_files(&path, (address, port), backend, &config.replace("{d}", path.to_str().unwrap()));
+            let child = command(program)
                 .args(["-D", "-e", "-f"])
                 .arg(path.join("sshd_config"))
                 .stderr(fs::File::create(path.join("log")).unwrap())
                 .spawn()
                 .unwrap();
             let mut sshd = Sshd { dir, child };
-            if sshd.wait_until_listening(port) {
+            if sshd.wait_until_listening() {
                 return Some(sshd);
             }
             // The port was taken in between; take another.
@@ -164,10 +177,10 @@ impl Sshd {
         panic!("sshd does not start: {}", fs::read_to_string(path.join("log")).unwrap_or_default());
     }
 
-    fn wait_until_listening(&mut self, port: u16) -> bool {
+    fn wait_until_listening(&mut self) -> bool {
         let until = Instant::now() + Duration::from_secs(10);
         while Instant::now() < until {
-            if TcpStream::connect(("127.0.0.1", port)).is_ok() {
+            if fs::read_to_string(self.dir.path().join("log")).is_ok_and(|log| log.contains("Server listening on")) {
                 return true;
             }
             if self.child.try_wait().unwrap().is_some() {
@@ -183,6 +196,11 @@ impl Sshd {
         self.dir.path()
     }
 
+    /// Who takes the connections.
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.child.id()).unwrap()
+    }
+
     /// Puts a program on the PATH there.
     pub fn install(&self, name: &str, program: &Path) {
         std::os::unix::fs::symlink(program, self.dir.path().join("bin").join(name)).unwrap();
@@ -192,18 +210,18 @@ impl Sshd {
 /// The line of configuration that most have.
 pub const SFTP: &str = "Subsystem sftp internal-sftp";
 
-fn write_sshd_files(path: &Path, port: u16, backend: &str, config: &str) {
+fn write_sshd_files(path: &Path, (address, port): (&str, u16), backend: &str, config: &str) {
     // The first value of an option counts.
     let config = if config.contains("MaxStartups") { config } else { &format!("MaxStartups 100:30:200\n{config}") };
     let config = format!(
-        "Port {port}\nListenAddress 127.0.0.1\nHostKey {0}/host\nAuthorizedKeysFile {0}/authorized\nStrictModes no\n\
+        "Port {port}\nListenAddress {address}\nHostKey {0}/host\nAuthorizedKeysFile {0}/authorized\nStrictModes no\n\
          UsePAM no\nPermitRootLogin prohibit-password\nPidFile none\n\
          SetEnv PATH={0}/bin:/usr/bin:/bin HAUL_BACKEND={backend} HOME={0}/home\n{config}\n",
         path.display()
     );
     fs::write(path.join("sshd_config"), config).unwrap();
     let client = format!(
-        "Host far\n HostName 127.0.0.1\n Port {port}\n IdentityFile {0}/user\n IdentitiesOnly yes\n\
+        "Host far\n HostName {address}\n Port {port}\n IdentityFile {0}/user\n IdentitiesOnly yes\n\
          StrictHostKeyChecking no\n UserKnownHostsFile /dev/null\n LogLevel ERROR\n",
         path.display()
     );

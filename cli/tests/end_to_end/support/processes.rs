@@ -146,6 +146,17 @@ pub fn at_home(home: &Path) -> Vec<i32> {
     found
 }
 
+/// Processes that serve, in the order they came.
+pub fn servers(home: &Path) -> Vec<i32> {
+    let serves = |pid: &i32| {
+        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        command.split(|&byte| byte == 0).nth(1) == Some(b"serve")
+    };
+    let mut pids: Vec<i32> = at_home(home).into_iter().filter(serves).collect();
+    pids.sort_unstable();
+    pids
+}
+
 /// Fails unless everything that the far end has started is gone within the limit. Returns how long that took.
 #[track_caller]
 pub fn assert_nobody_at_home(home: &Path, limit: Duration) -> Duration {
