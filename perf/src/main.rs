@@ -7,24 +7,34 @@
 //! cargo build --release -p haul && cargo run --release -p haul-perf                  everything
 //! cargo run --release -p haul-perf -- --size 64 --files 500 --rounds 2               does it work at all
 //! cargo run --release -p haul-perf -- --resume                                       killed copies, run again
+//! cargo run --release -p haul-perf -- ten-gigabit | blocked-port | connections        over links between namespaces
 //! ```
 
 #![forbid(unsafe_code)]
 
+mod blocked_port;
+mod connections;
 mod daemon;
+mod delay;
+mod keyed;
+mod netns;
 mod process;
 mod report;
 mod resume;
 mod rows;
 mod sshd;
+mod ten_gigabit;
+mod turns;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
 use daemon::Daemon;
+use keyed::Keyed;
 use rows::{Place, Row, Shape};
 use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Measures the haul binary against its peers.
 #[derive(Parser)]
@@ -51,6 +61,16 @@ struct Args {
     /// Where the result is also written, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    #[command(subcommand)]
+    mode: Option<Mode>,
+}
+
+/// What is measured in place of all that.
+#[derive(clap::Subcommand)]
+enum Mode {
+    TenGigabit(ten_gigabit::TenGigabit),
+    BlockedPort(blocked_port::BlockedPort),
+    Connections(connections::Connections),
 }
 
 /// Bytes of each file of the tree.
@@ -64,13 +84,19 @@ fn main() -> Result<()> {
         args.files = 0;
     }
     let haul = find_haul(args.haul.as_deref())?;
+    match &args.mode {
+        Some(Mode::TenGigabit(mode)) => return ten_gigabit::measure(&haul, mode),
+        Some(Mode::BlockedPort(mode)) => return blocked_port::measure(&haul, mode),
+        Some(Mode::Connections(mode)) => return connections::measure(&haul, mode),
+        None => {}
+    }
     let mut notes = report::machine_notes();
     let source = temporary(None)?;
     let shm = Some(Path::new("/dev/shm")).filter(|shm| shm.is_dir());
     let (target, on_tmpfs) = (temporary(shm)?, shm.is_some());
     notes.extend((!on_tmpfs).then(|| "no /dev/shm: targets are on disk, whose speed is part of every number".into()));
     let shapes = make_sources(source.path(), &args)?;
-    let sshds = sshd::start_both(&haul, &mut notes)?;
+    let sshds = sshd::start_both(&haul, sshd::Place::Here, &mut notes)?;
     let place = Place { source: source.path(), target: target.path(), on_tmpfs };
     let load_before = report::load();
     for note in &notes {
@@ -82,11 +108,13 @@ fn main() -> Result<()> {
         return resume::measure(&haul, file.name, &place, &sshds);
     }
     println!("{}", report::COUNTED);
-    let mut daemons: Vec<Daemon> = Daemon::rsync()?.into_iter().collect();
-    daemons.extend(Daemon::hauls(&haul)?);
+    let rsync = Daemon::start()?;
+    let listening =
+        |backend| Ok((backend, Keyed::start(&haul, backend, "127.0.0.1", |program| Command::new(program))?));
+    let daemons: Vec<(&'static str, Keyed)> = sshd::BACKENDS.into_iter().map(listening).collect::<Result<_>>()?;
     let mut results = Vec::new();
     for shape in &shapes {
-        let rows = rows::all(&haul, &sshds, &daemons, shape.recursive);
+        let rows = rows::all(&haul, &sshds, (rsync.as_ref(), &daemons), shape.recursive);
         let (rows, missing): (Vec<Row>, Vec<Row>) = rows
             .into_iter()
             .filter(|row| args.only.is_empty() || args.only.iter().any(|text| row.name.contains(text)))

@@ -52,7 +52,8 @@ fn medians(measured: &Measured) -> Option<Medians> {
     })
 }
 
-fn median(mut values: Vec<f64>) -> Option<f64> {
+/// Halves of the values are above and below.
+pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     Some((values.get(values.len().checked_sub(1)? / 2)? + values[values.len() / 2]) / 2.0)
 }

@@ -1,6 +1,7 @@
 //! What is measured: haul and its peers as commands, and the turns they take.
 
 use crate::daemon::Daemon;
+use crate::keyed::Keyed;
 use crate::process::{self, Far, Sample};
 use crate::sshd::Sshd;
 use anyhow::{Context as _, Result, bail, ensure};
@@ -95,13 +96,20 @@ pub(crate) struct Measured {
     pub(crate) samples: Result<Vec<Sample>, String>,
 }
 
-/// All rows of a shape, in the order of their turns. `daemons` are rsync's, if there is one, and haul's.
-pub(crate) fn all(haul: &Path, sshds: &[Sshd], daemons: &[Daemon], recursive: bool) -> Vec<Row> {
+/// All rows of a shape, in the order of their turns. `daemons` are rsync's, if there is one, and haul's with their backends.
+pub(crate) fn all(
+    haul: &Path,
+    sshds: &[Sshd],
+    (rsync, hauls): (Option<&Daemon>, &[(&'static str, Keyed)]),
+    recursive: bool,
+) -> Vec<Row> {
     let mut rows = Vec::new();
     for way in [Way::Up, Way::Down] {
         sshds.iter().for_each(|sshd| over_ssh(haul, sshd, way, &mut rows));
         sshds.first().into_iter().for_each(|sshd| peers_over_ssh(sshd, way, &mut rows));
-        daemons.iter().for_each(|daemon| to_daemon(haul, daemon, way, &mut rows));
+        hauls.iter().for_each(|(backend, daemon)| to_daemon(haul, backend, daemon, way, &mut rows));
+        let far = rsync.map(|daemon| (daemon.prefix(), daemon.far()));
+        rows.extend(far.map(|far| row("rsync daemon".to_string(), way, Path::new("rsync"), &["-aW"], far)));
     }
     let arguments = Vec::new();
     let (name, tool, program) = ("cp local".to_string(), "cp".to_string(), PathBuf::from("cp"));
@@ -149,16 +157,12 @@ fn peers_over_ssh(sshd: &Sshd, way: Way, rows: &mut Vec<Row>) {
     add("rsync", "rsync", &["-aW", "-e", &format!("ssh -F {config}")]);
 }
 
-fn to_daemon(haul: &Path, daemon: &Daemon, way: Way, rows: &mut Vec<Row>) {
-    let far = || (daemon.prefix(), daemon.far());
-    let Some(backend) = daemon.backend else {
-        rows.push(row("rsync daemon".to_string(), way, Path::new("rsync"), &["-aW"], far()));
-        return;
-    };
+fn to_daemon(haul: &Path, backend: &'static str, daemon: &Keyed, way: Way, rows: &mut Vec<Row>) {
     let key = daemon.key();
     let copy = ["copy", "-q", "--key-file", &*key.to_string_lossy()];
     let mut add = |more: &str, options: &[&str]| {
-        let row = row(format!("haul {backend} {more}"), way, haul, &[&copy[..], options].concat(), far());
+        let far = (daemon.prefix(), daemon.far());
+        let row = row(format!("haul {backend} {more}"), way, haul, &[&copy[..], options].concat(), far);
         rows.push(Row { backend, ..row });
     };
     add("daemon", &[]);
