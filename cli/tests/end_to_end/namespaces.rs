@@ -9,6 +9,7 @@ use crate::support::transfer::Way;
 use crate::support::{BACKENDS, Remote, SFTP, Sshd, at, binary, hash_of, haul, processes};
 use rustix::process::Signal;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Some seconds on the cable.
@@ -16,8 +17,10 @@ const SIZE: usize = 68 << 20;
 const RATE: &str = "100mbit";
 /// Seconds, as --timeout has it.
 const TIMEOUT: u64 = 6;
-/// What a busy machine may be late with.
-const LATE: Duration = Duration::from_secs(2);
+/// What a busy machine may be late with; less than what was waited for where somebody was forgotten.
+const LATE: Duration = Duration::from_secs(3);
+/// The same where a login is part of it.
+const LOGIN: Duration = Duration::from_secs(6);
 /// More than a copy takes.
 const WHOLE: Duration = Duration::from_secs(12);
 const WAYS: [&str; 3] = ["ssh", "direct", "auto"];
@@ -128,8 +131,12 @@ impl Drop for Scene {
     }
 }
 
+/// Held by the test that runs: a dozen copies at the same time are enough for two processors to be late with.
+static COPYING: Mutex<()> = Mutex::new(());
+
 /// Each backend, up and down, with each of these ways to go, at the same time: they wait most of the time.
 fn everywhere(ways: &[&'static str], test: impl Fn(Scene) + Sync) {
+    let _copying = COPYING.lock().unwrap_or_else(PoisonError::into_inner);
     std::thread::scope(|scope| {
         for (backend, way) in BACKENDS.into_iter().flat_map(|backend| [Way::Up, Way::Down].map(|way| (backend, way))) {
             for &direct in ways {
@@ -188,8 +195,9 @@ fn a_server_that_is_stopped_behind_a_real_ssh_ends_the_copy_in_time_and_the_same
 }
 
 #[test]
-fn an_outage_of_eight_seconds_costs_at_most_twelve() {
-    everywhere(&WAYS, |scene| {
+fn an_outage_of_eight_seconds_costs_a_direct_copy_at_most_twelve() {
+    // Through ssh alone it is for the kernel to try again, after pauses that double.
+    everywhere(&["direct", "auto"], |scene| {
         let run = || Running::start(&mut scene.command(&[]));
         let usual = run().finish();
         scene.assert_whole(&usual);
@@ -212,7 +220,7 @@ fn an_sshd_that_says_nothing_ends_the_copy_in_time() {
         signal(scene.sshd.pid(), Signal::STOP);
         let (ended, took) = scene.timed();
         scene.assert_ended(&ended, 35);
-        assert!(took < Duration::from_secs(TIMEOUT) + LATE, "{took:?}: {ended:?}");
+        assert!(took < Duration::from_secs(TIMEOUT) + LOGIN, "{took:?}: {ended:?}");
     });
 }
 
@@ -232,7 +240,7 @@ fn a_server_that_is_stopped_before_it_greets_ends_the_copy_in_time() {
                 let Some(scene) = scenes(Way::Up, direct) else { return };
                 let (ended, took) = scene.timed();
                 scene.assert_ended(&ended, 35);
-                assert!(took < Duration::from_secs(TIMEOUT) + LATE, "{took:?}: {ended:?}");
+                assert!(took < Duration::from_secs(TIMEOUT) + LOGIN, "{took:?}: {ended:?}");
             });
         }
     });
@@ -257,7 +265,8 @@ fn a_server_that_is_stopped_while_it_is_met_directly_ends_the_copy_in_time() {
 fn a_port_that_is_swallowed_from_the_beginning_is_named_and_does_not_stop_a_copy_that_may_go_over_ssh() {
     everywhere(&["direct", "auto"], |scene| {
         scene.cable.swallow();
-        let (ended, took) = scene.timed();
+        let limits: &[&str] = if scene.direct == "direct" { &["--timeout=3"] } else { &[] };
+        let ended = processes::complete(&mut scene.command(limits));
         let said = match scene.direct {
             "auto" => {
                 scene.assert_whole(&ended);
@@ -265,7 +274,8 @@ fn a_port_that_is_swallowed_from_the_beginning_is_named_and_does_not_stop_a_copy
             }
             _ => {
                 scene.assert_ended(&ended, 35);
-                assert!(took < Duration::from_secs(TIMEOUT) + LATE, "{took:?}: {ended:?}");
+                // As long as a try takes that nothing else bounds.
+                assert!(ended.took < Duration::from_secs(5), "{ended:?}");
                 ended.stderr.clone()
             }
         };
