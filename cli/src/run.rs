@@ -227,6 +227,9 @@ fn attempt(
         wish.invitation = Some(invitation.clone());
         wish.required
     });
+    if matches!(peer, Peer::Daemon(_)) {
+        queue.meet_one_server();
+    }
     if matches!((peer, work.links), (Peer::Daemon(_), Connections::Auto)) && work.moves {
         // Others may come: large files go in ranges from the first on.
         queue.expect(Some(2));

@@ -187,6 +187,8 @@ struct State {
     hold: Hold,
     /// The first connection shall carry no content, come what may.
     only_direct: bool,
+    /// See [`Queue::meet_one_server`].
+    one_server: bool,
     /// It begins and names the files that go in ranges, even so.
     begins: bool,
     /// A connection broke: whether the first one still lives is worth a question.
@@ -250,6 +252,16 @@ impl Queue {
     /// Connections the run is meant to have, as the options say.
     pub fn connections(&self) -> usize {
         usize::from(self.0.options.connections)
+    }
+
+    /// All connections come to one process over there, so that each can write ranges of a file that another one began.
+    pub fn meet_one_server(&self) {
+        self.state().one_server = true;
+    }
+
+    /// True where a file may go up in ranges over any of them.
+    pub(crate) fn meets_one_server(&self) -> bool {
+        self.state().one_server
     }
 
     /// True where the run has, or may come to have, several connections.

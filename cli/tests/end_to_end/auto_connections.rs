@@ -175,16 +175,22 @@ fn a_daemon_is_come_to_by_more_while_that_is_of_use() {
         fs::hard_link(&source, daemon.root().join("large"))
             .or_else(|_| fs::copy(&source, daemon.root().join("large")).map(|_| ()))
             .unwrap();
-        let target = dir.path().join("target");
-        let ended = daemon.copy(backend, &["--json", "--compress=none"], daemon.at("large"), &target);
-        ended.assert_exit(0);
-        assert_eq!(hash_of(&target), hash_of(&source));
-        let lines: Vec<Value> = ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        let steps = steps(lines.last().unwrap());
-        // A gibibyte takes longer than it takes to decide for the first time.
-        assert!(steps.starts_with(&[1, 2]) && steps.iter().all(|&to| to <= 8), "{lines:?}");
-        assert!(of_type(&lines, "notice").is_empty(), "{lines:?}");
+        let (here, there) = (dir.path().join("target"), daemon.root().join("target"));
+        let ways = [
+            (daemon.at("large"), here.clone().into_os_string(), &here),
+            (source.clone().into_os_string(), daemon.at("target"), &there),
+        ];
+        for (from, to, target) in ways {
+            let ended = daemon.copy(backend, &["--json", "--compress=none"], from, to);
+            ended.assert_exit(0);
+            assert_eq!(hash_of(target), hash_of(&source));
+            let lines: Vec<Value> = ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+            let steps = steps(lines.last().unwrap());
+            // A gibibyte takes longer than it takes to decide for the first time, and goes in ranges.
+            assert!(steps.starts_with(&[1, 2]) && steps.iter().all(|&to| to <= 8), "{lines:?}");
+            assert!(of_type(&lines, "notice").is_empty(), "{lines:?}");
+            fs::remove_file(target).unwrap();
+        }
         assert_eq!(daemon.end(), "");
-        fs::remove_file(Path::new(&target)).unwrap();
     }
 }

@@ -186,7 +186,8 @@ impl Jobs {
         let Ranging { from, bytes } = self.queue.ranging();
         let fits = (from..=MAX_RANGES * bytes).contains(&size);
         if terms.ext(Ext::RANGE) {
-            let several = self.queue.is_held() || (down && self.queue.is_shared());
+            let anywhere = down || self.queue.meets_one_server();
+            let several = self.queue.is_held() || (anywhere && self.queue.is_shared());
             return several && fits && Jobs::may_range(terms);
         }
         let another_way = options.resume || terms.caps.has(Caps::DEDUP) || terms.dialect.ext != Ext::NONE;
