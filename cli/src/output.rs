@@ -226,6 +226,9 @@ impl Output {
     /// How many connections there were, for a screen of 80 columns.
     fn tell_connections(&self) {
         let (Some(first), decisions) = &self.connections else { return };
+        if decisions.is_empty() {
+            return;
+        }
         self.note(&format!("connections: {first} at first"));
         let left_out = decisions.len().saturating_sub(SHOWN_DECISIONS);
         for (seconds, Decision { from, to, before, rate: now, why, .. }) in &decisions[left_out..] {

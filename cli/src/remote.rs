@@ -72,7 +72,7 @@ const EXAMINE: &str = "PATH=\"$PATH:$HOME/.local/bin:$HOME/.cargo/bin:/usr/local
     go) exec \"$p\" doctor --json ${d:+\"$d\"} </dev/null 2>/dev/null;; esac; done";
 
 /// Questions of ssh without an answer after which nobody is there.
-const QUESTIONS: u32 = 3;
+const QUESTIONS: u32 = 2;
 
 /// What stands before the 32 hex digits of a nonce.
 const NONCE: &str = "haul-";
@@ -284,10 +284,11 @@ fn start(mut command: Command) -> Result<Child, Failure> {
     command.spawn().map_err(|error| failed(command.get_program(), error))
 }
 
-/// Has ssh ask the other end whether it is there, and end after so many nanoseconds without a word: a server that says
-/// nothing while it works is not to be waited for when its machine, or the way to it, is gone.
+/// Has ssh ask the other end whether it is there, and end up to three seconds after so many nanoseconds without a word: a
+/// server that says nothing while it works is not to be waited for when its machine, or the way to it, is gone. Where servers
+/// say that they live, that is found out here, and first.
 fn questions(alive: u64) -> [String; 4] {
-    let interval = (alive / SECOND / u64::from(QUESTIONS + 1)).max(1);
+    let interval = alive / SECOND / u64::from(QUESTIONS + 1) + 1;
     let option = String::from("-o");
     [option.clone(), format!("ServerAliveInterval={interval}"), option, format!("ServerAliveCountMax={QUESTIONS}")]
 }

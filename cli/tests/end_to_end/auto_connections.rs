@@ -9,8 +9,8 @@ use crate::support::routes::{assert_same_tree, of_type};
 use crate::support::transfer::Way;
 use crate::support::{BACKENDS, Remote, assert_exit, at, hash_of, haul, trees};
 use serde_json::Value;
+use std::ffi::OsString;
 use std::fs::{self, File};
-use std::path::Path;
 use std::process::Output;
 
 const MIB: u64 = 1 << 20;
@@ -111,7 +111,7 @@ fn the_same_with_a_tree_of_files_that_go_whole() {
             Way::Down => (at(&pipes, &source), target.clone().into_os_string()),
             _ => (source.clone().into_os_string(), at(&pipes, &target)),
         };
-        let args = ["copy", "-rT", "--json"].iter().chain(&DIRECT).map(std::ffi::OsString::from);
+        let args = ["copy", "-rT", "--json"].iter().chain(&DIRECT).map(OsString::from);
         let output = haul(backend, args.chain(pipes.args()).chain([from, to])).output().unwrap();
         assert_exit(&output, 0);
         assert_nobody_at_home(&pipes.home(), LIMIT);
@@ -177,8 +177,8 @@ fn a_daemon_is_come_to_by_more_while_that_is_of_use() {
             .unwrap();
         let (here, there) = (dir.path().join("target"), daemon.root().join("target"));
         let ways = [
-            (daemon.at("large"), here.clone().into_os_string(), &here),
-            (source.clone().into_os_string(), daemon.at("target"), &there),
+            (OsString::from(daemon.at("large")), here.clone().into_os_string(), &here),
+            (source.clone().into_os_string(), daemon.at("target").into(), &there),
         ];
         for (from, to, target) in ways {
             let ended = daemon.copy(backend, &["--json", "--compress=none"], from, to);

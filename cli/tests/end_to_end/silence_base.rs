@@ -170,15 +170,15 @@ fn told(home: &Path, flags: &[&str]) -> String {
 fn ssh_is_told_to_ask_whether_the_other_end_is_there_unless_the_user_has_said_how() {
     let home = trees::scratch();
     let told = |flags: &[&str]| told(home.path(), flags);
-    assert!(told(&[]).ends_with("-o ServerAliveInterval=5 -o ServerAliveCountMax=3"), "{}", told(&[]));
-    assert!(told(&["--timeout", "6"]).contains("ServerAliveInterval=1 "));
+    assert!(told(&[]).ends_with("-o ServerAliveInterval=7 -o ServerAliveCountMax=2"), "{}", told(&[]));
+    assert!(told(&["--timeout", "6"]).contains("ServerAliveInterval=2 "));
     // Of two the first one counts.
     let said = told(&["-o", "ServerAliveInterval=77"]);
-    assert!(said.find("=77").unwrap() < said.find("ServerAliveInterval=5").unwrap(), "{said}");
+    assert!(said.find("=77").unwrap() < said.find("ServerAliveInterval=7 ").unwrap(), "{said}");
     fs::create_dir(home.path().join(".ssh")).unwrap();
     fs::write(home.path().join(".ssh/config"), "Host *\n  serverAliveInterval 60\n").unwrap();
     assert!(!told(&[]).contains("ServerAlive"), "{}", told(&[]));
     let other = home.path().join("other");
     fs::write(&other, "Host *\n").unwrap();
-    assert!(told(&["-F", other.to_str().unwrap()]).contains("ServerAliveInterval=5"));
+    assert!(told(&["-F", other.to_str().unwrap()]).contains("ServerAliveInterval=7"));
 }

@@ -571,7 +571,7 @@ impl Client {
             (Phase::Opening(opener), errno) => opener.lost(errno),
             // Who carries the stream, ssh or the kernel, found out first that nobody is there.
             (Phase::Working, _) if self.silence.is_suspicious(silent) => {
-                let why = format!("the server has said nothing for {} s, and then the stream ended", silent / SECOND);
+                let why = format!("the server has said nothing for {} s", silent / SECOND);
                 Failure::connection("connection", why).into()
             }
             (_, Some(errno)) => Failure::connection("connection lost", errno).into(),

@@ -242,7 +242,6 @@ impl Link {
     pub(crate) fn on_completion(&mut self, completion: Completion, cx: &mut Context<'_>) {
         match completion.op.kind {
             OpKind::Recv { into, at_least, .. } => {
-                self.heard_at = cx.now;
                 self.on_received(into, at_least, completion.result, cx);
             }
             OpKind::Compute(_) => {
@@ -269,6 +268,9 @@ impl Link {
             }
         };
         self.ended |= filled < at_least;
+        if filled > 0 {
+            self.heard_at = cx.now;
+        }
         if let Some(sealed) = &mut self.sealed {
             sealed.on_received(into, filled, &mut self.spare, cx);
             self.ended |= sealed.is_over();

@@ -10,7 +10,7 @@
 //! left than buffers hold.
 
 use super::opening::Patience;
-use crate::limits::{BUFFERED_BYTES, SECOND, SLOW_DISK_BYTES_PER_SECOND, SLOW_LINK_BYTES_PER_SECOND};
+use crate::limits::{BUFFERED_BYTES, PULSE_INTERVAL, SECOND, SLOW_DISK_BYTES_PER_SECOND, SLOW_LINK_BYTES_PER_SECOND};
 
 /// What a client knows of its server's silence.
 pub(super) struct Silence {
@@ -70,7 +70,7 @@ impl Silence {
 
     /// True when so many nanoseconds of silence are nothing that a server at work would explain.
     pub(super) fn is_suspicious(&self, nanoseconds: u64) -> bool {
-        nanoseconds >= self.alive / 4 * 3
+        nanoseconds >= if self.pulsed { PULSE_INTERVAL / 2 * 3 } else { self.alive / 4 * 3 }
     }
 
     fn at_work(&self, work: Option<u64>) -> u64 {
