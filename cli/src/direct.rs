@@ -194,7 +194,7 @@ impl Crew {
 
 /// Of how many one has the memory that comes as one of `number`, and whether it has a codec: all together have no more than
 /// a client may have. 16 of them: 55 MiB with random content (2026-11-26).
-fn share_of(number: u16) -> (usize, bool) {
+pub(crate) fn share_of(number: u16) -> (usize, bool) {
     let share = match number {
         ..=2 => 4,
         3..=4 => 8,

@@ -38,11 +38,12 @@ fn objection(remote: &RemoteArgs, forbidden: bool) -> Option<(&'static str, Opti
         (true, _) if forbidden => {
             Some(("--plaintext is refused here: HAUL_PLAINTEXT=never is in the environment", None))
         }
-        (true, DirectWay::Ssh) => {
+        // With a key it is a daemon that is spoken to, and always directly.
+        (true, DirectWay::Ssh) if remote.key_file.is_none() => {
             let hint = "say --direct=direct, or --direct=auto to go on over ssh where no TCP connection comes about";
             Some(("--plaintext is for direct connections, and content goes through ssh", Some(hint)))
         }
-        (true, DirectWay::Direct | DirectWay::Auto) => None,
+        (true, _) => None,
     }
 }
 
@@ -63,6 +64,8 @@ mod tests {
         for (plaintext, direct, forbidden, fine) in table {
             let remote = RemoteArgs { plaintext, direct, ..RemoteArgs::default() };
             assert_eq!(objection(&remote, forbidden).is_none(), fine, "{plaintext}, {direct:?}, {forbidden}");
+            let to_daemon = RemoteArgs { key_file: Some("key".into()), ..remote };
+            assert_eq!(objection(&to_daemon, forbidden).is_none(), !(plaintext && forbidden));
         }
     }
 }

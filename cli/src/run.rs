@@ -8,7 +8,7 @@
 use crate::args::{Choice, Connections, OutputArgs, RemoteArgs};
 use crate::backend::{self, AnyBackend};
 use crate::daemon::Daemon;
-use crate::direct::Direct;
+use crate::direct::{self, Direct};
 use crate::exit::{self, Exit};
 use crate::links;
 use crate::operand::{Machine, Parsed};
@@ -223,7 +223,7 @@ fn attempt(
         }
     }
     let wish = opening.direct.as_mut().filter(|_| work.moves);
-    let direct = wish.map(|wish| {
+    let required = wish.map(|wish| {
         wish.invitation = Some(invitation.clone());
         wish.required
     });
@@ -237,14 +237,17 @@ fn attempt(
     if work.moves && !matches!(peer, Peer::Here) {
         output.begin_with(work.links.over_ssh());
     }
-    let share = queue.connections();
+    let is_tuned =
+        work.links == Connections::Auto && work.moves && (required.is_some() || matches!(peer, Peer::Daemon(_)));
+    let share = if is_tuned { direct::share_of(1).0 } else { queue.connections() };
     let lead = Link { choice, progress: progress.clone(), queue: queue.clone(), share, sender: sender.clone() };
     let mut threads = vec![lead.spawn(Start::On(stream, opening, work.make.clone()))];
     threads.extend(server.map(|stream| std::thread::spawn(move || serve_here(choice, stream))));
     match peer {
-        Peer::Remote(dial) if work.links.over_ssh() > 1 || direct.is_some() => {
+        Peer::Remote(dial) if work.links.over_ssh() > 1 || required.is_some() => {
             let (dial, caps, progress) = (dial.clone(), work.caps, progress.clone());
-            let more = links::More { dial, caps, choice, progress, queue, invitation, required: direct == Some(true) };
+            let more =
+                links::More { dial, caps, choice, progress, queue, invitation, required: required == Some(true) };
             threads.push(more.spawn(work.links, sender.clone()));
         }
         Peer::Daemon(daemon) if work.moves && work.links != Connections::Exactly(1) => {

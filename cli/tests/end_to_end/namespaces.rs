@@ -9,7 +9,6 @@ use crate::support::transfer::Way;
 use crate::support::{BACKENDS, Remote, SFTP, Sshd, at, binary, hash_of, haul, processes};
 use rustix::process::Signal;
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Some seconds on the cable.
@@ -131,12 +130,8 @@ impl Drop for Scene {
     }
 }
 
-/// Held by the test that runs: a dozen copies at the same time are enough for two processors to be late with.
-static COPYING: Mutex<()> = Mutex::new(());
-
 /// Each backend, up and down, with each of these ways to go, at the same time: they wait most of the time.
 fn everywhere(ways: &[&'static str], test: impl Fn(Scene) + Sync) {
-    let _copying = COPYING.lock().unwrap_or_else(PoisonError::into_inner);
     std::thread::scope(|scope| {
         for (backend, way) in BACKENDS.into_iter().flat_map(|backend| [Way::Up, Way::Down].map(|way| (backend, way))) {
             for &direct in ways {
@@ -149,7 +144,23 @@ fn everywhere(ways: &[&'static str], test: impl Fn(Scene) + Sync) {
     });
 }
 
+/// One after the other, because a dozen copies at the same time are enough for two processors to be late with; in one test,
+/// because each test that waits for others takes the place of one that could run.
 #[test]
+fn copies_between_namespaces_end_or_go_on_in_time() {
+    let scenes: [fn(); 8] = [
+        a_cable_that_is_pulled_ends_the_copy_in_time_and_the_same_command_continues_it,
+        a_port_that_is_swallowed_in_the_middle_ends_the_copy_in_time_and_the_same_command_continues_it,
+        a_port_that_is_swallowed_in_the_middle_lets_the_copy_go_on_over_ssh_in_time,
+        a_server_that_is_stopped_behind_a_real_ssh_ends_the_copy_in_time_and_the_same_command_continues_it,
+        an_outage_of_eight_seconds_costs_a_direct_copy_at_most_twelve,
+        an_sshd_that_says_nothing_ends_the_copy_in_time,
+        a_server_that_is_stopped_while_it_is_met_directly_ends_the_copy_in_time,
+        a_port_that_is_swallowed_from_the_beginning_is_named_and_does_not_stop_a_copy_that_may_go_over_ssh,
+    ];
+    scenes.iter().for_each(|scene| scene());
+}
+
 fn a_cable_that_is_pulled_ends_the_copy_in_time_and_the_same_command_continues_it() {
     everywhere(&WAYS, |scene| {
         let end = if scene.copy.way == Way::Up { End::Near } else { End::Far };
@@ -159,7 +170,6 @@ fn a_cable_that_is_pulled_ends_the_copy_in_time_and_the_same_command_continues_i
     });
 }
 
-#[test]
 fn a_port_that_is_swallowed_in_the_middle_ends_the_copy_in_time_and_the_same_command_continues_it() {
     everywhere(&["direct"], |scene| {
         scene.assert_given_up(&scene.disturbed(|scene| scene.cable.swallow()));
@@ -168,7 +178,6 @@ fn a_port_that_is_swallowed_in_the_middle_ends_the_copy_in_time_and_the_same_com
     });
 }
 
-#[test]
 fn a_port_that_is_swallowed_in_the_middle_lets_the_copy_go_on_over_ssh_in_time() {
     everywhere(&["auto"], |scene| {
         let mut client = scene.begun();
@@ -185,7 +194,6 @@ fn a_port_that_is_swallowed_in_the_middle_lets_the_copy_go_on_over_ssh_in_time()
     });
 }
 
-#[test]
 fn a_server_that_is_stopped_behind_a_real_ssh_ends_the_copy_in_time_and_the_same_command_continues_it() {
     everywhere(&WAYS, |scene| {
         scene.assert_given_up(&scene.disturbed(Scene::stop_servers));
@@ -194,7 +202,6 @@ fn a_server_that_is_stopped_behind_a_real_ssh_ends_the_copy_in_time_and_the_same
     });
 }
 
-#[test]
 fn an_outage_of_eight_seconds_costs_a_direct_copy_at_most_twelve() {
     // Through ssh alone it is for the kernel to try again, after pauses that double.
     everywhere(&["direct", "auto"], |scene| {
@@ -214,7 +221,6 @@ fn an_outage_of_eight_seconds_costs_a_direct_copy_at_most_twelve() {
     });
 }
 
-#[test]
 fn an_sshd_that_says_nothing_ends_the_copy_in_time() {
     everywhere(&WAYS, |scene| {
         signal(scene.sshd.pid(), Signal::STOP);
@@ -246,7 +252,6 @@ fn a_server_that_is_stopped_before_it_greets_ends_the_copy_in_time() {
     });
 }
 
-#[test]
 fn a_server_that_is_stopped_while_it_is_met_directly_ends_the_copy_in_time() {
     everywhere(&["direct", "auto"], |scene| {
         let timeout = format!("--timeout={TIMEOUT}");
@@ -261,7 +266,6 @@ fn a_server_that_is_stopped_while_it_is_met_directly_ends_the_copy_in_time() {
     });
 }
 
-#[test]
 fn a_port_that_is_swallowed_from_the_beginning_is_named_and_does_not_stop_a_copy_that_may_go_over_ssh() {
     everywhere(&["direct", "auto"], |scene| {
         scene.cable.swallow();
