@@ -14,6 +14,7 @@ use crate::run::News;
 use crate::signals;
 use haul_engine::session::Failure;
 use haul_engine::session::client::{Invitation, Opening, Patience, Seat};
+use haul_engine::wire::frame::Ext;
 use haul_engine::wire::hello::Greeting;
 use haul_engine::wire::seal::Secret;
 use std::cell::OnceCell;
@@ -89,6 +90,8 @@ impl fmt::Display for Address {
 pub(crate) struct Daemon {
     address: Address,
     key: Secret,
+    /// Without encryption.
+    plain: bool,
     pub(crate) patience: Patience,
     found: OnceCell<Vec<SocketAddr>>,
 }
@@ -112,7 +115,7 @@ impl Daemon {
             return Err(format!("{address}: --key-file is needed, with the key that `haul serve` has there"));
         };
         let (address, patience) = (address.clone(), remote::patience(args.timeout));
-        Ok(Daemon { address, key: keygen::read(file)?, patience, found: OnceCell::new() })
+        Ok(Daemon { address, key: keygen::read(file)?, plain: args.plaintext, patience, found: OnceCell::new() })
     }
 
     fn addresses(&self) -> Result<&[SocketAddr], Failure> {
@@ -127,6 +130,8 @@ impl Daemon {
     fn invitation(&self, number: usize, greeting: Greeting) -> Result<Invitation, Failure> {
         let address = self.addresses()?.get(number).copied();
         let address = address.ok_or_else(|| Failure::connection(WHAT, "there is no other address"))?;
+        let ext = greeting.ext.map(|ext| if self.plain { ext.or(Ext::PLAIN) } else { ext });
+        let greeting = Greeting { ext, ..greeting };
         Ok(Invitation::by_daemon(address, self.key.clone(), greeting, remote::random))
     }
 

@@ -66,7 +66,8 @@ fn serve(args: &ServeArgs, choice: Choice) -> Result<Exit, (String, Exit)> {
             let session: Box<dyn Session> = match key {
                 None => Box::new(Acceptor::new(listener, root, store, on_session_end).with_read_only(read_only)),
                 Some(key) => {
-                    let daemon = Daemon { root, store, read_only, patience, key, entropy, on_session_end };
+                    let plain = args.allow_plaintext && !plaintext::is_forbidden();
+                    let daemon = Daemon { root, store, read_only, plain, patience, key, entropy, on_session_end };
                     Box::new(Doorman::new(listener, daemon))
                 }
             };

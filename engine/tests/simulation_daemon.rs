@@ -210,6 +210,7 @@ fn run(seed: u64) -> Result<(), String> {
         root,
         store: Some(store),
         read_only: false,
+        plain: false,
         patience: Patience::default(),
         key: Secret::from_bytes(KEY),
         entropy: never_twice,

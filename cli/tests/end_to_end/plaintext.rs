@@ -2,6 +2,7 @@
 //! warned, and the file sent by the kernel.
 
 use crate::options::{calls, can_trace, threads, traced, traced_far_end};
+use crate::support::daemon::Listening;
 use crate::support::direct::{
     Asked, CHALLENGE_BYTES, Granted, Guest, KEYED, KEYED_HELLO_BYTES, KEYED_WELCOME_BYTES, Place, keyed_welcome,
 };
@@ -343,6 +344,65 @@ fn only_in_plaintext_is_the_content_to_be_seen_on_the_way() {
             assert!(sealed.left == text.as_bytes());
             assert!(line.as_bytes().chunks_exact(8).all(|piece| !is_seen(&sealed, piece)));
         }
+    }
+}
+
+/// The same to or from a daemon that allows plaintext, over one connection.
+fn past_a_daemon(backend: &str, flags: &[&str], way: Way, content: &[u8]) -> Scene {
+    let daemon = Listening::with(backend, &["--allow-plaintext"], "127.0.0.1:0", true);
+    let dir = tempfile::tempdir().unwrap();
+    let (near, far) = (dir.path().join("f"), daemon.root().join("f"));
+    let (from, to) = if way == Way::Up { (&near, &far) } else { (&far, &near) };
+    fs::write(from, content).unwrap();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let there = format!("haul://{}/f", listener.local_addr().unwrap());
+    let (here, there) = (near.clone().into_os_string(), OsString::from(there));
+    let (source, target) = if way == Way::Up { (here, there) } else { (there, here) };
+    let captured = Captured::default();
+    let ended = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let client = listener.accept().unwrap().0;
+            let server = TcpStream::connect(daemon.address).unwrap();
+            let (from, to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            scope.spawn(|| hand_on(from, to, Way::Up, Meddle::Nothing, &captured));
+            hand_on(server, client, Way::Down, Meddle::Nothing, &captured);
+        });
+        let flags = [&["--compress=none", "--connections=1"], flags].concat();
+        let ended = daemon.copy(backend, &flags, source, target);
+        // Whoever waits for a client that has refused to come waits no longer.
+        drop(TcpStream::connect(listener.local_addr().unwrap()));
+        ended
+    });
+    let captured = std::mem::take(&mut *captured.lock().unwrap());
+    Scene { ended, left: fs::read(to).unwrap_or_default(), captured }
+}
+
+#[test]
+fn a_daemon_leaves_unencrypted_who_asks_for_that_where_it_is_allowed() {
+    let line = "the same line again and again, which whoever listens may read or not\n";
+    let text = line.repeat(SIZE / line.len());
+    for (backend, way) in ways() {
+        for fast in [&[][..], &["--fast"]] {
+            let plain = past_a_daemon(backend, &[&PLAINTEXT[1..], fast].concat(), way, text.as_bytes());
+            plain.ended.assert_exit(0);
+            assert!(plain.left == text.as_bytes());
+            assert!(is_seen(&plain, text.as_bytes().get(..60_000).unwrap()));
+            assert_eq!(plain.ended.stderr.matches(WARNING).count(), 1, "{:?}", plain.ended);
+            let sealed = past_a_daemon(backend, fast, way, text.as_bytes());
+            sealed.ended.assert_exit(0);
+            assert!(sealed.left == text.as_bytes());
+            assert!(line.as_bytes().chunks_exact(8).all(|piece| !is_seen(&sealed, piece)));
+            assert!(!sealed.ended.stderr.contains("UNENCRYPTED"), "{:?}", sealed.ended);
+        }
+        let daemon = Listening::start(backend);
+        let dir = tempfile::tempdir().unwrap();
+        let near = dir.path().join("f");
+        fs::write(&near, text.as_bytes()).unwrap();
+        let ended = daemon.copy(backend, &["--plaintext"], near, daemon.at("f"));
+        ended.assert_exit(10);
+        assert!(ended.stderr.contains("the server does not allow plaintext"), "{ended:?}");
+        assert!(!daemon.root().join("f").exists());
+        daemon.end();
     }
 }
 

@@ -12,8 +12,8 @@
 use super::acceptor::OnSessionEnd;
 use super::meeting::Entropy;
 use super::opening::Patience;
-use super::rendezvous::{Guest, Meeting, Proof, Served, SharedMeeting};
-use super::{Context, Flow, Session, Terms, server};
+use super::rendezvous::{self, Guest, Meeting, Proof, Served, SharedMeeting};
+use super::{Context, Flow, Session, Terms, meeting};
 use crate::backend::{Completion, DirId, OpKind, Output, StreamId, Time, Token};
 use crate::wire::decode::Role;
 use crate::wire::frame::{Caps, Dialect, Ext, Frame, Hash};
@@ -28,6 +28,8 @@ pub struct Daemon {
     pub store: Option<DirId>,
     /// Nothing may be changed.
     pub read_only: bool,
+    /// Whoever asks for it is not encrypted.
+    pub plain: bool,
     /// How long it waits for a client.
     pub patience: Patience,
     /// Whoever knows it is a client.
@@ -58,8 +60,8 @@ pub struct Doorman {
 impl Doorman {
     /// Serves what `daemon` says to whoever connects to `listener` and knows the key.
     pub fn new(listener: StreamId, daemon: Daemon) -> Doorman {
-        let Daemon { root, store, read_only, patience, key, entropy, on_session_end } = daemon;
-        let meeting = Meeting::new(key, Proof::Key(Door { entropy, on_session_end }), false);
+        let Daemon { root, store, read_only, plain, patience, key, entropy, on_session_end } = daemon;
+        let meeting = Meeting::new(key, Proof::Key(Door { entropy, on_session_end }), plain);
         let served = Served { root, store, patience, read_only };
         Doorman { listener, meeting, entropy, served, accepting: false, accepted: Vec::new() }
     }
@@ -123,48 +125,51 @@ impl Knock {
         (hello, Knock { key: key.clone(), exchange, transcript, asked: (caps, ext) })
     }
 
-    /// What the connection is sealed with and what was agreed on, or why whoever answers is not believed.
+    /// What the connection is sealed with, if it is, and what was agreed on, or why whoever answers is not believed.
     pub(super) fn answered(
         mut self,
         public: &Hash,
         (caps, ext): (Caps, Ext),
         mac: &Hash,
-    ) -> Result<(Seals, Terms), &'static str> {
+    ) -> Result<(Option<Seals>, Terms), &'static str> {
         self.transcript.welcome(public, (caps, ext));
         if !seal::is_same(mac, &self.transcript.server_proof(&self.key)) {
             return Err("the server cannot prove that it knows the key");
         }
-        let (caps, ext) = (self.asked.0.and(caps), self.asked.1.and(ext));
-        if !caps.has(Caps::AEAD) {
-            return Err("the server does not encrypt");
-        }
+        let asked = self.asked.1;
+        let (caps, ext) = (self.asked.0.and(caps), asked.and(ext));
+        let plain = meeting::is_plain(asked, (caps, ext))?;
         let shared = self.exchange.agree(public).ok_or("the server wants no secret of this connection's own")?;
         let seals = self.transcript.seals(&self.key, &shared, Role::Client);
-        Ok((seals, Terms { dialect: Dialect { version: 1, ext }, caps }))
+        Ok(((!plain).then_some(seals), Terms { dialect: Dialect { version: 1, ext }, caps }))
     }
 }
 
 /// A client that has proved itself.
 pub(super) struct LetIn {
     pub(super) welcome: Frame,
-    pub(super) seals: Seals,
+    /// `None` for a connection that is not sealed.
+    pub(super) seals: Option<Seals>,
     pub(super) agreed: (Caps, Ext),
 }
 
-/// Whoever says `hello` to the challenge `nonce`, if he knows the key and wants to be sealed.
-pub(super) fn admit(key: &Secret, nonce: &Hash, hello: &Frame, door: &Door) -> Option<LetIn> {
+/// Whoever says `hello` to the challenge `nonce`, if he knows the key and wants to be sealed, or not to be where `plain`
+/// allows it.
+pub(super) fn admit(key: &Secret, nonce: &Hash, hello: &Frame, door: &Door, plain: bool) -> Option<LetIn> {
     let &Frame::DaemonHello { random, public, index, caps, ext, mac } = hello else { return None };
     let mut transcript = Transcript::hello(nonce, &random, &public, index, (caps, ext));
-    if !seal::is_same(&mac, &transcript.client_proof(key)) || !caps.has(Caps::AEAD) {
+    let plain = plain && ext.has(Ext::PLAIN);
+    if !seal::is_same(&mac, &transcript.client_proof(key)) || !(plain || caps.has(Caps::AEAD)) {
         return None;
     }
     let exchange = Exchange::new(&Secret::from_bytes((door.entropy)()));
     let ours = exchange.public();
     let shared = exchange.agree(&public)?;
-    let (caps, ext) = (caps.and(server::DIRECT_CAPS), ext.and(server::SESSION_EXT));
+    let (caps, ext) = rendezvous::direct_terms((caps, ext), plain);
     transcript.welcome(&ours, (caps, ext));
     let welcome = Frame::DaemonWelcome { public: ours, caps, ext, mac: transcript.server_proof(key) };
-    Some(LetIn { welcome, seals: transcript.seals(key, &shared, Role::Server), agreed: (caps, ext) })
+    let seals = transcript.seals(key, &shared, Role::Server);
+    Some(LetIn { welcome, seals: (!plain).then_some(seals), agreed: (caps, ext) })
 }
 
 #[cfg(test)]
@@ -195,7 +200,7 @@ mod tests {
         Knock::new(&key(), &NONCE, ([4; 32], 0), ASKED, entropy)
     }
 
-    fn answered(knock: Knock, welcome: &Frame) -> Result<(Seals, Terms), &'static str> {
+    fn answered(knock: Knock, welcome: &Frame) -> Result<(Option<Seals>, Terms), &'static str> {
         let Frame::DaemonWelcome { public, caps, ext, mac } = welcome else { panic!("{welcome:?}") };
         knock.answered(public, (*caps, *ext), mac)
     }
@@ -211,10 +216,11 @@ mod tests {
         let mut seen = std::collections::HashSet::new();
         for _ in 0..4 {
             let (hello, knock) = knock();
-            let mut let_in = admit(&key(), &NONCE, &hello, &door()).unwrap();
-            let (mut client, terms) = answered(knock, &let_in.welcome).unwrap();
+            let mut let_in = admit(&key(), &NONCE, &hello, &door(), false).unwrap();
+            let (client, terms) = answered(knock, &let_in.welcome).unwrap();
+            let mut client = client.expect("nobody asked for anything else");
             assert_eq!((terms.caps, terms.dialect.ext), ASKED);
-            let server = &mut let_in.seals;
+            let server = let_in.seals.as_mut().unwrap();
             let records = [sealed(&mut client), sealed(server)];
             for (mut record, opener) in records.into_iter().zip([&mut server.opener, &mut client.opener]) {
                 assert!(seen.insert(record.clone()), "the same record twice");
@@ -226,11 +232,32 @@ mod tests {
     #[test]
     fn whoever_knows_another_key_or_answers_another_challenge_is_not_let_in() {
         let (hello, _) = knock();
-        assert!(admit(&Secret::from_bytes([1; 32]), &NONCE, &hello, &door()).is_none());
-        assert!(admit(&key(), &[9; 32], &hello, &door()).is_none());
+        assert!(admit(&Secret::from_bytes([1; 32]), &NONCE, &hello, &door(), false).is_none());
+        assert!(admit(&key(), &[9; 32], &hello, &door(), false).is_none());
         let (unsealed, _) = Knock::new(&key(), &NONCE, ([4; 32], 0), (Caps::NONE, Ext::ALL), entropy);
-        assert!(admit(&key(), &NONCE, &unsealed, &door()).is_none());
-        assert!(admit(&key(), &NONCE, &Frame::AuthHello { mac: seal::auth_mac(&key(), &NONCE) }, &door()).is_none());
+        assert!(admit(&key(), &NONCE, &unsealed, &door(), false).is_none());
+        assert!(
+            admit(&key(), &NONCE, &Frame::AuthHello { mac: seal::auth_mac(&key(), &NONCE) }, &door(), false).is_none()
+        );
+    }
+
+    #[test]
+    fn a_connection_is_left_unsealed_only_where_both_ends_want_that() {
+        let wish = (Caps::AEAD, Ext::ALL.or(Ext::PLAIN));
+        let knock = || Knock::new(&key(), &NONCE, ([4; 32], 0), wish, entropy);
+        let (hello, plain) = knock();
+        let let_in = admit(&key(), &NONCE, &hello, &door(), true).unwrap();
+        let (seals, terms) = answered(plain, &let_in.welcome).unwrap();
+        assert!(let_in.seals.is_none() && seals.is_none() && terms.ext(Ext::PLAIN));
+        // A daemon that does not allow it seals, which the client does not take.
+        let (hello, plain) = knock();
+        let let_in = admit(&key(), &NONCE, &hello, &door(), false).unwrap();
+        assert!(let_in.seals.is_some());
+        assert!(answered(plain, &let_in.welcome).err().unwrap().contains("does not allow plaintext"));
+        // Nobody is made to do without by a daemon that would.
+        let (hello, sealed) = Knock::new(&key(), &NONCE, ([4; 32], 0), ASKED, entropy);
+        let let_in = admit(&key(), &NONCE, &hello, &door(), true).unwrap();
+        assert!(let_in.seals.is_some() && answered(sealed, &let_in.welcome).unwrap().0.is_some());
     }
 
     /// Proved, so that only the exchange itself is left to refuse.
@@ -240,7 +267,7 @@ mod tests {
         let mac = Transcript::hello(&NONCE, &[4; 32], &zero, 0, ASKED).client_proof(&key());
         let (caps, ext) = ASKED;
         let hello = Frame::DaemonHello { random: [4; 32], public: zero, index: 0, caps, ext, mac };
-        assert!(admit(&key(), &NONCE, &hello, &door()).is_none());
+        assert!(admit(&key(), &NONCE, &hello, &door(), false).is_none());
 
         let (_, mut knock) = knock();
         let mut transcript = knock.transcript.clone();
@@ -254,7 +281,7 @@ mod tests {
     #[test]
     fn a_welcome_that_was_changed_or_is_for_another_is_refused() {
         let (hello, _) = knock();
-        let let_in = admit(&key(), &NONCE, &hello, &door()).unwrap();
+        let let_in = admit(&key(), &NONCE, &hello, &door(), false).unwrap();
         // Of another connection, with the same key.
         let refused = answered(knock().1, &let_in.welcome);
         assert_eq!(refused.err(), Some("the server cannot prove that it knows the key"));

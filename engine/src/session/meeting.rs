@@ -64,6 +64,7 @@ impl Invitation {
     }
 
     /// To a daemon, with the key that it shares with its clients. `greeting` is what is asked for there.
+    /// [`Ext::PLAIN`] in it asks for connections that are not sealed.
     pub fn by_daemon(address: SocketAddr, secret: Secret, greeting: Greeting, entropy: Entropy) -> Invitation {
         let greeting = Greeting { caps: greeting.caps.without(Caps::DIRECT_TCP).or(Caps::AEAD), ..greeting };
         let ports = Some((address.port(), address.port()));
@@ -182,6 +183,16 @@ const WHAT: &str = "no direct connection";
 const WHAT_OF_DAEMON: &str = "no connection";
 const NOT_PLAIN: &str = "the server does not allow plaintext: it must be `haul serve --allow-plaintext`, and not be told \
     HAUL_PLAINTEXT=never";
+/// True of a connection that is not sealed, where `asked` was asked for and this agreed on; or why it is not to be.
+pub(super) fn is_plain(asked: Ext, (caps, ext): (Caps, Ext)) -> Result<bool, &'static str> {
+    match (ext.has(Ext::PLAIN), caps.has(Caps::AEAD)) {
+        (false, true) if asked.has(Ext::PLAIN) => Err(NOT_PLAIN),
+        (true, true) => Err("the server wants plaintext and encrypts"),
+        (false, false) => Err("the server does not encrypt"),
+        (plain, _) => Ok(plain),
+    }
+}
+
 /// Why a server of the base protocol is left where the user wants plaintext.
 pub(super) const BASE_IS_SEALED: &str = "plaintext is only for a haul at the other end";
 
@@ -441,14 +452,10 @@ impl Meeting {
                 let (caps, ext) = (sent.caps.and(caps), asked.and(ext));
                 let dialect = Dialect { version: 1, ext };
                 link.set_dialect(dialect);
-                match (ext.has(Ext::PLAIN), caps.has(Caps::AEAD)) {
-                    (false, true) if asked.has(Ext::PLAIN) => return refused(NOT_PLAIN),
-                    (false, true) => {
-                        link.seal(Seals::keyed(secret, &transcript, Role::Client), Records::Keyed, cx);
-                    }
-                    (true, false) => link.leave_bare(),
-                    (false, false) => return refused("the server does not encrypt"),
-                    (true, true) => return refused("the server wants plaintext and encrypts"),
+                match is_plain(asked, (caps, ext)) {
+                    Ok(false) => link.seal(Seals::keyed(secret, &transcript, Role::Client), Records::Keyed, cx),
+                    Ok(true) => link.leave_bare(),
+                    Err(why) => return refused(why),
                 }
                 Ok(Some(Step::Met(Box::new(link), Terms { dialect, caps }, *address)))
             }
@@ -456,7 +463,10 @@ impl Meeting {
                 let (seals, terms) =
                     knock.answered(&public, (caps, ext), &mac).map_err(|why| Failure::connection(WHAT, why))?;
                 link.set_dialect(terms.dialect);
-                link.seal(seals, Records::Keyed, cx);
+                match seals {
+                    Some(seals) => link.seal(seals, Records::Keyed, cx),
+                    None => link.leave_bare(),
+                }
                 Ok(Some(Step::Met(Box::new(link), terms, *address)))
             }
             (_, Incoming::Frame(Frame::Error { message, .. })) => Err(Failure::connection(WHAT, Printable(&message))),

@@ -299,6 +299,14 @@ pub(super) struct Guest {
     left_at: Option<Time>,
 }
 
+/// What a client that asks for this has of it on a direct connection.
+pub(super) fn direct_terms((caps, ext): (Caps, Ext), plain: bool) -> (Caps, Ext) {
+    match plain {
+        true => (caps.and(server::PLAIN_CAPS), ext.and(server::SESSION_EXT.or(Ext::PLAIN))),
+        false => (caps.and(server::DIRECT_CAPS), ext.and(server::SESSION_EXT)),
+    }
+}
+
 impl Guest {
     /// From here on it counts in its meeting.
     pub(super) fn new(stream: StreamId, meeting: SharedMeeting, nonce: Hash, served: Served) -> Guest {
@@ -378,10 +386,7 @@ impl Guest {
                     self.link = Some(link);
                     return None;
                 }
-                let (caps, ext) = match plain {
-                    true => (caps.and(server::PLAIN_CAPS), ext.and(server::SESSION_EXT.or(Ext::PLAIN))),
-                    false => (caps.and(server::DIRECT_CAPS), ext.and(server::SESSION_EXT)),
-                };
+                let (caps, ext) = direct_terms((caps, ext), plain);
                 keyed::welcome(&mut transcript, (caps, ext));
                 let mac = keyed::server_proof(secret, &transcript);
                 link.frame(&Frame::KeyedWelcome { caps, ext, mac }).ok()?;
@@ -392,12 +397,15 @@ impl Guest {
                 Server::keyed(link, root, on_end, (caps, ext))
             }
             Frame::DaemonHello { .. } if let Some(door) = &door => {
-                let Some(let_in) = doorman::admit(secret, &self.nonce, frame, door) else {
+                let Some(let_in) = doorman::admit(secret, &self.nonce, frame, door, meeting.plain) else {
                     self.link = Some(link);
                     return None;
                 };
                 link.frame(&let_in.welcome).ok()?;
-                link.seal(let_in.seals, Records::Keyed, cx);
+                match let_in.seals {
+                    None => link.leave_bare(),
+                    Some(seals) => link.seal(seals, Records::Keyed, cx),
+                }
                 Server::keyed(link, root, on_end, let_in.agreed).with_large_blocks(DOOR_SESSION_BLOCKS)
             }
             _ => {

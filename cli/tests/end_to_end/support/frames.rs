@@ -208,6 +208,11 @@ impl Serving {
         Serving::on_empty_root(backend, &[], &["--allow-plaintext"])
     }
 
+    /// As `start`, and what it listens on stays open for a minute.
+    pub fn listening_long(backend: &str) -> Serving {
+        Serving::on_empty_root(backend, &[("BCMR_RENDEZVOUS_TIMEOUT_SECS", "60")], &[])
+    }
+
     /// As `start`, as sshd starts it that was reached at this address.
     pub fn reached_at(backend: &str, address: &str) -> Serving {
         let connection = format!("127.0.0.1 40000 {address} 22");
