@@ -250,7 +250,7 @@ pub(crate) struct CopyArgs {
     #[arg(long, visible_alias = "no-hash")]
     pub(crate) fast: bool,
     /// Connections that share the files of a copy; over ssh each is a login of its own, direct ones come by one login. auto
-    /// begins with 1, over ssh stays there, and opens more direct ones, up to 16 (to a daemon 8), while that makes the copy
+    /// begins with 1, over ssh stays there, and opens more direct ones, up to 16 (to a daemon 4), while that makes the copy
     /// faster; --stats tells how it was decided. A file of 64 MiB or more is shared as well, except that over ssh it goes up whole to a haul.
     #[arg(long, visible_alias = "parallel", value_name = "N|auto", value_parser = connections, default_value = "auto")]
     pub(crate) connections: Connections,

@@ -460,8 +460,9 @@ fn worker(choice: Choice, pool: Pool, news: Option<&SyncSender<News>>) -> Result
         let notes = why.into_iter().chain(features.notes.iter().cloned()).collect();
         let _ = news.send(News::Backend(features.backend, notes));
     }
-    signals::wake_on_stop(backend.waker());
-    Ok(Worker::new(backend, pool))
+    let worker = Worker::new(backend, pool);
+    signals::wake_on_stop(&worker.waker());
+    Ok(worker)
 }
 
 /// The working directory, as the root of local operands.

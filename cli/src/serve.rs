@@ -9,7 +9,6 @@ use crate::plaintext;
 use crate::remote;
 use crate::signals;
 use crate::store;
-use haul_engine::backend::Backend as _;
 use haul_engine::block::Pool;
 use haul_engine::limits::{DAEMON_LARGE_BLOCKS, DOOR_LARGE_BLOCKS, POOL_LARGE_BLOCKS, POOL_SMALL_BLOCKS, SECOND};
 use haul_engine::offload::Root;
@@ -46,7 +45,6 @@ fn serve(args: &ServeArgs, choice: Choice) -> Result<Exit, (String, Exit)> {
     let root = root(args, key.is_some()).map_err(|why| (why, Exit::FileIo))?;
     let listener = args.listen.map(|address| listen(address, key.is_some())).transpose()?;
     let (mut backend, _) = backend::make(choice).map_err(|why| (why, Exit::Usage))?;
-    signals::wake_on_stop(backend.waker());
     let read_only = args.read_only;
     let store = if read_only { None } else { store::from_environment(&root) }.map(|store| backend.add_store(store));
     let root = backend.add_root(root);
@@ -92,6 +90,7 @@ fn serve(args: &ServeArgs, choice: Choice) -> Result<Exit, (String, Exit)> {
             worker
         }
     };
+    signals::wake_on_stop(&worker.waker());
     worker.run(signals::stopped).map_err(|broken| (broken.to_string(), Exit::Stream))?;
     worker.end_all();
     while worker.is_busy() {

@@ -2,11 +2,13 @@
 
 use haul_engine::backend::Waker;
 use signal_hook::consts::{SIGINT, SIGTERM};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 
 static STOP: AtomicBool = AtomicBool::new(false);
-static WAKERS: Mutex<Vec<Waker>> = Mutex::new(Vec::new());
+static WAKERS: Mutex<Vec<Weak<Wake>>> = Mutex::new(Vec::new());
+
+type Wake = dyn Fn() + Send + Sync;
 
 /// True once the user has asked to stop.
 pub(crate) fn stopped() -> bool {
@@ -27,11 +29,16 @@ pub(crate) fn install() {
 pub(crate) fn stop() {
     STOP.store(true, Ordering::Release);
     for waker in WAKERS.lock().unwrap_or_else(std::sync::PoisonError::into_inner).iter() {
-        waker.wake();
+        if let Some(wake) = waker.upgrade() {
+            wake();
+        }
     }
 }
 
-/// Registers a backend that must be woken to notice.
-pub(crate) fn wake_on_stop(waker: Waker) {
-    WAKERS.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(waker);
+/// Registers a worker that must be woken to notice, for as long as it lives: a run may open many connections, one after the
+/// other, and what wakes a worker keeps a descriptor.
+pub(crate) fn wake_on_stop(waker: &Waker) {
+    let mut wakers = WAKERS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    wakers.retain(|waker| waker.strong_count() > 0);
+    wakers.push(Arc::downgrade(&waker.0));
 }

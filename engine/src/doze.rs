@@ -24,7 +24,8 @@ impl Doze {
 
     /// The thread looks for itself again.
     pub fn get_up(&self) {
-        self.asleep.store(false, Ordering::Release);
+        // A swap as well: a store would end the chain by which the next sleep sees what was left.
+        self.asleep.swap(false, Ordering::AcqRel);
     }
 
     /// Asked by others after they have left something: true when the thread must be woken, once for each sleep.

@@ -110,8 +110,8 @@ pub const RESUME_BYTES: u64 = 1024 * 1024;
 pub const MAX_CONNECTIONS: u16 = 64;
 /// Direct connections of one run at most where their number is found out while it goes.
 pub const AUTO_CONNECTIONS: u16 = 16;
-/// The same to a daemon, which serves [`MAX_SESSIONS`] for all its clients: another one finds room as well.
-pub const AUTO_DAEMON_CONNECTIONS: u16 = 8;
+/// The same to a daemon, which serves [`MAX_SESSIONS`] for all its clients: three others find room as well.
+pub const AUTO_DAEMON_CONNECTIONS: u16 = 4;
 /// Of those, so many may compress, which takes blocks of 4 MiB; what goes over the others goes as it is.
 pub const PACKING_CONNECTIONS: u16 = 4;
 /// Direct connections of one meeting served at the same time: all of a run, and as many again of which only the client knows
@@ -314,7 +314,7 @@ const _: () = {
         "what is being written, the receive block included, begins in one of them, wherever in a block the file ends"
     );
     assert!(MAX_SESSIONS <= LISTEN_BACKLOG as usize);
-    assert!(AUTO_CONNECTIONS <= MAX_CONNECTIONS && 2 * AUTO_DAEMON_CONNECTIONS as usize <= MAX_SESSIONS);
+    assert!(AUTO_CONNECTIONS <= MAX_CONNECTIONS && 4 * AUTO_DAEMON_CONNECTIONS as usize <= MAX_SESSIONS);
     assert!(TCP_KEEPALIVE_IDLE.as_millis() < TCP_USER_TIMEOUT_MILLIS as u128, "one question is asked before");
     assert!(FILE_RUN_BYTES <= crate::wire::MAX_BLOCK as u64);
     assert!((CAS_VICTIMS as u64) > CAS_CAP_MIB / 4, "a store of whole blocks with the default cap is remembered whole");

@@ -1,6 +1,7 @@
 //! The real binary from the outside, one file for each thing that is promised. One program, so that it is linked once and
 //! tests that wait do not keep others from running.
 
+#[cfg(target_os = "linux")]
 mod auto_connections;
 mod copy_direct;
 mod copy_pipes;

@@ -604,7 +604,8 @@ impl Client {
     fn watch(&mut self) {
         let front = self.asks.unanswered.front().copied();
         self.waiting = match self.waiting {
-            _ if !self.link.is_receiving() => None,
+            // What has come and is still with our own helpers is no silence.
+            _ if !self.link.is_receiving() || !self.link.is_parsed() => None,
             Some((transfer, since)) if front == Some(transfer) => Some((transfer, since)),
             _ => {
                 // Not while the request itself is still being sent.

@@ -470,8 +470,12 @@ impl Link {
 
     /// The peer will send nothing more and everything it sent was handed on.
     pub(crate) fn at_end(&self) -> bool {
-        let parsed = self.inbox.is_none() && self.sealed.as_ref().is_none_or(|sealed| sealed.is_empty());
-        (self.ended || self.failed.is_some()) && parsed
+        (self.ended || self.failed.is_some()) && self.is_parsed()
+    }
+
+    /// Everything whole that the peer sent was handed on.
+    pub(crate) fn is_parsed(&self) -> bool {
+        self.inbox.is_none() && self.sealed.as_ref().is_none_or(|sealed| sealed.is_empty())
     }
 
     /// True when the stream ended inside a frame.
