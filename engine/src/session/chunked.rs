@@ -12,8 +12,8 @@
 use super::client::{Answer, Ask, Reply, Sent, Simple};
 use super::link::Incoming;
 use super::receiver::{Order, Receiver, Way};
-use super::server::{Body, Verb, reply, reply_failure};
 use super::source::{Purpose, Source};
+use super::verb::{Body, Verb, reply, reply_failure};
 use super::{Cause, Failure, Io, Outcome, get, range};
 use crate::backend::{DirId, Errno, FileId, Finish, OpKind, OpenMode, Output, Place};
 use crate::queue::Range;

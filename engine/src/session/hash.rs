@@ -5,8 +5,8 @@
 //! ```
 
 use super::client::{Reply, Simple};
-use super::server::{Verb, reply, reply_failure};
 use super::source::{Purpose, Source};
+use super::verb::{Verb, reply, reply_failure};
 use super::{Io, Outcome};
 use crate::backend::{OpKind, Place};
 use crate::wire::frame::Frame;

@@ -8,7 +8,7 @@
 //! reply has no place to say so. A reply of more than 16 MiB is an Error.
 
 use super::client::{Reply, Simple};
-use super::server::{Verb, reply, reply_failure};
+use super::verb::{Verb, reply, reply_failure};
 use super::walk::{Found, Step, Walker};
 use super::{Failure, Io, Outcome};
 use crate::backend::{Errno, FsOp, OpKind, Output, Place};

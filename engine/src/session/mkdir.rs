@@ -7,7 +7,7 @@
 //! are set after its last file.
 
 use super::client::{Reply, Simple};
-use super::server::{Verb, reply, reply_failure};
+use super::verb::{Verb, reply, reply_failure};
 use super::{Failure, Io, Outcome};
 use crate::backend::{FsOp, OpKind, Place};
 use crate::wire::frame::{Attributes, Frame, Preserve};

@@ -63,6 +63,7 @@ mod silence;
 mod source;
 mod stat;
 mod tree;
+mod verb;
 mod walk;
 
 use crate::backend::{Completion, Errno, OpKind, Output, SessionId, Submissions, Time, Token, Waker};

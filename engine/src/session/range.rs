@@ -19,7 +19,7 @@ use super::chunked;
 use super::client::{Answer, Ask, Reply, Sent, Simple};
 use super::hashing::Hashing;
 use super::link::Incoming;
-use super::server::{Verb, reply, reply_failure};
+use super::verb::{Verb, reply, reply_failure};
 use super::{Cause, Failure, Io, Outcome};
 use crate::backend::{Errno, FileId, Finish, FsOp, OpKind, OpenMode, Output, Place};
 use crate::limits::{MAX_RANGED_FILES, MAX_RANGES, RANGE_BYTES};

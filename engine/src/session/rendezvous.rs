@@ -16,7 +16,8 @@ use super::doorman::{self, Door};
 use super::link::{Incoming, Link};
 use super::opening::Patience;
 use super::sealed::Records;
-use super::server::{self, Server, Verb};
+use super::server::{self, Server};
+use super::verb::{Verb, reply, reply_failure};
 use super::{Context, Failure, Flow, Io, Outcome, Session};
 use crate::backend::{Completion, DirId, Errno, OpKind, Output, StreamId, Time, Token};
 use crate::block::{Class, Pool, Quota};
@@ -183,9 +184,9 @@ impl Verb for Serve {
         match &meeting.address {
             Some(Ok(address)) if head => {
                 let key = *meeting.secret.expose();
-                server::reply(&Frame::DirectChannelReady { address: address.to_string().into_bytes(), key }, io);
+                reply(&Frame::DirectChannelReady { address: address.to_string().into_bytes(), key }, io);
             }
-            Some(Err(failure)) if head => server::reply_failure(failure, io),
+            Some(Err(failure)) if head => reply_failure(failure, io),
             _ => return false,
         }
         true
@@ -347,9 +348,10 @@ impl Guest {
     }
 
     /// When a connection whose client is done is given up, unless more is heard. Records that are on their way are: the
-    /// end of a connection among them.
+    /// end of a connection among them. An answer is worked out to its end: a client that came here with all that it asks
+    /// may have lost the other session, and waits.
     fn parting(&self) -> Option<Time> {
-        let server = self.server.as_ref()?;
+        let server = self.server.as_ref().filter(|server| !server.is_at_work())?;
         self.left_at.map(|left| left.max(server.link.heard_at()).after(PARTING_TIMEOUT))
     }
 

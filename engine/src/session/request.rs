@@ -1,7 +1,7 @@
 //! Which verb serves which request.
 
 use super::range::{self, Files};
-use super::server::Verb;
+use super::verb::Verb;
 use super::{Cause, Failure, Io};
 use super::{chunked, get, hash, list, mkdir, put, resume, stat, tree};
 use crate::backend::{DirId, Place};

@@ -6,8 +6,8 @@
 //! A missing target is size 0 without a hash, not an error.
 
 use super::client::{Reply, Simple};
-use super::server::{Verb, reply, reply_failure};
 use super::source::{Purpose, Source};
+use super::verb::{Verb, reply, reply_failure};
 use super::{Failure, Io, Outcome};
 use crate::backend::{Errno, FsOp, OpKind, Output, Place};
 use crate::limits::RESUME_BLOCK_BYTES;

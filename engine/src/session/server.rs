@@ -19,13 +19,14 @@ use super::report::Progress;
 use super::request::{begin, has_body, read_only, request_path};
 use super::sealed::Records;
 use super::tree;
-use super::{Cause, Context, Failure, Flow, Io, Outcome, Quotas, Session, Terms};
+use super::verb::{Body, Verb, reply_failure};
+use super::{Context, Failure, Flow, Io, Outcome, Quotas, Session, Terms};
 use crate::backend::{Completion, DirId, OpKind, StreamId, Time, Token};
-use crate::block::{Quota, Slice};
+use crate::block::Quota;
 use crate::limits::{MAX_ACTIVE_REQUESTS, MAX_MEETINGS, MAX_REQUEST_PATH_BYTES, OFFLOAD_THREADS, PULSE_INTERVAL};
 use crate::wire::compress::Codec;
 use crate::wire::decode::{DecodeError, Role};
-use crate::wire::frame::{Attributes, Caps, Dialect, ErrorCode, Ext, Frame, Hash, PathField, Preserve};
+use crate::wire::frame::{Caps, Dialect, ErrorCode, Ext, Frame, PathField};
 use crate::wire::hello::{self, Greeting, ServerOffer};
 use crate::wire::path::Target;
 use crate::wire::seal::{Seals, Secret};
@@ -35,46 +36,10 @@ use std::collections::VecDeque;
 const CAPS: u8 = Caps::LZ4.0 | Caps::ZSTD.0 | Caps::DEDUP.0 | Caps::FAST.0 | Caps::SYNC.0 | Caps::PUT_OFFSET.0;
 /// The same over a direct connection that is sealed.
 pub(super) const DIRECT_CAPS: Caps = Caps(CAPS | Caps::AEAD.0);
-/// Extensions of every kind of session between two hauls.
-pub(super) const SESSION_EXT: Ext = Ext(Ext::ALL.0 | Ext::PULSE.0);
 /// The same over one that is not.
 pub(super) const PLAIN_CAPS: Caps = Caps(CAPS);
-
-/// What follows a Put.
-pub(super) enum Body {
-    Meta(Attributes, Preserve),
-    /// What is there counts up to this offset.
-    Skip(u64),
-    /// Size and hashes of the blocks the client has.
-    Have(u32, Vec<Hash>),
-    /// A raw frame of so many bytes begins.
-    Data(usize),
-    /// A compressed frame begins: codec, decompressed size, size.
-    Packed(Codec, usize, usize),
-    Piece(Slice),
-    DataEnd,
-    Done,
-    Commit(Hash),
-    Abandon(ErrorCode),
-    /// It was not ended, and a request came.
-    Cut,
-}
-
-/// One request being worked on.
-pub(super) trait Verb {
-    /// Takes note of a completion of its own operations.
-    fn on_completion(&mut self, kind: OpKind, outcome: Outcome, io: &mut Io<'_, '_>);
-    /// Takes part of a body; only Put and PutChunked have one.
-    fn on_body(&mut self, _body: Body, _io: &mut Io<'_, '_>) {}
-    /// True when more of the body can be taken; while it is not, nothing more is parsed.
-    fn is_ready(&mut self, _io: &mut Io<'_, '_>) -> bool {
-        true
-    }
-    /// Goes on as far as possible; replies only at the `head` of the queue. True once the reply is complete.
-    fn advance(&mut self, head: bool, io: &mut Io<'_, '_>) -> bool;
-    /// For the simulator's coverage table.
-    fn state(&self) -> &'static str;
-}
+/// Extensions of every kind of session between two hauls.
+pub(super) const SESSION_EXT: Ext = Ext(Ext::ALL.0 | Ext::PULSE.0);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Class {
@@ -578,6 +543,11 @@ impl Server {
         }
     }
 
+    /// It is at work on an answer, for which it needs nothing more of the client.
+    pub(super) fn is_at_work(&self) -> bool {
+        !self.active.is_empty() && self.link.is_drained() && !matches!(self.body, BodyOf::Put(_))
+    }
+
     fn pulse_deadline(&self) -> Option<Time> {
         let owes = self.terms.ext(Ext::PULSE) && !self.active.is_empty() && self.link.is_drained();
         owes.then(|| self.said_at.after(PULSE_INTERVAL))
@@ -673,25 +643,4 @@ impl Verb for Refused {
 fn broken(error: DecodeError) -> Failure {
     let what = if error == DecodeError::CutOff { "connection" } else { "protocol error" };
     Failure::connection(what, error)
-}
-
-/// Replies; what does not fit a frame is answered with an Error.
-pub(super) fn reply(frame: &Frame, io: &mut Io<'_, '_>) {
-    if let Err(error) = io.link.frame(frame) {
-        let message = error.to_string().into_bytes();
-        let _ = io.link.frame(&Frame::Error { message, code: ErrorCode::OTHER });
-    }
-}
-
-/// Replies with an Error. Towards haul the client knows the path and gets a number; others get all in the text.
-pub(super) fn reply_failure(failure: &Failure, io: &mut Io<'_, '_>) {
-    let mut message = failure.reason().into_bytes();
-    if io.terms.dialect.ext == Ext::NONE && !failure.path.is_empty() {
-        message = [&failure.path[..failure.path.len().min(4096)], b": ", &message].concat();
-    }
-    let code = match failure.cause {
-        Cause::Rule(_) if failure.what.starts_with("unexpected") => ErrorCode::PROTOCOL,
-        _ => failure.code(),
-    };
-    let _ = io.link.frame(&Frame::Error { message, code });
 }

@@ -5,7 +5,7 @@
 //! ```
 
 use super::client::{Reply, Simple};
-use super::server::{Verb, reply, reply_failure};
+use super::verb::{Verb, reply, reply_failure};
 use super::{Failure, Io, Outcome};
 use crate::backend::{Errno, FsOp, OpKind, Output, Place};
 use crate::wire::frame::{Attributes, Frame, Kind};

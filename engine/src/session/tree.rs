@@ -8,7 +8,7 @@
 //! ```
 
 use super::client::{Reply, Simple};
-use super::server::{Verb, reply};
+use super::verb::{Verb, reply};
 use super::walk::{Found, Step, Walker};
 use super::{Failure, Io, Outcome};
 use crate::backend::{Errno, OpKind, Place};
