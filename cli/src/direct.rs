@@ -20,7 +20,7 @@ use haul_engine::queue::{Queue, Retirement};
 use haul_engine::session::client::{Invitation, Patience, Seat};
 use haul_engine::session::report::{Report, SharedProgress};
 use haul_engine::session::{Failure, helper};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -79,8 +79,6 @@ struct Fate {
     met: bool,
     /// Those that have not ended.
     left: u16,
-    /// Those over which a client works.
-    open: u16,
     /// The gravest reason for which one of them ended.
     worst: Option<Lost>,
     /// The user knows that there is none.
@@ -100,7 +98,33 @@ struct Place {
     share: usize,
     /// May compress, and take what is compressed.
     packs: bool,
+    standing: Standing,
+}
+
+/// How it stands with one place, for those who decide on all of them.
+#[derive(Clone, Default)]
+struct Standing {
     retirement: Retirement,
+    /// A client works over its connection.
+    open: Arc<AtomicBool>,
+}
+
+impl Standing {
+    fn is_open(&self) -> bool {
+        self.open.load(Ordering::Acquire)
+    }
+
+    /// Carries files, and is to go on with that.
+    fn is_of_use(&self) -> bool {
+        self.is_open() && !self.retirement.is_told()
+    }
+}
+
+/// Which of these are to leave so that `number` stay: those that came last, but before one that works one that does not.
+fn leaving(living: &[&Standing], number: u16) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..living.len()).collect();
+    order.sort_by_key(|&at| !living[at].is_open());
+    order.split_off(usize::from(number).min(order.len()))
 }
 
 /// The direct connections of a run: those that have come and gone, too.
@@ -110,7 +134,7 @@ struct Crew {
     fate: SharedFate,
     /// The first connection of the run is direct itself, and carries files beside these.
     beside: bool,
-    places: Vec<(Retirement, JoinHandle<()>)>,
+    places: Vec<(Standing, JoinHandle<()>)>,
 }
 
 impl Crew {
@@ -124,8 +148,8 @@ impl Crew {
         lock(&self.fate).left += number;
         for _ in 0..number {
             let index = u16::try_from(self.places.len()).unwrap_or(u16::MAX).saturating_add(self.beside.into());
-            let retirement = Retirement::default();
-            let place = Place { index, share, packs, retirement: retirement.clone() };
+            let standing = Standing::default();
+            let place = Place { index, share, packs, standing: standing.clone() };
             let (direct, news, fate, beside) = (self.direct.clone(), self.news.clone(), self.fate.clone(), self.beside);
             let thread = std::thread::spawn(move || {
                 let lost = direct.seat(&place, &news, &fate);
@@ -134,16 +158,24 @@ impl Crew {
                     false => direct.on_lost(lost, &fate, &news),
                 }
             });
-            self.places.push((retirement, thread));
+            self.places.push((standing, thread));
         }
     }
 
-    /// Tells those that came last to leave, so that `number` stay.
+    /// Tells some to leave, so that `number` stay.
     fn keep(&self, number: u16) {
-        let living = |place: &&(Retirement, JoinHandle<()>)| !place.0.is_told() && !place.1.is_finished();
-        for (retirement, _) in self.places.iter().filter(living).skip(usize::from(number)) {
-            self.direct.queue.retire(retirement);
+        let living =
+            self.places.iter().filter(|(standing, thread)| !standing.retirement.is_told() && !thread.is_finished());
+        let living: Vec<&Standing> = living.map(|(standing, _)| standing).collect();
+        for at in leaving(&living, number) {
+            self.direct.queue.retire(&living[at].retirement);
         }
+    }
+
+    /// How many carry files, and are to go on with that.
+    fn open_now(&self) -> u16 {
+        let open = self.places.iter().filter(|(standing, _)| standing.is_of_use()).count();
+        u16::from(self.beside) + u16::try_from(open).unwrap_or(u16::MAX)
     }
 
     /// Finds out how many are of use, until the run is over or all are lost. One is there, or on its way.
@@ -155,11 +187,7 @@ impl Crew {
         let mut tuner = Tuner::new(1, most);
         while self.direct.is_wanted() {
             std::thread::sleep(TICK);
-            let (open, left) = {
-                let fate = lock(&self.fate);
-                (first + fate.open, fate.left)
-            };
-            if first + left == 0 {
+            if first + lock(&self.fate).left == 0 {
                 break;
             }
             let bytes = load(&progress.bytes);
@@ -169,7 +197,7 @@ impl Crew {
                 nanos: u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX),
                 bytes,
                 files: load(&progress.files),
-                open,
+                open: self.open_now(),
                 left: known.then(|| load(&progress.total_bytes).saturating_sub(there)),
                 waiting: queue.has_waiting(),
             };
@@ -290,7 +318,7 @@ impl Direct {
 
     /// One of them, as often as it must be opened.
     fn seat(&self, place: &Place, news: &SyncSender<News>, fate: &SharedFate) -> Option<Lost> {
-        let is_wanted = || self.is_wanted() && !place.retirement.is_told();
+        let is_wanted = || self.is_wanted() && !place.standing.retirement.is_told();
         let patience = Duration::from_nanos(self.patience.redial);
         let (mut until, mut pause) = (None, PAUSE);
         let mut broken = None;
@@ -324,7 +352,8 @@ impl Direct {
     /// Runs a client on a new connection. What it ended with, if not well, and whether it came about.
     fn attempt(&self, place: &Place, news: &SyncSender<News>, fate: &SharedFate) -> (Option<Lost>, bool) {
         let (sender, own) = sync_channel(64);
-        let (choice, progress, queue) = (self.choice, self.progress.clone(), self.queue.retiring(&place.retirement));
+        let (choice, progress, queue) =
+            (self.choice, self.progress.clone(), self.queue.retiring(&place.standing.retirement));
         let link = Link { choice, progress, queue, share: place.share, sender };
         let (invitation, patience, packs) = (self.invitation.clone(), self.patience, place.packs);
         let seat = Seat { index: place.index, random: remote::random(), required: self.required };
@@ -343,10 +372,8 @@ impl Direct {
                     Report::Fatal(failure) => lost = Some(Lost::Untrusted(failure)),
                     report @ Report::Direct { .. } => {
                         was_met = true;
-                        let mut fate = lock(fate);
-                        fate.met = true;
-                        fate.open += 1;
-                        drop(fate);
+                        place.standing.open.store(true, Ordering::Release);
+                        lock(fate).met = true;
                         let _ = news.send(News::Report(Box::new(report)));
                     }
                     report => _ = news.send(News::Report(Box::new(report))),
@@ -356,8 +383,8 @@ impl Direct {
             }
         }
         let _ = thread.join();
-        lock(fate).open -= u16::from(was_met);
-        if lost.is_none() && self.is_wanted() && !place.retirement.is_told() {
+        place.standing.open.store(false, Ordering::Release);
+        if lost.is_none() && self.is_wanted() && !place.standing.retirement.is_told() {
             lost = Some(Lost::Broken(Failure::connection("connection lost", "it ended too early")));
         }
         (lost, was_met)
@@ -366,4 +393,23 @@ impl Direct {
 
 fn notice(text: String, news: &SyncSender<News>) {
     let _ = news.send(News::Report(Box::new(Report::Notice(text))));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_came_last_leaves_first_but_never_in_place_of_one_that_is_not_there() {
+        let standings: Vec<Standing> = (0..4).map(|_| Standing::default()).collect();
+        let all: Vec<&Standing> = standings.iter().collect();
+        standings.iter().for_each(|standing| standing.open.store(true, Ordering::Release));
+        assert_eq!(leaving(&all, 2), [2, 3]);
+        assert_eq!(leaving(&all, 9), [0; 0]);
+        // The first one has broken, and is being opened again.
+        standings[0].open.store(false, Ordering::Release);
+        assert_eq!(leaving(&all, 1), [2, 3, 0]);
+        assert_eq!(leaving(&all, 3), [0]);
+        assert_eq!(leaving(&[], 1), [0; 0]);
+    }
 }

@@ -5,6 +5,7 @@
 //!                                                            |                                         \-did not-> back
 //!                                                            +--faster--> keep them, open as many again
 //!                                                            +-not faster-> the new ones leave: Settled
+//! Settling, Measuring -one of the new or old ones broke-> Opening
 //! Settled -the new ones were faster after all, or far slower for a while, and a pause is over-> Measuring
 //! ```
 //! Times, bytes and all else it knows are given to it, so what it does follows from them alone. Whoever drives it opens and
@@ -243,6 +244,10 @@ impl Tuner {
                 return Some(self.back(seen, self.base, Why::NotToBeHad));
             }
             Phase::Opening { .. } => {}
+            // One of them broke: what moves meanwhile says nothing of that many.
+            Phase::Settling { .. } | Phase::Measuring { .. } if self.trial.is_some_and(|trial| seen.open < trial) => {
+                self.phase = Phase::Opening { since: seen.nanos };
+            }
             Phase::Settling { since } => {
                 let (nanos, bytes) = (seen.nanos - since.nanos, seen.bytes.saturating_sub(since.bytes));
                 let new = u64::from(self.trial.map_or(self.kept, |trial| trial - self.kept));
@@ -466,6 +471,25 @@ mod tests {
             let link = Link { rate: &|open, _| (each * u64::from(open)).min(all), ..Link::default() };
             assert_eq!(link.settles_at(), expected, "{each} of {all}");
         }
+    }
+
+    #[test]
+    fn a_connection_that_breaks_while_it_is_tried_is_waited_for_and_not_held_against_the_others() {
+        let mut tuner = Tuner::new(1, 2);
+        let (mut moved, mut tried, mut why) = (0, None, Vec::new());
+        for tick in 1..500 {
+            let nanos = tick * TICK;
+            // It comes, breaks a tenth of a second later, and is there again after a second.
+            let since = tried.map(|tried: u64| (nanos - tried) / TICK);
+            let open = if since.is_some_and(|since| (3..13).contains(&since) || since > 113) { 2 } else { 1 };
+            moved += 100 * open * MIB * TICK / SECOND;
+            let seen = Seen { nanos, bytes: moved, files: 0, open: open as u16, left: None, waiting: true };
+            if let Some(decision) = tuner.look(&seen) {
+                tried.get_or_insert(nanos);
+                why.push((decision.to, decision.why));
+            }
+        }
+        assert_eq!(why, [(2, Why::Try), (2, Why::Faster)]);
     }
 
     #[test]

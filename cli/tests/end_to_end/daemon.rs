@@ -277,7 +277,7 @@ fn a_client_says_what_is_wrong_before_it_connects() {
     ];
     for near in BACKENDS {
         for (flags, words) in &table {
-            for (command, operands) in [("ls", vec![url]), ("hash", vec![url]), ("copy", vec![url, "/tmp/x"])] {
+            for (command, operands) in [("ls", vec![url]), ("hash", vec![url]), ("copy", vec![url, "x"])] {
                 let ended = complete(haul(near, [command]).args(flags).args(operands));
                 ended.assert_exit(1);
                 assert!(ended.stderr.starts_with("haul: ") && ended.stderr.contains(words), "{words}: {ended:?}");
