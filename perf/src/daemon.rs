@@ -1,16 +1,16 @@
 //! An rsync daemon of our own on a loopback port: what moves bytes without encrypting them. Ended when dropped.
 
-use crate::process::Far;
+use crate::process::{Far, Running};
 use crate::sshd;
 use anyhow::{Context as _, Result};
 use std::fs;
 use std::net::TcpListener;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 /// A running daemon that serves the whole machine.
 pub(crate) struct Daemon {
     port: u16,
-    child: Child,
+    child: Running,
     _dir: tempfile::TempDir,
 }
 
@@ -24,10 +24,11 @@ impl Daemon {
         fs::write(&config, text).context("cannot write the daemon's configuration")?;
         let mut command = Command::new("rsync");
         command.args(["--daemon", "--no-detach", "--address", "127.0.0.1", "--port", &port.to_string(), "--config"]);
-        let Ok(mut child) = command.arg(config).stdin(Stdio::null()).stderr(Stdio::null()).spawn() else {
+        let Ok(child) = command.arg(config).stdin(Stdio::null()).stderr(Stdio::null()).spawn() else {
             return Ok(None);
         };
-        let answers = sshd::wait_until_listening(&mut child, port)?;
+        let mut child = Running(child);
+        let answers = sshd::wait_until_listening(&mut child.0, port)?;
         let daemon = Daemon { port, child, _dir: dir };
         Ok(answers.then_some(daemon))
     }
@@ -40,12 +41,5 @@ impl Daemon {
     /// Its children are the far ends.
     pub(crate) fn far(&self) -> Far {
         Far::Children(self.child.id())
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }

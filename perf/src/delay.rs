@@ -6,12 +6,13 @@
 //! socat opens the devices. Packets are large, so that the hops cost little; what the link carries at most is for tc.
 
 use crate::netns::{self, Namespace, Pair};
+use crate::process::Running;
 use anyhow::{Context as _, Result, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::VecDeque;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -29,7 +30,7 @@ const OPENED: Duration = Duration::from_secs(5);
 pub(crate) struct Delayed {
     over: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
-    socats: Vec<Child>,
+    socats: Vec<Running>,
     _dir: tempfile::TempDir,
 }
 
@@ -69,12 +70,12 @@ impl Delayed {
 }
 
 /// Packets of the device go to `NAME.held`, those that come to `NAME` go to the device.
-fn socat(namespace: &Namespace, dir: &Path, name: &str) -> Result<Child> {
+fn socat(namespace: &Namespace, dir: &Path, name: &str) -> Result<Running> {
     let mut socat = namespace.command("socat");
     let (here, there) = (dir.join(name), dir.join(format!("{name}.held")));
     socat.args(["-b", "65536", &format!("TUN,tun-name={DEVICE},iff-no-pi,iff-up")]);
     socat.arg(format!("UNIX-SENDTO:{},bind={}", there.display(), here.display()));
-    socat.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("socat")
+    Ok(Running(socat.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("socat")?))
 }
 
 /// One direction: in the order they came, each so much later.
@@ -102,10 +103,7 @@ fn hold(from: &UnixDatagram, (sink, to): (&UnixDatagram, &Path), delay: Duration
 impl Drop for Delayed {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Relaxed);
-        for socat in &mut self.socats {
-            let _ = socat.kill();
-            let _ = socat.wait();
-        }
+        self.socats.clear();
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }

@@ -1,16 +1,16 @@
 //! `haul serve --listen --key-file`: a daemon of our own, with a key that is made for it, that also serves unencrypted who
 //! asks for that; ended when dropped.
 
-use crate::process::Far;
+use crate::process::{Far, Running};
 use anyhow::{Context as _, Result, ensure};
 use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 /// A running daemon that serves the whole machine.
 pub(crate) struct Keyed {
-    child: Child,
+    child: Running,
     address: String,
     dir: tempfile::TempDir,
 }
@@ -27,9 +27,9 @@ impl Keyed {
             .args(["serve", "--listen", &format!("{ip}:0"), "--allow-plaintext", "--root", "/", "--key-file"])
             .arg(&key);
         serve.env("HAUL_BACKEND", backend).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut child = serve.spawn().context("haul serve")?;
+        let mut child = Running(serve.spawn().context("haul serve")?);
         let mut line = String::new();
-        if let Some(stdout) = child.stdout.take() {
+        if let Some(stdout) = child.0.stdout.take() {
             BufReader::new(stdout).read_line(&mut line)?;
         }
         let address = line.trim().strip_prefix("LISTENING ").unwrap_or_default().to_string();
@@ -58,12 +58,5 @@ impl Keyed {
     /// It serves all by itself.
     pub(crate) fn far(&self) -> Far {
         Far::Itself(self.child.id())
-    }
-}
-
-impl Drop for Keyed {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }

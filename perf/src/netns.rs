@@ -3,11 +3,12 @@
 //! The namespaces have no names. Each is held by a process whose input ends with this one at the latest, so nothing of
 //! them stays, however this program ends.
 
+use crate::process::Running;
 use anyhow::{Context as _, Result, bail, ensure};
 use std::ffi::OsStr;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 /// Address of the near end.
 pub(crate) const NEAR: &str = "10.255.0.1";
@@ -15,7 +16,7 @@ pub(crate) const NEAR: &str = "10.255.0.1";
 pub(crate) const FAR: &str = "10.255.0.2";
 
 /// A network namespace, for as long as this lives.
-pub(crate) struct Namespace(Child);
+pub(crate) struct Namespace(Running);
 
 impl Namespace {
     fn new() -> Result<Namespace> {
@@ -24,7 +25,7 @@ impl Namespace {
         let mut holder = holder.spawn().context("unshare")?;
         let mut there = [0];
         let read = holder.stdout.as_mut().map(|out| out.read_exact(&mut there));
-        let namespace = Namespace(holder);
+        let namespace = Namespace(Running(holder));
         ensure!(matches!(read, Some(Ok(()))), "cannot make a network namespace: that takes root");
         namespace.run("ip link set lo up")?;
         Ok(namespace)
@@ -49,13 +50,6 @@ impl Namespace {
         let output = command.args(split).output().with_context(|| words.to_string())?;
         ensure!(output.status.success(), "{words}: {}", String::from_utf8_lossy(&output.stderr).trim());
         Ok(())
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

@@ -8,7 +8,7 @@
 use anyhow::{Context as _, Result, bail};
 use std::fs;
 use std::io::{Read as _, Seek as _};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -53,6 +53,22 @@ impl Far {
             Far::Children(pid) => haul_below(pid),
             Far::Itself(pid) => Some(pid),
         }
+    }
+}
+
+/// A program of our own beside what is measured; ended when dropped.
+pub(crate) struct Running(pub(crate) Child);
+
+impl Running {
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

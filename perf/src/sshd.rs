@@ -2,6 +2,7 @@
 //! dropped.
 
 use crate::netns::{self, Namespace};
+use crate::process::Running;
 use anyhow::{Context as _, Result, bail, ensure};
 use std::fs;
 use std::net::{TcpListener, TcpStream};
@@ -42,7 +43,7 @@ pub(crate) struct Sshd {
     pub(crate) backend: &'static str,
     dir: tempfile::TempDir,
     /// Its children are the far ends.
-    pub(crate) child: Child,
+    pub(crate) child: Running,
 }
 
 /// One for each backend; none, with a note, where there is no sshd.
@@ -74,10 +75,10 @@ impl Sshd {
         let log = fs::File::create(path.join("log"))?;
         let mut command = place.command(program);
         command.args(["-D", "-e", "-f"]).arg(path.join("sshd_config")).stdin(Stdio::null()).stderr(log);
-        let child = command.spawn().context("cannot start sshd")?;
+        let child = Running(command.spawn().context("cannot start sshd")?);
         let mut sshd = Sshd { backend, dir, child };
         let log = || fs::read_to_string(sshd.dir.path().join("log")).unwrap_or_default();
-        if !wait_until(&mut sshd.child, || log().contains("Server listening on"))? {
+        if !wait_until(&mut sshd.child.0, || log().contains("Server listening on"))? {
             bail!("sshd does not start: {}", log());
         }
         Ok(sshd)
@@ -104,13 +105,6 @@ pub(crate) fn wait_until(child: &mut Child, mut done: impl FnMut() -> bool) -> R
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(false)
-}
-
-impl Drop for Sshd {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 fn write_configuration(path: &Path, (address, port): (&str, u16), backend: &str) -> Result<()> {

@@ -10,7 +10,7 @@
 
 use crate::keyed::Keyed;
 use crate::netns::{self, Pair};
-use crate::process::Far;
+use crate::process::{Far, Running};
 use crate::report::{self, median};
 use crate::rows::Way;
 use crate::sshd::{self, BACKENDS, Sshd};
@@ -21,7 +21,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::Read as _;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 
 /// Hashes and encryption over a link of 10 Gbit/s, against iperf3: T9 and T10. Root; needs iproute2, iperf3, openssh.
 #[derive(Args)]
@@ -84,21 +84,11 @@ struct Scene<'a> {
     haul: &'a Path,
     source: &'a Path,
     bytes: u64,
-    iperf3: Iperf3,
+    iperf3: Running,
     daemons: Vec<Keyed>,
     sshds: Vec<Sshd>,
     /// Last, so that it is there until the others have ended.
     pair: &'a Pair,
-}
-
-/// `iperf3 -s`, ended when dropped.
-struct Iperf3(Child);
-
-impl Drop for Iperf3 {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// Measures, and prints a table and what is met.
@@ -152,7 +142,7 @@ impl<'a> Scene<'a> {
         let daemons = BACKENDS.into_iter().map(listening).collect::<Result<_>>()?;
         let mut server = pair.far.command("iperf3");
         server.args(["-s", "-B", netns::FAR]).stdout(Stdio::null()).stderr(Stdio::null());
-        let mut iperf3 = Iperf3(server.spawn().context("iperf3")?);
+        let mut iperf3 = Running(server.spawn().context("iperf3")?);
         let mut probe = pair.near.command("iperf3");
         probe.args(["-c", netns::FAR, "-n", "1M"]).stdout(Stdio::null()).stderr(Stdio::null());
         let up = sshd::wait_until(&mut iperf3.0, || probe.status().is_ok_and(|status| status.success()))?;
@@ -170,7 +160,7 @@ impl<'a> Scene<'a> {
                 command.args((kind.way == Way::Down).then_some("-R"));
                 command
             };
-            let far = Some(Far::Itself(self.iperf3.0.id()));
+            let far = Some(Far::Itself(self.iperf3.id()));
             return Ok(Turn { name, command: Box::new(command), before: None, far, makes: None });
         }
         let (file, bytes) = if kind.what == What::Login { (TINY.0, TINY.1.len() as u64) } else { ("big", self.bytes) };
