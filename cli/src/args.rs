@@ -289,6 +289,9 @@ pub(crate) struct ServeArgs {
     /// Ports at which to listen for direct connections; the first one that is free. [default: any]
     #[arg(long, value_name = "FIRST-LAST", value_parser = ports, env = "HAUL_PORT_RANGE")]
     pub(crate) port_range: Option<Ports>,
+    /// Serve in one process with other logins that say the same. For clients that send a file over several.
+    #[arg(long, value_name = "NAME", hide = true, value_parser = crate::gather::is_name, conflicts_with_all = ["listen", "read_only"])]
+    pub(crate) gather: Option<String>,
     /// Address at which to listen for direct connections, and which the client is told. [default: the one that its ssh reached]
     #[arg(long, value_name = "IP", env = "HAUL_BIND")]
     pub(crate) bind: Option<std::net::IpAddr>,

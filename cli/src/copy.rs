@@ -44,14 +44,17 @@ pub(crate) fn run(args: &CopyArgs, choice: Choice) -> Exit {
         return run::usage("one side of a copy must be this machine");
     }
     let (options, caps) = (options(args), caps(args));
+    let uploads = target.host.is_some();
     let remote = if from.is_some() { sources.as_slice() } else { std::slice::from_ref(&target) };
     let host = from.as_ref().or(target.host.as_ref());
     let peer = match run::peer(host, &args.remote, remote.iter().map(|remote| &remote.operand)) {
-        Ok(Peer::Remote(dial)) if args.connections.over_ssh() > 1 => Peer::Remote(Box::new(dial.independent())),
+        Ok(Peer::Remote(dial)) if args.connections.over_ssh() > 1 => {
+            let dial = dial.independent();
+            Peer::Remote(Box::new(if uploads { dial.gathered() } else { dial }))
+        }
         Ok(peer) => peer,
         Err(why) => return run::refused(&why),
     };
-    let uploads = target.host.is_some();
     let same_machine = from.is_none() && !uploads;
     let mut sources: Vec<_> = sources.into_iter().map(|source| source.operand).collect();
     let target = target.operand;

@@ -11,6 +11,7 @@ mod demo;
 mod direct;
 mod doctor;
 mod exit;
+mod gather;
 mod hash;
 mod keygen;
 mod links;

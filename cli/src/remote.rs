@@ -51,14 +51,15 @@ impl fmt::Display for Host {
 
 /// The script that finds who can answer, says so in one line by which the client knows where the output of the login shell
 /// ends, and starts it. It is a constant: `$0` is the nonce of that line, `$1` the program, `$2` the root for a bcmr, `$3` not
-/// empty where a haul may leave direct connections unencrypted, `$4` the ports at which it may listen. No quote, no newline
-/// and no `!` stands in it, so that every login shell hands it on as it is. Asking the program for its version costs 2 ms
-/// and finds what is not for this machine, may not be run, or is something else. What a bcmr says on stderr stands in its
-/// answers too, there without dumps of the data it was sent. Without SSH_ORIGINAL_COMMAND a haul that a forced command has
-/// evaluated this script for does not print a start line of its own.
+/// empty where a haul may leave direct connections unencrypted, `$4` the ports at which it may listen, `$5` the name under
+/// which it gathers with other logins. No quote, no newline and no `!` stands in it, so that every login shell hands it on as
+/// it is. Asking the program for its version costs 2 ms and finds what is not for this machine, may not be run, or is
+/// something else. What a bcmr says on stderr stands in its answers too, there without dumps of the data it was sent. Without
+/// SSH_ORIGINAL_COMMAND a haul that a forced command has evaluated this script for does not print a start line of its own.
 const START: &str = "PATH=\"$PATH:$HOME/.local/bin:$HOME/.cargo/bin:/usr/local/bin\"; unset SSH_ORIGINAL_COMMAND; \
-    set -f; n=$0; p=$1; r=$2; a=$3; q=$4; for c in \"$p\" bcmr; do v=$(\"$c\" --version 2>/dev/null </dev/null); case $v in \
-    \"haul \"*) set -- $v; echo \"$n haul $2\"; exec \"$c\" serve --root / ${a:+--allow-plaintext} ${q:+--port-range \"$q\"};; \
+    set -f; n=$0; p=$1; r=$2; a=$3; q=$4; g=$5; for c in \"$p\" bcmr; do v=$(\"$c\" --version 2>/dev/null </dev/null); case $v in \
+    \"haul \"*) set -- $v; echo \"$n haul $2\"; exec \"$c\" serve --root / ${a:+--allow-plaintext} ${q:+--port-range \"$q\"} \
+    ${g:+--gather \"$g\"};; \
     \"bcmr \"*) set -- $v; echo \"$n bcmr $2\"; exec \"$c\" serve ${r:+--root \"$r\"} 2>/dev/null;; esac; done; \
     if command -v \"$p\" >/dev/null 2>&1; then echo \"$n unusable\"; else echo \"$n none\"; fi; exit 127";
 
@@ -82,7 +83,11 @@ fn nonce() -> String {
     let mut random = [0; 16];
     // Only uniqueness within one connection matters; a failure leaves zeros, which are as good.
     let _ = getrandom::fill(&mut random);
-    random.iter().fold(String::from(NONCE), |line, byte| format!("{line}{byte:02x}"))
+    format!("{NONCE}{}", hex(&random))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
 }
 
 /// Bytes that nobody can guess, for keys: without them there is no going on.
@@ -119,6 +124,8 @@ pub(crate) struct Dial {
     begin: Begin,
     /// Several connections are wanted: each must be one.
     independent: bool,
+    /// The name under which the servers of all of them gather in one process.
+    gather: String,
 }
 
 impl Dial {
@@ -131,7 +138,7 @@ impl Dial {
             (false, true) => Begin::Root,
             (false, false) => Begin::Both,
         };
-        Dial { host: host.clone(), args: args.clone(), begin, independent: false }
+        Dial { host: host.clone(), args: args.clone(), begin, independent: false, gather: String::new() }
     }
 
     /// True when content may take no other way than a TCP connection of its own.
@@ -145,6 +152,14 @@ impl Dial {
         self
     }
 
+    /// All logins served by one process, where that can be: one may then write parts of a file that another one has begun.
+    pub(crate) fn gathered(mut self) -> Dial {
+        if self.args.direct == DirectWay::Ssh {
+            self.gather = hex(&random()[..16]);
+        }
+        self
+    }
+
     /// Starts whoever can answer there: its stdin and stdout are the stream, its stderr is ours. After a Redial with the
     /// version that the report named.
     pub(crate) fn start(&self, redialled: Option<u8>) -> Result<(Child, Opening), Failure> {
@@ -153,7 +168,7 @@ impl Dial {
         let root = if self.begin == Begin::Root { "/" } else { "" };
         let plain = if self.args.plaintext { "plaintext" } else { "" };
         let ports = self.args.port_range.map(|ports| ports.to_string()).unwrap_or_default();
-        let words = [START, &nonce, &self.args.remote_path, root, plain, &ports].map(quote).join(" ");
+        let words = [START, &nonce, &self.args.remote_path, root, plain, &ports, &self.gather].map(quote).join(" ");
         let script = format!("exec sh -c {words}");
         let child = self.spawn(false, &script)?;
         let mixed = "it takes absolute paths or relative ones, not both in one run";
@@ -171,6 +186,7 @@ impl Dial {
             patience: self.patience(),
             ..Opening::full(Some(nonce.into_bytes())).with_pulse().with_direct(direct)
         };
+        let opening = if self.gather.is_empty() { opening } else { opening.with_gathering() };
         Ok((child, opening))
     }
 

@@ -1,16 +1,21 @@
 //! `haul serve`
 
 use crate::args::{Choice, Ports, ServeArgs};
-use crate::backend;
+use crate::backend::{self, AnyBackend};
 use crate::exit::Exit;
+use crate::gather::{self, Gathering, Met, Taken};
 use crate::keygen;
 use crate::output;
 use crate::plaintext;
 use crate::remote;
 use crate::signals;
 use crate::store;
+use haul_engine::backend::DirId;
 use haul_engine::block::Pool;
-use haul_engine::limits::{DAEMON_LARGE_BLOCKS, DOOR_LARGE_BLOCKS, POOL_LARGE_BLOCKS, POOL_SMALL_BLOCKS, SECOND};
+use haul_engine::limits::{
+    DAEMON_LARGE_BLOCKS, DAEMON_SESSION_BLOCKS, DOOR_LARGE_BLOCKS, MAX_SESSIONS, POOL_LARGE_BLOCKS, POOL_SMALL_BLOCKS,
+    SECOND,
+};
 use haul_engine::offload::Root;
 use haul_engine::session::Failure;
 use haul_engine::session::Session;
@@ -19,7 +24,7 @@ use haul_engine::session::doorman::{Daemon, Doorman};
 use haul_engine::session::rendezvous::Direct;
 use haul_engine::session::server::Server;
 use haul_engine::worker::Worker;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
@@ -80,13 +85,32 @@ fn serve(args: &ServeArgs, choice: Choice) -> Result<Exit, (String, Exit)> {
             crate::run::widen(&stdin);
             crate::run::widen(&stdout);
             say_who_answers();
+            let met = match args.gather.as_deref().filter(|_| is_everything(args)) {
+                Some(name) => gather::meet(name, &stdin, &stdout),
+                None => Met::Nobody,
+            };
+            let gathering = match met {
+                Met::Elsewhere(exit) => return Ok(exit),
+                Met::Here(gathering) => Some(gathering),
+                Met::Nobody => None,
+            };
             let stream = backend.add_stream(stdin, Some(stdout), false).map_err(failed)?;
             close_stdio();
+            let blocks = if gathering.is_some() { DAEMON_LARGE_BLOCKS } else { blocks };
             let mut worker = Worker::new(backend, Pool::new(POOL_SMALL_BLOCKS, blocks));
             let ended = ended.clone();
             let on_end = Box::new(move |result| *ended.borrow_mut() = said(result));
             let server = Server::new(stream, root, on_end).with_store(store).with_direct(Some(direct(args)));
-            worker.add(Box::new(server.with_patience(remote::patience(None)).with_read_only(read_only)));
+            let server = server.with_patience(remote::patience(None)).with_read_only(read_only);
+            match gathering {
+                None => _ = worker.add(Box::new(server)),
+                Some(mut gathering) => {
+                    let process = remote::random();
+                    worker.add(Box::new(server.with_process(process).with_large_blocks(DAEMON_SESSION_BLOCKS)));
+                    gathering.open(&worker.waker());
+                    serve_gathered(&mut worker, &gathering, (root, store, process))?;
+                }
+            }
             worker
         }
     };
@@ -98,6 +122,39 @@ fn serve(args: &ServeArgs, choice: Choice) -> Result<Exit, (String, Exit)> {
     }
     let exit = *ended.borrow();
     Ok(exit)
+}
+
+/// Without bounds: whoever gathers here has none either.
+fn is_everything(args: &ServeArgs) -> bool {
+    args.root.as_deref() == Some(Path::new("/"))
+}
+
+/// Runs until the sessions of all logins that gather here have ended.
+fn serve_gathered(
+    worker: &mut Worker<AnyBackend>,
+    gathering: &Gathering,
+    (root, store, process): (DirId, Option<DirId>, [u8; 32]),
+) -> Result<(), (String, Exit)> {
+    signals::wake_on_stop(&worker.waker());
+    let open = Rc::new(Cell::new(1));
+    while worker.is_busy() && !signals::stopped() {
+        worker.turn().map_err(|broken| (broken.to_string(), Exit::Stream))?;
+        while open.get() < MAX_SESSIONS
+            && let Some(Taken { stdin, stdout, tell }) = gathering.take()
+        {
+            let Ok(stream) = worker.backend().add_stream(stdin, Some(stdout), false) else { continue };
+            open.set(open.get() + 1);
+            let open = open.clone();
+            let on_end = Box::new(move |result| {
+                open.set(open.get() - 1);
+                tell(said(result));
+            });
+            let server = Server::new(stream, root, on_end).with_store(store).with_process(process);
+            let server = server.with_patience(remote::patience(None)).with_large_blocks(DAEMON_SESSION_BLOCKS);
+            worker.add(Box::new(server));
+        }
+    }
+    Ok(())
 }
 
 /// Says on stderr how a session ended, if badly.

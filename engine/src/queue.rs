@@ -18,29 +18,23 @@
 //! Connections run on threads of their own; the lock is taken once for a batch, and a thread that waits is woken through
 //! its worker's waker.
 
+mod ranges;
+
+pub use ranges::Ranging;
+
 use crate::backend::Waker;
-use crate::limits::{MAX_BROKE, MAX_RANGES, PULL_AHEAD_BYTES, QUEUED_JOBS, RANGE_BYTES, RANGED_BYTES};
+use crate::limits::{MAX_BROKE, MAX_RANGES, PULL_AHEAD_BYTES, QUEUED_JOBS};
 use crate::session::Failure;
 use crate::session::plan::Options;
 use crate::session::report::Direction;
 use crate::tree_hash::HASH_BLOCK_BYTES;
 use crate::wire::frame::{Attributes, Hash};
 use crate::wire::path::Target;
+pub(crate) use ranges::Range;
+use ranges::{Ranged, missing};
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// A part of a file that is moved by itself.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Range {
-    /// Names the attempt at the whole file, and the file being made here.
-    pub(crate) token: u64,
-    /// Names the file being made over there, where that is not done where it stands.
-    pub(crate) there: u64,
-    /// First byte: that of a hash block.
-    pub(crate) offset: u64,
-    pub(crate) length: u64,
-}
 
 /// One file to move, or a part of one.
 #[derive(Clone, Debug)]
@@ -73,6 +67,11 @@ impl Job {
         Job { number, source, source_shown, target, target_shown, attributes, range: None, broke: 0, broke_at: 0 }
     }
 
+    /// True over connections that this process serves.
+    pub(crate) fn may_go_to(&self, process: Option<Hash>) -> bool {
+        self.range.is_none_or(|range| range.process.is_none() || range.process == process)
+    }
+
     /// Bytes to be moved.
     pub(crate) fn bytes(&self) -> u64 {
         self.range.map_or(self.attributes.size, |range| range.length)
@@ -92,41 +91,6 @@ pub(crate) enum Way {
 pub(crate) struct Finished {
     pub(crate) job: Job,
     pub(crate) result: Result<(Option<Hash>, u64, Way), Failure>,
-}
-
-/// When files are moved in ranges.
-#[derive(Clone, Copy, Debug)]
-pub struct Ranging {
-    /// Bytes of the smallest file.
-    pub from: u64,
-    /// Bytes of a range, a multiple of the hash block.
-    pub bytes: u64,
-}
-
-impl Default for Ranging {
-    fn default() -> Ranging {
-        Ranging { from: RANGED_BYTES, bytes: RANGE_BYTES }
-    }
-}
-
-/// A file that is moved in ranges.
-struct Ranged {
-    /// The connection that began it waits for its end.
-    owner: Waker,
-    left: usize,
-    /// Chaining values of the blocks of each range that is done, by its first byte.
-    done: BTreeMap<u64, Vec<Hash>>,
-    failure: Option<Failure>,
-}
-
-impl Ranged {
-    fn finish(&mut self, range: Range, result: Result<Vec<Hash>, Failure>) {
-        self.left -= 1;
-        match result {
-            Ok(chaining) => _ = self.done.insert(range.offset, chaining),
-            Err(failure) => _ = self.failure.get_or_insert(failure),
-        }
-    }
 }
 
 /// What the first connection may take.
@@ -189,6 +153,8 @@ struct State {
     only_direct: bool,
     /// See [`Queue::meet_one_server`].
     one_server: bool,
+    /// The process that serves the first connection, if it has said so.
+    process: Option<Hash>,
     /// It begins and names the files that go in ranges, even so.
     begins: bool,
     /// A connection broke: whether the first one still lives is worth a question.
@@ -262,6 +228,17 @@ impl Queue {
     /// True where a file may go up in ranges over any of them.
     pub(crate) fn meets_one_server(&self) -> bool {
         self.state().one_server
+    }
+
+    /// The first connection is served by this process.
+    pub(crate) fn set_process(&self, process: Hash) {
+        self.state().process = Some(process);
+    }
+
+    /// True where the first connection is served by the same process, so that it can go on with whatever another one there
+    /// has begun.
+    pub(crate) fn is_process(&self, process: Option<Hash>) -> bool {
+        process.is_some() && self.state().process == process
     }
 
     /// True where the run has, or may come to have, several connections.
@@ -419,13 +396,14 @@ impl Queue {
         Some(job)
     }
 
-    /// Says that this connection waits for jobs. True when there are some already, or none will come.
-    pub(crate) fn wait(&self, waker: &Waker) -> bool {
+    /// Says that this connection, which `process` serves, waits for jobs. True when there are some already, or none will come.
+    pub(crate) fn wait(&self, waker: &Waker, process: Option<Hash>) -> bool {
         let mut state = self.state();
         let held = !matches!(state.hold, Hold::Nothing);
         let again = state.returned.front().filter(|job| held && job.broke < MAX_BROKE);
         let first = state.jobs.front().filter(|job| !self.is_leads(job, held && state.begins));
-        if state.over || self.is_retired() || first.into_iter().chain(again).any(|job| is_free(job, &state.targets)) {
+        let is_free = |job: &Job| job.may_go_to(process) && is_free(job, &state.targets);
+        if state.over || self.is_retired() || first.into_iter().chain(again).any(is_free) {
             return true;
         }
         if !state.idle.iter().any(|idle| Arc::ptr_eq(&idle.0, &waker.0)) {
@@ -442,11 +420,18 @@ impl Queue {
     }
 
     /// Has `job`, a whole file, moved in ranges, which go before all else, apart from the blocks whose chaining values are
-    /// `known`. Tokens here and there. `owner` is woken when they are done.
-    pub(crate) fn begin_ranges(&self, job: &Job, (token, there): (u64, u64), known: &[Option<Hash>], owner: Waker) {
+    /// `known`. Tokens here, and there with the `process` for which it means something if others do not. `owner` is woken
+    /// when they are done.
+    pub(crate) fn begin_ranges(
+        &self,
+        job: &Job,
+        (token, there, process): (u64, u64, Option<Hash>),
+        known: &[Option<Hash>],
+        owner: Waker,
+    ) {
         let mut state = self.state();
         let ranges = missing(job.attributes.size, self.0.ranging.bytes, known);
-        let ranges = ranges.map(|(offset, length)| Range { token, there, offset, length });
+        let ranges = ranges.map(|(offset, length)| Range { token, there, process, offset, length });
         let jobs: Vec<Job> = ranges.map(|range| Job { range: Some(range), ..job.clone() }).collect();
         let known = known.iter().enumerate().filter_map(|(index, hash)| hash.map(|hash| (index, hash)));
         let done = known.map(|(index, hash)| (index as u64 * HASH_BLOCK_BYTES as u64, vec![hash])).collect();
@@ -550,28 +535,6 @@ impl State {
     }
 }
 
-/// What is to be moved of a file of `size` bytes, in ranges of at most `bytes`: all but the blocks that are known.
-fn missing(size: u64, bytes: u64, known: &[Option<Hash>]) -> impl Iterator<Item = (u64, u64)> {
-    const BLOCK: u64 = HASH_BLOCK_BYTES as u64;
-    let is_known = |offset: u64| {
-        let block = usize::try_from(offset / BLOCK).ok().and_then(|index| known.get(index));
-        block.is_some_and(Option::is_some)
-    };
-    let mut at = 0;
-    std::iter::from_fn(move || {
-        while at < size && is_known(at) {
-            at += BLOCK;
-        }
-        let first = at;
-        let limit = size.min((first / bytes + 1) * bytes);
-        while at < limit && !is_known(at) {
-            at += BLOCK;
-        }
-        at = at.min(size);
-        (first < size).then(|| (first, at - first))
-    })
-}
-
 /// True when nobody writes to where this job would.
 fn is_free(job: &Job, targets: &HashSet<Target>) -> bool {
     job.range.is_some() || !targets.contains(&job.target)
@@ -586,12 +549,15 @@ fn wake(mut state: MutexGuard<'_, State>, lead: bool) {
 }
 
 #[cfg(test)]
+mod processes;
+#[cfg(test)]
 mod retirement;
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::backend::NO_ATTRIBUTES;
+    use crate::limits::{RANGE_BYTES, RANGED_BYTES};
     use crate::wire::path::RequestPath;
     use std::sync::atomic::AtomicUsize;
 
@@ -670,7 +636,7 @@ mod tests {
         let (queue, _) = held();
         let (owner, woken) = counter();
         let whole = job(1, 3 * RANGE_BYTES);
-        queue.begin_ranges(&whole, (7, 7), &[], owner);
+        queue.begin_ranges(&whole, (7, 7, None), &[], owner);
         let joined = queue.join(None);
         let [first, second] = [(); 2].map(|()| queue.pull(false, |_| true).unwrap());
         let failure = Failure::rule(b"", "cannot get", "no");

@@ -175,7 +175,8 @@ fn a_connection_killed_in_the_middle_costs_a_notice_and_no_file() {
     let dir = trees::scratch();
     let (source, target) = (dir.path().join("source"), dir.path().join("target"));
     tree(&source, 256 * KIB);
-    for (backend, way) in ways() {
+    // Up, the servers of all are one process (gathered.rs).
+    for (backend, way) in ways().filter(|&(_, way)| way == Way::Down) {
         let hit = (0..20).any(|_| {
             let pipes = Pipes::new(backend);
             let mut client = Running::start(&mut copy(backend, &pipes, way, &["--connections", "4"], &source, &target));

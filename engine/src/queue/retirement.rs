@@ -48,10 +48,10 @@ fn who_waits_for_jobs_is_woken_to_leave_and_waits_no_more() {
     let (queue, _) = held();
     let (own, retirement, _) = retiring(&queue);
     let (waker, woken) = counter();
-    assert!(!own.wait(&waker));
+    assert!(!own.wait(&waker, None));
     queue.retire(&retirement);
     assert_eq!(woken.load(Ordering::Relaxed), 1);
-    assert!(own.wait(&waker));
+    assert!(own.wait(&waker, None));
 }
 
 #[test]

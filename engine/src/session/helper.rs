@@ -43,7 +43,7 @@ impl Driver for Helper {
         self.jobs.pump(false, desk);
         if self.jobs.only_waits() {
             // Comes again when it is woken, or at once when something came meanwhile.
-            while self.jobs.queue().wait(desk.io.cx.waker) && !self.jobs.queue().is_left() {
+            while self.jobs.queue().wait(desk.io.cx.waker, self.jobs.process()) && !self.jobs.queue().is_left() {
                 self.jobs.pump(false, desk);
                 if !self.jobs.only_waits() {
                     break;

@@ -7,14 +7,15 @@
 //! ```
 //! A large file is moved in ranges if the run has several connections, or direct ones, which may break and come again. Down,
 //! they are written to a file without a name, or one that is kept. Up, a haul server has the same (range.rs), for all direct
-//! connections of one login; base servers have ranges written where the file stands (chunked.rs): done only towards those
-//! that do the same with every Put (version 1).
+//! connections of one login, and for logins that have gathered in one process, which each asks for first; base servers have
+//! ranges written where the file stands (chunked.rs): done only towards those that do the same with every Put (version 1).
 //! The steps in brackets are those of a run that resumes. `Checking` has the peer read the whole file again, where nothing
 //! else has proved it.
 
 use super::chunked::{self, Part};
 use super::client::{Answer, Ask, Desk, Reply};
 use super::dedup::block_bytes;
+use super::gather::Gathered;
 use super::plan::Options;
 use super::put::Offered;
 use super::range::{self, Match, Wanted};
@@ -38,6 +39,8 @@ const NAME: u32 = 94;
 const TAG: u64 = 1 << 63;
 /// Of the question whether anybody is there.
 const PING: u64 = u64::MAX;
+/// Of the question which process it is.
+const WHICH: u64 = u64::MAX - 1;
 
 enum Stage {
     LookThere,
@@ -84,35 +87,44 @@ pub(super) struct Jobs {
     ranged: bool,
     /// What the queue said then.
     joined: Option<u64>,
+    gathered: Gathered,
 }
 
 impl Jobs {
     pub(super) fn new(queue: Queue, local: DirId, same_machine: Option<DirId>) -> Jobs {
         let running = HashMap::new();
-        Jobs { queue, local, same_machine, running, last_tag: TAG, bytes: 0, ranged: false, joined: None }
+        let gathered = Gathered::default();
+        Jobs { queue, local, same_machine, running, last_tag: TAG, bytes: 0, ranged: false, joined: None, gathered }
     }
 
     pub(super) fn queue(&self) -> &Queue {
         &self.queue
     }
 
+    /// Which one serves this connection, where that was asked for.
+    pub(super) fn process(&self) -> Option<Hash> {
+        self.gathered.process()
+    }
+
     /// Takes what this connection can do now. The first call joins the queue.
     pub(super) fn pump(&mut self, lead: bool, desk: &mut Desk<'_, '_>) {
         if self.joined.is_none() {
             self.joined = Some(self.queue.join(lead.then(|| desk.io.cx.waker.clone())));
+            self.gathered = Gathered::ask(lead, &self.queue, WHICH, desk);
         }
         self.look_at_ranges(desk);
         if lead && desk.io.terms.ext(Ext::PULSE) && desk.outstanding() == 0 && self.queue.take_alarm() {
             // What befell the other one may have befallen this one too, which nobody would notice.
             desk.ask(PING, Box::new(range::ask_ping()));
         }
-        while desk.has_room() && self.cloning() < CLONES && !self.is_beginning() {
+        while desk.has_room() && self.cloning() < CLONES && !self.is_beginning() && !self.gathered.is_asking() {
             // A connection that is busy leaves the rest to the others.
             let fits = |job: &Job| {
                 // One range is asked for ahead. What a peer says of sizes need not make sense.
-                self.bytes == 0
+                let early = self.bytes == 0
                     || (job.range.is_some() && self.bytes <= self.queue.ranging().bytes)
-                    || self.bytes.saturating_add(job.bytes()) <= PULL_AHEAD_BYTES
+                    || self.bytes.saturating_add(job.bytes()) <= PULL_AHEAD_BYTES;
+                early && job.may_go_to(self.gathered.process())
             };
             let Some(job) = self.queue.pull(lead, fits) else { break };
             self.start(job, desk);
@@ -121,7 +133,7 @@ impl Jobs {
 
     /// True when nothing is under way.
     pub(super) fn is_idle(&self) -> bool {
-        self.running.is_empty()
+        self.running.is_empty() && !self.gathered.is_asking()
     }
 
     /// One file for ranges is made at a time: what comes next are its ranges.
@@ -139,7 +151,7 @@ impl Jobs {
 
     /// True when whatever is under way is in the hands of others.
     pub(super) fn only_waits(&self) -> bool {
-        self.running.values().all(|running| matches!(running.stage, Stage::Ranges(..)))
+        !self.gathered.is_asking() && self.running.values().all(|running| matches!(running.stage, Stage::Ranges(..)))
     }
 
     fn tag(&mut self, job: Job, stage: Stage) -> u64 {
@@ -186,7 +198,7 @@ impl Jobs {
         let Ranging { from, bytes } = self.queue.ranging();
         let fits = (from..=MAX_RANGES * bytes).contains(&size);
         if terms.ext(Ext::RANGE) {
-            let anywhere = down || self.queue.meets_one_server();
+            let anywhere = down || self.queue.meets_one_server() || self.queue.is_process(self.gathered.process());
             let several = self.queue.is_held() || (anywhere && self.queue.is_shared());
             return several && fits && Jobs::may_range(terms);
         }
@@ -290,7 +302,8 @@ impl Jobs {
         (there, known): (u64, &[Option<Hash>]),
         desk: &mut Desk<'_, '_>,
     ) {
-        self.queue.begin_ranges(&job, (token, there), known, desk.io.cx.waker.clone());
+        let process = self.gathered.process().filter(|_| there != 0);
+        self.queue.begin_ranges(&job, (token, there, process), known, desk.io.cx.waker.clone());
         // Of its bytes this connection has as many as it takes ranges.
         self.bytes = self.bytes.saturating_sub(job.bytes());
         self.tag(job, Stage::Ranges(token, file, there));
@@ -473,8 +486,13 @@ impl Jobs {
 
     /// Takes an answer, if it is to a request made here.
     pub(super) fn on_answer(&mut self, tag: u64, answer: Answer, desk: &mut Desk<'_, '_>) -> Option<Answer> {
-        if tag == PING {
-            return None;
+        match tag {
+            PING => return None,
+            WHICH => {
+                self.gathered.on_answer(answer, &self.queue);
+                return None;
+            }
+            _ => {}
         }
         let Some(Running { job, stage }) = self.running.remove(&tag) else { return Some(answer) };
         match (stage, answer) {

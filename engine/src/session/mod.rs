@@ -37,6 +37,7 @@ pub mod codec;
 mod dedup;
 mod digest;
 pub mod doorman;
+mod gather;
 mod get;
 mod hash;
 mod hashing;

@@ -115,6 +115,13 @@ impl Opening {
         self
     }
 
+    /// The same, where the server says which process it is, so that logins that gathered in one know of each other.
+    #[must_use]
+    pub fn with_gathering(mut self) -> Opening {
+        self.greeting.ext = self.greeting.ext.map(|ext| ext.or(Ext::GATHER));
+        self
+    }
+
     /// The base protocol alone, in this version.
     pub fn base(version: u8) -> Opening {
         Opening::with(version, None)

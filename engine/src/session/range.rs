@@ -26,7 +26,7 @@ use crate::limits::{MAX_RANGED_FILES, MAX_RANGES, RANGE_BYTES};
 use crate::session::dedup::block_count;
 use crate::tree_hash::{HASH_BLOCK_BYTES, TreeHash};
 use crate::wire::MAX_HASHES;
-use crate::wire::frame::{Attributes, Caps, Frame, Hash, Preserve};
+use crate::wire::frame::{Attributes, Caps, Ext, Frame, Hash, Preserve};
 use crate::wire::path::Target;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -109,9 +109,27 @@ struct Begun {
 
 /// Those of one session.
 #[derive(Clone, Default)]
-pub(super) struct Files(Rc<RefCell<BTreeMap<u64, Begun>>>);
+pub(super) struct Files {
+    begun: Rc<RefCell<BTreeMap<u64, Begun>>>,
+    /// Names the process in which their tokens mean something.
+    process: Option<Hash>,
+}
 
 impl Files {
+    pub(super) fn of_process(process: Hash) -> Files {
+        Files { process: Some(process), ..Files::default() }
+    }
+
+    /// True where clients can be told which process this is.
+    pub(super) fn names_process(&self) -> bool {
+        self.process.is_some()
+    }
+
+    /// Answers Ping.
+    pub(super) fn pong(&self) -> Pong {
+        Pong { process: self.process }
+    }
+
     /// Answers RangeBegin.
     pub(super) fn begin(
         &self,
@@ -140,7 +158,7 @@ impl Files {
 
     /// Requests may be sent ahead, so this counts before a file is opened and again when it is begun.
     fn check_room(&self, path: &[u8]) -> Result<(), Failure> {
-        match self.0.borrow().len() {
+        match self.begun.borrow().len() {
             ..MAX_RANGED_FILES => Ok(()),
             _ => Err(Failure::rule(path, "cannot put", "too many files in ranges at the same time")),
         }
@@ -258,7 +276,7 @@ impl Verb for Begin {
         }
         let path = std::mem::take(&mut self.looking.path);
         let begun = Begun { file, path, finish: self.finish, blocks: Blocks::new(self.token, self.size, &blocks) };
-        self.files.0.borrow_mut().insert(self.token, begun);
+        self.files.begun.borrow_mut().insert(self.token, begun);
         reply(&Frame::RangeBegun { token: self.token, blocks }, io);
         true
     }
@@ -286,7 +304,7 @@ struct End {
 
 impl End {
     fn start(&mut self, io: &mut Io<'_, '_>) -> Result<(), Failure> {
-        let begun = self.files.0.borrow_mut().remove(&self.token);
+        let begun = self.files.begun.borrow_mut().remove(&self.token);
         let what = if self.hash.is_some() { "cannot commit" } else { "cannot abandon" };
         let unknown = || Failure::rule(b"", what, "no such file was begun in this session");
         let Begun { file, path, finish, blocks } = begun.ok_or_else(unknown)?;
@@ -374,14 +392,16 @@ impl Verb for Serve {
 }
 
 /// The server's half of Ping.
-pub(super) struct Pong;
+pub(super) struct Pong {
+    process: Option<Hash>,
+}
 
 impl Verb for Pong {
     fn on_completion(&mut self, _: OpKind, _: Outcome, _: &mut Io<'_, '_>) {}
 
     fn advance(&mut self, head: bool, io: &mut Io<'_, '_>) -> bool {
         if head {
-            reply(&Frame::Ok { hash: None }, io);
+            reply(&Frame::Ok { hash: self.process.filter(|_| io.terms.ext(Ext::GATHER)) }, io);
         }
         head
     }
@@ -391,9 +411,12 @@ impl Verb for Pong {
     }
 }
 
-/// The client's half of Ping.
+/// The client's half of Ping. The answer may name the process that gave it.
 pub(super) fn ask_ping() -> Simple {
-    let answered = |frame| matches!(frame, Frame::Ok { .. }).then_some(Reply::Done);
+    let answered = |frame| match frame {
+        Frame::Ok { hash } => Some(hash.map_or(Reply::Done, Reply::Hash)),
+        _ => None,
+    };
     Simple::new(Vec::new(), "cannot ask", |_| Frame::Ping, answered)
 }
 

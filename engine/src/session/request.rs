@@ -87,7 +87,7 @@ pub(super) fn begin(
         }
         (Frame::Resume { .. }, Some(place)) => Box::new(resume::Serve::start(place, io)),
         (Frame::Tree { walk, recursive, .. }, Some(place)) => Box::new(walks.open(walk, place, recursive)?),
-        (Frame::Ping, _) => Box::new(range::Pong),
+        (Frame::Ping, _) => Box::new(files.pong()),
         (Frame::RangeBegin { size, attributes, preserve, keep, .. }, Some(place)) => {
             files.begin(place, (size, attributes, preserve), keep, io)?
         }

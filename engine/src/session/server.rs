@@ -26,7 +26,7 @@ use crate::block::Quota;
 use crate::limits::{MAX_ACTIVE_REQUESTS, MAX_MEETINGS, MAX_REQUEST_PATH_BYTES, OFFLOAD_THREADS, PULSE_INTERVAL};
 use crate::wire::compress::Codec;
 use crate::wire::decode::{DecodeError, Role};
-use crate::wire::frame::{Caps, Dialect, ErrorCode, Ext, Frame, PathField};
+use crate::wire::frame::{Caps, Dialect, ErrorCode, Ext, Frame, Hash, PathField};
 use crate::wire::hello::{self, Greeting, ServerOffer};
 use crate::wire::path::Target;
 use crate::wire::seal::{Seals, Secret};
@@ -172,6 +172,14 @@ impl Server {
         self
     }
 
+    /// Says by this name which process it is in: sessions of several logins may be, and each can write ranges of a file that
+    /// another one has begun.
+    #[must_use]
+    pub fn with_process(mut self, process: Hash) -> Server {
+        self.files = Files::of_process(process);
+        self
+    }
+
     /// Waits for its client for so long.
     #[must_use]
     pub fn with_patience(mut self, patience: Patience) -> Server {
@@ -259,10 +267,11 @@ impl Server {
     }
 
     fn offer(&self) -> ServerOffer {
+        let ext = if self.files.names_process() { SESSION_EXT.or(Ext::GATHER) } else { SESSION_EXT };
         match (&self.secret, &self.direct) {
             (Some(_), _) => ServerOffer { caps: DIRECT_CAPS, ext: Ext::NONE },
-            (None, Some(_)) => ServerOffer { caps: Caps(CAPS).or(Caps::DIRECT_TCP), ext: SESSION_EXT.or(Ext::KEYED) },
-            (None, None) => ServerOffer { caps: Caps(CAPS), ext: SESSION_EXT },
+            (None, Some(_)) => ServerOffer { caps: Caps(CAPS).or(Caps::DIRECT_TCP), ext: ext.or(Ext::KEYED) },
+            (None, None) => ServerOffer { caps: Caps(CAPS), ext },
         }
     }
 

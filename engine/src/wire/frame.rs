@@ -85,6 +85,8 @@ impl Ext {
     pub const PULSE: Ext = Ext(0x400);
     /// A direct connection is not sealed. Only in KeyedHello of a client, and KeyedWelcome of a server, whose users say so.
     pub const PLAIN: Ext = Ext(0x100);
+    /// The answer to Ping names the process that serves, in which a client's logins may have gathered.
+    pub const GATHER: Ext = Ext(0x800);
     /// Under [`Caps::FAST`] a Put may end without a hash.
     pub const FASTPUT: Ext = Ext(0x200);
     /// Everything this program can do, whatever it runs over.
