@@ -139,9 +139,7 @@ fn serve_gathered(
     let open = Rc::new(Cell::new(1));
     while worker.is_busy() && !signals::stopped() {
         worker.turn().map_err(|broken| (broken.to_string(), Exit::Stream))?;
-        while open.get() < MAX_SESSIONS
-            && let Some(Taken { stdin, stdout, tell }) = gathering.take()
-        {
+        while let Some(Taken { stdin, stdout, tell }) = gathering.take(open.get() < MAX_SESSIONS) {
             let Ok(stream) = worker.backend().add_stream(stdin, Some(stdout), false) else { continue };
             open.set(open.get() + 1);
             let open = open.clone();

@@ -8,8 +8,9 @@
 //! lead: walk -> push -> [jobs] -> pull -> any connection: move the file -> finish -> [results] -> take_finished -> lead
 //!       ^---- pull ---- [returned] <------ leave -------------+
 //! ```
-//! Towards base peers a large file may be moved in ranges, by all connections: whichever has the file's job puts a job for
-//! each range before the others, and goes on with the file when these are done.
+//! A large file may be moved in ranges, by all connections: whichever has the file's job puts a job for each range before the
+//! others, and goes on with the file when these are done. Where only connections to one process can write them, others
+//! leave them.
 //!
 //! Where direct connections are to carry the content, the first connection, which goes through ssh, leaves the files to
 //! them: it is held back. When they do not come, or break and do not come again, it may take everything, or the run ends

@@ -18,7 +18,7 @@ impl Gathering {
         match self.0 {}
     }
 
-    pub(crate) fn take(&self) -> Option<Taken> {
+    pub(crate) fn take(&self, _: bool) -> Option<Taken> {
         match self.0 {}
     }
 }

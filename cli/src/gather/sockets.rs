@@ -5,8 +5,11 @@ use crate::exit::Exit;
 use crate::signals;
 use haul_engine::backend::Waker;
 use haul_engine::limits::MAX_SESSIONS;
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::retry_on_intr;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 use std::io::{IoSlice, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
@@ -21,6 +24,8 @@ use std::time::Duration;
 
 /// How long the other end may take for what it does at once.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a session may take to end once its client has gone.
+const GRACE: Duration = Duration::from_secs(5);
 /// Says that somebody is there. What was sent to a process that is stopped would be kept open by that.
 const READY: u8 = b'r';
 /// Says that a stream has been taken.
@@ -43,48 +48,72 @@ struct Handed {
 
 /// Comes to where others of this name are, or lets them come here.
 pub(crate) fn meet(name: &str, stdin: &OwnedFd, stdout: &OwnedFd) -> Met {
-    let Ok(address) = SocketAddr::from_abstract_name(format!("haul-{name}")) else { return Met::Nobody };
+    let name = format!("haul-{name}");
+    let Ok(address) = SocketAddr::from_abstract_name(&name) else { return Met::Nobody };
     match UnixListener::bind_addr(&address) {
         Ok(listener) => {
             let (sender, handed) = sync_channel(MAX_SESSIONS);
             Met::Here(Gathering { listener: Some(listener), sender, handed })
         }
-        Err(_) => hand_over(&address, stdin, stdout).map_or(Met::Nobody, Met::Elsewhere),
+        Err(_) => hand_over(name.as_bytes(), stdin, stdout).map_or(Met::Nobody, Met::Elsewhere),
     }
 }
 
 /// How the session ended; `None` when the streams are still ours.
-fn hand_over(address: &SocketAddr, stdin: &OwnedFd, stdout: &OwnedFd) -> Option<Exit> {
-    let mut socket = UnixStream::connect_addr(address).ok().filter(is_same)?;
-    socket.set_read_timeout(Some(PATIENCE)).ok()?;
-    let mut told = [0];
-    socket.read_exact(&mut told).ok().filter(|()| told == [READY])?;
+fn hand_over(name: &[u8], stdin: &OwnedFd, stdout: &OwnedFd) -> Option<Exit> {
+    let socket = connect(name).filter(is_same)?;
+    let same = socket.try_clone().ok()?;
+    let waker = Waker(Arc::new(move || _ = same.shutdown(Shutdown::Both)));
+    signals::wake_on_stop(&waker);
+    let ready = hear(&socket, PATIENCE) == Some(READY);
+    if signals::stopped() {
+        return Some(Exit::Interrupted);
+    }
     let fds = [stdin.as_fd(), stdout.as_fd()];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     ancillary.push(SendAncillaryMessage::ScmRights(&fds));
-    rustix::net::sendmsg(&socket, &[IoSlice::new(&[0])], &mut ancillary, SendFlags::NOSIGNAL).ok()?;
-    if !matches!(socket.read(&mut told), Ok(1) if told == [TAKEN]) {
+    if !ready || rustix::net::sendmsg(&socket, &[IoSlice::new(&[0])], &mut ancillary, SendFlags::NOSIGNAL).is_err() {
+        return None;
+    }
+    if hear(&socket, PATIENCE) != Some(TAKEN) {
         // It must not be taken any more. If it just was, two would read it: better none.
         let _ = socket.shutdown(Shutdown::Both);
-        return matches!(socket.read(&mut told), Ok(1)).then_some(Exit::Stream);
+        let taken = hear(&socket, PATIENCE).is_some();
+        return (taken || signals::stopped()).then_some(if taken { Exit::Stream } else { Exit::Interrupted });
     }
-    Some(wait(&mut socket))
+    Some(wait(&socket, stdin, stdout))
 }
 
-/// Until the session has ended, or this process is told to.
-fn wait(socket: &mut UnixStream) -> Exit {
-    let Ok(same) = socket.try_clone() else { return Exit::Stream };
-    let waker = Waker(Arc::new(move || _ = same.shutdown(Shutdown::Both)));
-    signals::wake_on_stop(&waker);
-    let mut code = [0];
-    let _ = socket.set_read_timeout(None);
-    match socket.read_exact(&mut code) {
+/// Without waiting for whoever lets nobody in.
+fn connect(name: &[u8]) -> Option<UnixStream> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).ok()?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new_abstract_name(name).ok()?).ok()?;
+    let socket = UnixStream::from(socket);
+    socket.set_nonblocking(false).ok()?;
+    Some(socket)
+}
+
+/// The next byte, if one comes in that time.
+fn hear(mut socket: &UnixStream, patience: Duration) -> Option<u8> {
+    socket.set_read_timeout(Some(patience)).ok()?;
+    let mut told = [0];
+    socket.read_exact(&mut told).ok().map(|()| told[0])
+}
+
+/// Until the session has ended, or this process is told to, or nobody is left whose session it could be: the process that
+/// has it may be stopped.
+fn wait(socket: &UnixStream, stdin: &OwnedFd, stdout: &OwnedFd) -> Exit {
+    let gone = |fd| PollFd::new(fd, PollFlags::empty());
+    let mut fds = [PollFd::new(socket, PollFlags::IN), gone(stdin), gone(stdout)];
+    let _ = retry_on_intr(|| rustix::event::poll(&mut fds, None));
+    match hear(socket, GRACE) {
         _ if signals::stopped() => Exit::Interrupted,
-        Ok(()) if code == [Exit::Success as u8] => Exit::Success,
+        Some(code) if code == Exit::Success as u8 => Exit::Success,
         // As a server says whose session ended badly.
-        Ok(()) => Exit::Usage,
-        Err(_) => Exit::Stream,
+        Some(_) => Exit::Usage,
+        None => Exit::Stream,
     }
 }
 
@@ -119,10 +148,10 @@ impl Gathering {
         });
     }
 
-    /// One that has come.
-    pub(crate) fn take(&self) -> Option<Taken> {
+    /// One that has come. While there is no `room` it serves alone, which it sees at once.
+    pub(crate) fn take(&self, room: bool) -> Option<Taken> {
         loop {
-            let taken = self.handed.try_recv().ok()?.take();
+            let taken = Some(self.handed.try_recv().ok()?).filter(|_| room).and_then(Handed::take);
             if taken.is_some() {
                 return taken;
             }

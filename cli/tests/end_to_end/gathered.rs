@@ -11,15 +11,17 @@ use crate::support::record::Record;
 use crate::support::routes::{finish, json_lines, of_type};
 use crate::support::transfer::Way;
 use crate::support::{BACKENDS, Pipes, Remote, Sshd, assert_exit, at, binary, hash_of, haul, random_file, trees};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::Signal;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixListener};
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 const MIB: usize = 1 << 20;
 /// Four ranges of 16 MiB, and a bit of a fifth.
@@ -107,7 +109,7 @@ fn logins_through_sshd_gather_as_well() {
             let target = tempfile::tempdir_in(dir.path()).unwrap();
             let mut client = Running::start(&mut upload(backend, &sshd, flags, &sources, target.path()));
             let mut gathered = false;
-            // The others wait in their own processes, with nothing open but a socket.
+            // The others wait in their own processes.
             wait_for(LIMIT, || {
                 gathered |= servers(&sshd.home()).len() == 3;
                 gathered || client.is_over()
@@ -244,6 +246,64 @@ fn a_name_that_somebody_else_has_taken_gets_nothing() {
     }
 }
 
+/// A name of this process's own.
+fn name() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    format!("{:016x}{:016x}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A server that nobody speaks to, and that has this name.
+struct Holder {
+    child: Child,
+    name: String,
+}
+
+impl Holder {
+    fn start(backend: &str, home: &Path) -> Holder {
+        let name = name();
+        let child = serve(backend, home, &name).spawn().unwrap();
+        let address = SocketAddr::from_abstract_name(format!("haul-{name}")).unwrap();
+        assert!(wait_for(LIMIT, || UnixStream::connect_addr(&address).is_ok()));
+        Holder { child, name }
+    }
+
+    fn signal(&self, what: Signal) {
+        assert!(signal(i32::try_from(self.child.id()).unwrap(), what));
+    }
+
+    fn end(mut self) {
+        drop(self.child.stdin.take());
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+fn serve(backend: &str, home: &Path, name: &str) -> Command {
+    let mut command = Command::new(binary());
+    command.args(["serve", "--root", "/", "--gather", name]).env("HAUL_BACKEND", backend).env("HOME", home);
+    command.current_dir(home).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// A stand-in for ssh that has the far end gather under this name.
+fn renaming(pipes: &Pipes, path: &Path, name: &str) {
+    let text = format!(
+        "#!/bin/sh\nfor last; do :; done\nwhile [ $# -gt 1 ]; do a=\"$a '$1'\"; shift; done\n\
+         last=$(printf %s \"$last\" | sed \"s/'[0-9a-f]\\{{32\\}}'$/'{name}'/\")\n\
+         eval \"exec '{}' $a \\\"\\$last\\\"\"\n",
+        pipes.dir().join("ssh").display()
+    );
+    script(path, &text);
+}
+
+/// As `upload`, over two connections and by this ssh.
+fn by_way_of(backend: &str, ssh: &Path, pipes: &Pipes, sources: &[PathBuf], target: &Path) -> Command {
+    let mut args: Vec<OsString> = ["copy", "--connections", "2", "-e"].map(Into::into).into();
+    args.push(ssh.into());
+    args.extend(sources.iter().map(OsString::from));
+    args.push(at(pipes, target));
+    haul(backend, args)
+}
+
 #[test]
 fn a_server_that_is_stopped_before_it_takes_a_login_does_not_keep_it() {
     let dir = trees::scratch();
@@ -251,37 +311,86 @@ fn a_server_that_is_stopped_before_it_takes_a_login_does_not_keep_it() {
     for backend in BACKENDS {
         let pipes = Pipes::new(backend);
         let target = tempfile::tempdir_in(dir.path()).unwrap();
-        let name = "0123456789abcdef".repeat(2);
-        // One that nobody speaks to holds the name.
-        let mut holder = Command::new(binary());
-        holder.args(["serve", "--root", "/", "--gather", &name]).env("HAUL_BACKEND", backend).env("HOME", pipes.home());
-        holder.current_dir(pipes.home()).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
-        let mut holder = holder.spawn().unwrap();
-        let address = SocketAddr::from_abstract_name(format!("haul-{name}")).unwrap();
-        assert!(wait_for(LIMIT, || std::os::unix::net::UnixStream::connect_addr(&address).is_ok()));
-        let pid = i32::try_from(holder.id()).unwrap();
-        assert!(signal(pid, Signal::STOP));
+        let holder = Holder::start(backend, &pipes.home());
+        holder.signal(Signal::STOP);
         let ssh = dir.path().join(format!("ssh-{backend}"));
-        let stand_in = pipes.dir().join("ssh");
-        script(
-            &ssh,
-            &format!(
-                "#!/bin/sh\nfor last; do :; done\nwhile [ $# -gt 1 ]; do a=\"$a '$1'\"; shift; done\n\
-                 last=$(printf %s \"$last\" | sed \"s/'[0-9a-f]\\{{32\\}}'$/'{name}'/\")\n\
-                 eval \"exec '{}' $a \\\"\\$last\\\"\"\n",
-                stand_in.display()
-            ),
-        );
-        let mut args: Vec<OsString> = ["copy", "--connections", "2", "-e"].map(Into::into).into();
-        args.push(ssh.into());
-        args.extend(sources.iter().map(OsString::from));
-        args.push(at(&pipes, target.path()));
-        let ended = complete(&mut haul(backend, args));
-        assert!(signal(pid, Signal::CONT));
-        drop(holder.stdin.take());
-        assert!(holder.wait().unwrap().success());
+        renaming(&pipes, &ssh, &holder.name);
+        let ended = complete(&mut by_way_of(backend, &ssh, &pipes, &sources, target.path()));
+        // One that is waiting to be taken ends when it is told to.
+        let mut waiting = serve(backend, &pipes.home(), &holder.name).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+        let told = Instant::now();
+        assert!(signal(i32::try_from(waiting.id()).unwrap(), Signal::TERM));
+        assert_eq!(waiting.wait().unwrap().code(), Some(20));
+        assert!(told.elapsed() < Duration::from_secs(1), "{:?}", told.elapsed());
+        holder.signal(Signal::CONT);
+        holder.end();
         ended.assert_exit(0);
         assert!(ended.took >= Duration::from_secs(2), "it was not asked: {ended:?}");
         assert_arrived(target.path(), &sources);
+    }
+}
+
+#[test]
+fn whoever_has_the_name_and_lets_nobody_in_keeps_nobody() {
+    let dir = trees::scratch();
+    let sources = sources(dir.path());
+    for backend in BACKENDS {
+        let pipes = Pipes::new(backend);
+        let target = tempfile::tempdir_in(dir.path()).unwrap();
+        let name = name();
+        let address = SocketAddrUnix::new_abstract_name(format!("haul-{name}").as_bytes()).unwrap();
+        let socket = || {
+            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap()
+        };
+        let squatter = socket();
+        rustix::net::bind(&squatter, &address).unwrap();
+        rustix::net::listen(&squatter, 0).unwrap();
+        let mut waiting = Vec::new();
+        loop {
+            let guest = socket();
+            let full = rustix::net::connect(&guest, &address).is_err();
+            waiting.push(guest);
+            if full {
+                break;
+            }
+        }
+        let ssh = dir.path().join(format!("ssh-{backend}"));
+        renaming(&pipes, &ssh, &name);
+        let ended = complete(&mut by_way_of(backend, &ssh, &pipes, &sources, target.path()));
+        ended.assert_exit(0);
+        assert!(ended.took < Duration::from_secs(10), "{ended:?}");
+        assert_arrived(target.path(), &sources);
+        assert_nobody_at_home(&pipes.home(), LIMIT);
+    }
+}
+
+#[test]
+fn who_has_handed_its_login_over_does_not_outlive_the_client_for_a_server_that_is_stopped() {
+    let dir = trees::scratch();
+    let source = dir.path().join("source");
+    fs::File::create(&source).unwrap().set_len(16 * SIZE as u64).unwrap();
+    for backend in BACKENDS {
+        let pipes = Pipes::new(backend);
+        let home = pipes.home();
+        let hit = (0..20).any(|_| {
+            let target = tempfile::tempdir_in(dir.path()).unwrap();
+            let mut command = upload(backend, &pipes, &[], std::slice::from_ref(&source), target.path());
+            let mut client = Running::start(&mut command);
+            wait_for(LIMIT, || servers(&home).len() == 3 || client.is_over());
+            // They hand over at once.
+            std::thread::sleep(Duration::from_millis(100));
+            let serving = servers(&home).first().copied().filter(|_| !client.is_over());
+            let Some(serving) = serving.filter(|&pid| signal(pid, Signal::STOP)) else { return false };
+            signal(client.pid(), Signal::KILL);
+            drop(client.finish());
+            let left = wait_for(LIMIT, || servers(&home) == [serving]);
+            assert!(signal(serving, Signal::CONT));
+            assert!(left, "{backend}: {:?}", servers(&home));
+            assert_nobody_at_home(&home, LIMIT);
+            true
+        });
+        assert!(hit, "{backend}: each copy was over before it could be stopped");
     }
 }

@@ -107,7 +107,7 @@ struct Begun {
     blocks: Blocks,
 }
 
-/// Those of one session.
+/// Those of one session, and the process it is in.
 #[derive(Clone, Default)]
 pub(super) struct Files {
     begun: Rc<RefCell<BTreeMap<u64, Begun>>>,
