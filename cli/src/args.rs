@@ -251,7 +251,8 @@ pub(crate) struct CopyArgs {
     pub(crate) fast: bool,
     /// Connections that share the files of a copy; over ssh each is a login of its own, direct ones come by one login. auto
     /// begins with 1, over ssh stays there, and opens more direct ones, up to 16 (to a daemon 4), while that makes the copy
-    /// faster; --stats tells how it was decided. A file of 64 MiB or more is shared as well, except that over ssh it goes up whole to a haul.
+    /// faster; --stats tells how it was decided. A file of 64 MiB or more is shared as well. More than 4 compress with LZ4 only,
+    /// unless --compress says otherwise.
     #[arg(long, visible_alias = "parallel", value_name = "N|auto", value_parser = connections, default_value = "auto")]
     pub(crate) connections: Connections,
     /// Flush every file and its directory to the disk before it counts as copied.

@@ -6,6 +6,7 @@ use crate::operand::{self, Parsed};
 use crate::output::Output;
 use crate::run::{self, Ended, MakeClient, Peer, Work};
 use crate::sftp;
+use haul_engine::limits::ZSTD_CONNECTIONS;
 use haul_engine::session::plan::{Operand, Options};
 use haul_engine::session::report::Direction;
 use haul_engine::session::{Failure, download, upload};
@@ -153,14 +154,15 @@ fn options(args: &CopyArgs) -> Options {
 
 /// The codecs that are offered to the peer.
 fn codecs(args: &CopyArgs) -> Caps {
+    let ours = if args.connections.over_ssh() > ZSTD_CONNECTIONS { Caps::LZ4 } else { Caps::ZSTD.or(Caps::LZ4) };
     match args.compress {
         Some(Compress::None) => Caps::NONE,
         Some(Compress::Lz4) => Caps::LZ4,
         Some(Compress::Zstd) => Caps::ZSTD,
-        Some(Compress::Auto) => Caps::ZSTD.or(Caps::LZ4),
+        Some(Compress::Auto) => ours,
         None if args.zstd => Caps::ZSTD,
         None if args.fast => Caps::NONE,
-        None => Caps::ZSTD.or(Caps::LZ4),
+        None => ours,
     }
 }
 

@@ -12,7 +12,7 @@
 
 use crate::args::{Choice, Connections};
 use crate::remote;
-use crate::run::{Link, News, Start};
+use crate::run::{Link, News, Share, Start};
 use crate::signals;
 use crate::tuner::{Seen, Tuner};
 use haul_engine::limits::{AUTO_CONNECTIONS, AUTO_DAEMON_CONNECTIONS, PACKING_CONNECTIONS};
@@ -94,8 +94,7 @@ fn lock(fate: &SharedFate) -> MutexGuard<'_, Fate> {
 /// One connection's place in a run, whatever becomes of the connection.
 struct Place {
     index: u16,
-    /// It has the memory of one of so many.
-    share: usize,
+    share: Share,
     /// May compress, and take what is compressed.
     packs: bool,
     standing: Standing,
@@ -143,8 +142,8 @@ impl Crew {
         Crew { direct: direct.clone(), news: news.clone(), fate, beside, places: Vec::new() }
     }
 
-    /// Opens `number` more, each with the memory of one of `share`, and a codec or none.
-    fn open(&mut self, number: u16, (share, packs): (usize, bool)) {
+    /// Opens `number` more, each with this share of the memory, and a codec or none.
+    fn open(&mut self, number: u16, (share, packs): (Share, bool)) {
         lock(&self.fate).left += number;
         for _ in 0..number {
             let index = u16::try_from(self.places.len()).unwrap_or(u16::MAX).saturating_add(self.beside.into());
@@ -220,13 +219,13 @@ impl Crew {
     }
 }
 
-/// Of how many one has the memory that comes as one of `number`, and whether it has a codec: all together have no more than
-/// a client may have. 16 of them: 55 MiB with random content (2026-11-26).
-pub(crate) fn share_of(number: u16) -> (usize, bool) {
+/// The share of the memory that one has which comes as one of `number`, and whether it has a codec: all together have no
+/// more than a client may have. 16 of them: 55 MiB with random content (2026-11-26).
+pub(crate) fn share_of(number: u16) -> (Share, bool) {
     let share = match number {
-        ..=2 => 4,
-        3..=4 => 8,
-        _ => usize::from(AUTO_CONNECTIONS),
+        ..=PACKING_CONNECTIONS => Share { of: 4, packing: PACKING_CONNECTIONS.into() },
+        3..=4 => Share::equal(8),
+        _ => Share::equal(AUTO_CONNECTIONS.into()),
     };
     (share, number <= PACKING_CONNECTIONS)
 }
@@ -241,7 +240,7 @@ impl Direct {
                 self.queue.expect(Some(2));
                 crew.open(1, share_of(1));
             }
-            Connections::Exactly(number) => crew.open(number, (self.queue.connections(), true)),
+            Connections::Exactly(number) => crew.open(number, (Share::equal(self.queue.connections()), true)),
         }
         let fate = crew.fate.clone();
         let begun = Instant::now();
@@ -272,7 +271,7 @@ impl Direct {
         let mut crew = Crew::new(&self, true, news);
         match number {
             Connections::Auto => crew.tune(AUTO_DAEMON_CONNECTIONS),
-            Connections::Exactly(number) => crew.open(number - 1, (self.queue.connections(), true)),
+            Connections::Exactly(number) => crew.open(number - 1, (Share::equal(self.queue.connections()), true)),
         }
         crew.join();
     }

@@ -10,7 +10,7 @@
 use crate::args::{Choice, Connections};
 use crate::direct::Direct;
 use crate::remote::Dial;
-use crate::run::{self, Link, MakeClient, News, Start};
+use crate::run::{self, Link, MakeClient, News, Share, Start};
 use crate::signals;
 use haul_engine::limits::LOGINS_AT_A_TIME;
 use haul_engine::queue::Queue;
@@ -120,7 +120,7 @@ impl More {
         run::widen(&stdin);
         let (sender, own) = sync_channel(64);
         let (progress, queue) = (self.progress.clone(), self.queue.clone());
-        let link = Link { choice: self.choice, progress, share: queue.connections(), queue, sender };
+        let link = Link { choice: self.choice, progress, share: Share::equal(queue.connections()), queue, sender };
         let make: MakeClient = Arc::new(|around| {
             let share = (around.queue, around.local);
             helper::client(around.stream, around.opening, share, around.progress, around.reporter)

@@ -239,7 +239,7 @@ fn attempt(
     }
     let is_tuned =
         work.links == Connections::Auto && work.moves && (required.is_some() || matches!(peer, Peer::Daemon(_)));
-    let share = if is_tuned { direct::share_of(1).0 } else { queue.connections() };
+    let share = if is_tuned { direct::share_of(1).0 } else { Share::equal(queue.connections()) };
     let lead = Link { choice, progress: progress.clone(), queue: queue.clone(), share, sender: sender.clone() };
     let mut threads = vec![lead.spawn(Start::On(stream, opening, work.make.clone()))];
     threads.extend(server.map(|stream| std::thread::spawn(move || serve_here(choice, stream))));
@@ -381,13 +381,28 @@ fn open(peer: &Peer, redialled: Option<u8>) -> Result<Opened, Failure> {
     }
 }
 
+/// Which share of the memory of a run a connection has.
+#[derive(Clone, Copy)]
+pub(crate) struct Share {
+    /// That of one of so many.
+    pub(crate) of: usize,
+    /// So many of which may compress.
+    pub(crate) packing: usize,
+}
+
+impl Share {
+    /// Of a connection that is like all others.
+    pub(crate) fn equal(connections: usize) -> Share {
+        Share { of: connections, packing: connections }
+    }
+}
+
 /// One connection of a run, before it has a thread.
 pub(crate) struct Link {
     pub(crate) choice: Choice,
     pub(crate) progress: SharedProgress,
     pub(crate) queue: Queue,
-    /// It has the memory of one of so many.
-    pub(crate) share: usize,
+    pub(crate) share: Share,
     pub(crate) sender: SyncSender<News>,
 }
 
@@ -418,7 +433,7 @@ impl Link {
     /// Runs the client on this thread. True when it came to its own end.
     fn run(self, start: Start) -> Result<bool, String> {
         let Link { choice, progress, queue, share, sender } = self;
-        let mut worker = worker(choice, Pool::one_of(share), Some(&sender))?;
+        let mut worker = worker(choice, Pool::one_of(share.of, share.packing), Some(&sender))?;
         let local = local(&mut worker)?;
         // When nobody listens any more the process is about to end.
         let reporter: Reporter = Box::new(move |report| _ = sender.send(News::Report(Box::new(report))));
@@ -440,7 +455,7 @@ impl Link {
 /// The server half of a copy within this machine.
 fn serve_here(choice: Choice, stream: UnixStream) {
     let run = || -> Result<(), String> {
-        let mut worker = worker(choice, Pool::one_of(1), None)?;
+        let mut worker = worker(choice, Pool::one_of(1, 1), None)?;
         let root = local(&mut worker)?;
         let stream = attach(&mut worker, (stream.into(), None))?;
         // Its client tells how it went.

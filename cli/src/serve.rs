@@ -13,8 +13,8 @@ use crate::store;
 use haul_engine::backend::DirId;
 use haul_engine::block::Pool;
 use haul_engine::limits::{
-    DAEMON_LARGE_BLOCKS, DAEMON_SESSION_BLOCKS, DOOR_LARGE_BLOCKS, MAX_SESSIONS, POOL_LARGE_BLOCKS, POOL_SMALL_BLOCKS,
-    SECOND,
+    DAEMON_LARGE_BLOCKS, DAEMON_SESSION_BLOCKS, DOOR_FRAME_BLOCKS, DOOR_LARGE_BLOCKS, MAX_SESSIONS, POOL_LARGE_BLOCKS,
+    POOL_SMALL_BLOCKS, SECOND,
 };
 use haul_engine::offload::Root;
 use haul_engine::session::Failure;
@@ -53,17 +53,17 @@ fn serve(args: &ServeArgs, choice: Choice) -> Result<Exit, (String, Exit)> {
     let read_only = args.read_only;
     let store = if read_only { None } else { store::from_environment(&root) }.map(|store| backend.add_store(store));
     let root = backend.add_root(root);
-    let blocks = match (&listener, &key) {
-        (None, _) => POOL_LARGE_BLOCKS,
-        (Some(_), None) => DAEMON_LARGE_BLOCKS,
-        (Some(_), Some(_)) => DOOR_LARGE_BLOCKS,
+    let pool = match (&listener, &key) {
+        (None, _) if args.gather.is_none() => Pool::new(POOL_SMALL_BLOCKS, POOL_LARGE_BLOCKS),
+        (_, None) => Pool::new(POOL_SMALL_BLOCKS, DAEMON_LARGE_BLOCKS),
+        (_, Some(_)) => Pool::with_frames(POOL_SMALL_BLOCKS, DOOR_LARGE_BLOCKS, DOOR_FRAME_BLOCKS),
     };
     let ended = Rc::new(RefCell::new(Exit::Success));
     let failed = |errno: haul_engine::backend::Errno| (errno.to_string(), Exit::Socket);
     let mut worker = match listener {
         Some(listener) => {
             let listener = backend.add_listener(listener).map_err(failed)?;
-            let mut worker = Worker::new(backend, Pool::new(POOL_SMALL_BLOCKS, blocks));
+            let mut worker = Worker::new(backend, pool);
             let on_session_end = Rc::new(|result| _ = said(result));
             let (patience, entropy) = (remote::patience(None), remote::random);
             let session: Box<dyn Session> = match key {
@@ -96,8 +96,7 @@ fn serve(args: &ServeArgs, choice: Choice) -> Result<Exit, (String, Exit)> {
             };
             let stream = backend.add_stream(stdin, Some(stdout), false).map_err(failed)?;
             close_stdio();
-            let blocks = if gathering.is_some() { DAEMON_LARGE_BLOCKS } else { blocks };
-            let mut worker = Worker::new(backend, Pool::new(POOL_SMALL_BLOCKS, blocks));
+            let mut worker = Worker::new(backend, pool);
             let ended = ended.clone();
             let on_end = Box::new(move |result| *ended.borrow_mut() = said(result));
             let server = Server::new(stream, root, on_end).with_store(store).with_direct(Some(direct(args)));

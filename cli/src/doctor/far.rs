@@ -10,7 +10,7 @@ use super::machine::Machine;
 use crate::args::Choice;
 use crate::daemon::Daemon;
 use crate::remote::Dial;
-use crate::run::{self, Link, MakeClient, News, Start};
+use crate::run::{self, Link, MakeClient, News, Share, Start};
 use crate::signals;
 use haul_engine::limits::{MAX_PREAMBLE_BYTES, SECOND};
 use haul_engine::queue::Queue;
@@ -308,7 +308,7 @@ fn attempt(
 ) -> Report {
     let (sender, news) = sync_channel(64);
     let queue = Queue::new(Direction::Down, Options::default());
-    let link = Link { choice, progress: Arc::new(Progress::default()), queue, share: 1, sender };
+    let link = Link { choice, progress: Arc::new(Progress::default()), queue, share: Share::equal(1), sender };
     let make: MakeClient = Arc::new(|around| {
         inspect::client(around.stream, around.opening, Question::Hash, Vec::new(), around.progress, around.reporter)
     });

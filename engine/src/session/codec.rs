@@ -87,10 +87,11 @@ impl Policy {
         self.codec
     }
 
-    /// True while blocks are compressed, and better in large pieces.
+    /// True while blocks are compressed, and better in large pieces. Not before one has paid: content that does not compress
+    /// then needs no large blocks at either end, which is half of the memory of a copy (2026-11-27).
     pub fn gains_from_size(&self) -> bool {
         let tried = matches!((&self.mode, &self.content), (Mode::Packing, Content::Open { .. }));
-        tried && self.codec == Some(Codec::Zstd)
+        tried && self.packed > 0 && self.codec == Some(Codec::Zstd)
     }
 
     /// What to do with the next block. Any number of blocks may be planned before the first of them comes back.

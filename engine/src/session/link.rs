@@ -13,7 +13,7 @@ use super::Context;
 use super::sealed::{Records, Sealed};
 use crate::backend::{Completion, Errno, OpKind, Output, StreamId, Time};
 use crate::block::{Block, Class, Head, Quota, Shared, Slice, Slices};
-use crate::limits::{SEND_QUEUE_BYTES, STALL_TIMEOUT};
+use crate::limits::{RECEIVE_BLOCKS, SEND_QUEUE_BYTES, STALL_TIMEOUT};
 use crate::wire::compress::Codec;
 use crate::wire::decode::{DecodeError, Decoder, Event, Role};
 use crate::wire::encode::{self, EncodeError};
@@ -104,6 +104,8 @@ pub(crate) struct Link {
     dialect: Dialect,
     /// The receive block while nothing is using it.
     spare: Option<Block>,
+    /// What it may receive into when the session has all the blocks that it may have: more would be all of the worker's.
+    reserve: Quota,
     receiving: bool,
     inbox: Option<Inbox>,
     outbox: Vec<u8>,
@@ -134,6 +136,7 @@ impl Link {
             decoder: Decoder::new(role, Dialect::BASE),
             dialect: Dialect::BASE,
             spare: None,
+            reserve: Quota::new(RECEIVE_BLOCKS),
             receiving: false,
             inbox: None,
             outbox: Vec::new(),
@@ -209,7 +212,9 @@ impl Link {
         }
         if let Some(sealed) = &mut self.sealed {
             // A block that was received before is parsed while the next one comes.
-            if let Some((into, at_least)) = sealed.next_receive(self.inbox.is_some(), &mut self.spare, quota, cx) {
+            if let Some((into, at_least)) =
+                sealed.next_receive(self.inbox.is_some(), &mut self.spare, [quota, &self.reserve], cx)
+            {
                 cx.submit(0, RECV, OpKind::Recv { stream: self.stream, into, at_least });
                 self.receiving = true;
             }
@@ -219,7 +224,7 @@ impl Link {
             return;
         }
         let spare = self.spare.take().or_else(|| cx.pool.take(Class::Large, quota));
-        let Some(into) = spare.or_else(|| cx.pool.take_reserved(Class::Large)) else {
+        let Some(into) = spare.or_else(|| cx.pool.take(Class::Large, &self.reserve)) else {
             return;
         };
         // Inside a data frame more is certain to come, so a whole block is asked for at once.

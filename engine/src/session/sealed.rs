@@ -232,10 +232,10 @@ impl Sealed {
         &mut self,
         parsing: bool,
         spare: &mut Option<Block>,
-        quota: &Quota,
+        quotas: [&Quota; 2],
         cx: &mut Context<'_>,
     ) -> Option<(Block, usize)> {
-        let left = quota.left().min(cx.pool.available(Class::Large));
+        let left = quotas[0].left().min(cx.pool.available(Class::Large));
         if (parsing || !self.arrived.is_empty()) && left <= SPARED_BLOCKS {
             return None;
         }
@@ -244,7 +244,7 @@ impl Sealed {
                 return None;
             }
             if let Some(whole) = self.gathering {
-                let mut block = take(Class::Large, spare, quota, cx)?;
+                let mut block = take(Class::Large, spare, quotas, cx)?;
                 let missing = (whole - self.carried.len()).min(block.capacity());
                 block.set_window(ROOM_BYTES..ROOM_BYTES + missing);
                 return Some((block, missing));
@@ -257,7 +257,7 @@ impl Sealed {
             if class == Class::Frame && cx.pool.available(Class::Frame) <= SPARED_FRAMES {
                 return None;
             }
-            let mut block = take(class, spare, quota, cx)?;
+            let mut block = take(class, spare, quotas, cx)?;
             let end = START + self.carried.len();
             block.memory_mut()[START..end].copy_from_slice(&self.carried);
             self.carried.clear();
@@ -419,10 +419,10 @@ fn frame_len(frames: &[u8]) -> usize {
     frames.first_chunk().map_or(frames.len(), |length| LENGTH_BYTES + u32::from_le_bytes(*length) as usize)
 }
 
-fn take(class: Class, spare: &mut Option<Block>, quota: &Quota, cx: &mut Context<'_>) -> Option<Block> {
+fn take(class: Class, spare: &mut Option<Block>, quotas: [&Quota; 2], cx: &mut Context<'_>) -> Option<Block> {
     let bytes = class.bytes();
     let kept = spare.take_if(|block| block.memory().len() == bytes + 2 * ROOM_BYTES);
-    let block = kept.or_else(|| cx.pool.take(class, quota)).or_else(|| cx.pool.take_reserved(class));
+    let block = kept.or_else(|| quotas.into_iter().find_map(|quota| cx.pool.take(class, quota)));
     block.map(|mut block| {
         block.set_window(ROOM_BYTES..ROOM_BYTES + bytes);
         block

@@ -432,7 +432,7 @@ impl Source {
     /// it, five times as long, and one of more than 16 MiB would cost the connection: it gets small ones.
     fn unit_class(&self, its_turn: bool, io: &Io<'_, '_>) -> Class {
         let left = self.end.saturating_sub(self.next_read);
-        let haul = io.terms.dialect.ext != Ext::NONE;
+        let haul = io.terms.dialect.ext != Ext::NONE && io.cx.pool.reads_frames();
         let large = haul && its_turn && self.may_pack(io) && io.codec.gains_from_size() && left > BLOCK_BYTES as u64;
         match self.blocks {
             Some(_) => Class::Frame,
