@@ -1,6 +1,6 @@
 //! `haul-bench`: each piece of haul, timed in process.
 //!
-//! Owns the measuring of parts: hash, frames, codecs, the paths between files and streams, stores, the block store of
+//! Owns the measuring of parts: hash, cipher, frames, codecs, the paths between files and streams, stores, the block store of
 //! dedup. What a user sees of the whole is `haul-perf`'s to measure. Nothing is asserted here: a run prints a table, and
 //! numbers of one table may be compared with each other, because its cases take turns.
 //!
@@ -52,6 +52,7 @@ fn main() -> Result<()> {
     let filter = args.filter.as_deref().unwrap_or("");
     let groups = [
         pieces::hashes(),
+        pieces::records(),
         pieces::frames()?,
         pieces::codecs()?,
         paths::sends(dir.path(), FILE_BYTES)?,

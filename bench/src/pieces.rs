@@ -1,4 +1,4 @@
-//! What needs no kernel: the hash, the frames, the codecs and what decides about them.
+//! What needs no kernel: the hash, the cipher, the frames, the codecs and what decides about them.
 
 use crate::measure::{Case, Work, timed};
 use anyhow::{Context as _, Result, ensure};
@@ -8,6 +8,7 @@ use haul_engine::wire::compress::{Codec, compress, decompress};
 use haul_engine::wire::decode::{Decoder, Event, Role};
 use haul_engine::wire::encode;
 use haul_engine::wire::frame::{Dialect, Ext, Frame, PathField};
+use haul_engine::wire::seal::{LENGTH_BYTES, Seals, Secret, TAG_BYTES};
 use std::hint::black_box;
 
 /// Bytes hashed in one run.
@@ -34,6 +35,28 @@ pub(crate) fn hashes() -> Vec<Case> {
         Case::new(format!("hash: BLAKE3 of {shown}"), Work::Bytes(HASH_BYTES as u64), move || timed(&hash))
     };
     [(64 << 10, "64 KiB"), (BLOCK_BYTES, "512 KiB"), (4 << 20, "4 MiB")].map(case).into()
+}
+
+/// AES-256-GCM of records of several sizes, sealed and opened where they stand, on one thread.
+pub(crate) fn records() -> Vec<Case> {
+    let case = |(size, shown): (usize, &str)| {
+        let mut record = vec![0x5a_u8; LENGTH_BYTES + size + TAG_BYTES];
+        let secret = Secret::from_bytes([7; 32]);
+        let mut ends = [Role::Client, Role::Server].map(|role| Seals::keyed(&secret, b"bench", role));
+        let mut seal_and_open = move || -> Result<()> {
+            for _ in 0..HASH_BYTES / size {
+                let [near, far] = &mut ends;
+                near.sealer.next()?.seal(black_box(&mut record));
+                let plain = far.opener.next()?.open(black_box(&mut record))?;
+                ensure!(plain.len() == size, "{} bytes were opened", plain.len());
+            }
+            Ok(())
+        };
+        let name = format!("records: seal and open {shown} each");
+        Case::new(name, Work::Bytes(HASH_BYTES as u64), move || timed(&mut seal_and_open))
+    };
+    let sizes = [64, 128, 256, 512, 1024, 4096].map(|kib| kib << 10);
+    sizes.into_iter().zip(["64 KiB", "128 KiB", "256 KiB", "512 KiB", "1 MiB", "4 MiB"]).map(case).collect()
 }
 
 /// Control frames as the upload of a small file needs them, and Data heads with their payload passing by.
