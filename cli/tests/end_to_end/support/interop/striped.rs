@@ -4,7 +4,7 @@ use super::cell::{Codec, POOL};
 use super::content::Sources;
 use super::peer::Peer;
 use super::raw::{Raw, kind};
-use super::stage::{Stage, Way, remote};
+use super::stage::{Stage, remote};
 use super::traffic::{Payload, Traffic, of_kind};
 use crate::support::hash_of;
 use crate::support::processes::names;
@@ -29,8 +29,6 @@ pub fn is_striped(stage: &Stage, towards: Towards) -> bool {
     match (stage.client, stage.server) {
         _ if towards == Towards::Client => true,
         (Peer::New, _) | (Peer::Haul, Peer::New) => false,
-        // Each login is served by a process of its own, and the file by one of them.
-        (Peer::Haul, Peer::Haul) => stage.way != Way::Ssh(POOL),
         _ => true,
     }
 }
