@@ -12,11 +12,14 @@ pub(crate) const COUNTED: &str = "CPU s/GB is user and system time of both ends:
     ssh; far RSS that of haul on the other end.";
 
 /// What is aimed at: id, which of haul's rows, of a tree, peer, and the ratio that is not to be exceeded.
-const TARGETS: [(&str, &[&str], bool, &str, f64); 7] = [
+const TARGETS: [(&str, &[&str], bool, &str, f64); 10] = [
     ("T1", &["ssh"], false, "scp", 0.70),
     ("T2", &["direct", "daemon"], false, "scp", 0.40),
+    ("T2", &["direct", "daemon"], false, "syq", 0.60),
     ("T2", &["direct", "daemon"], false, "rsync daemon", 0.90),
     ("T3", &["fast"], false, "rsync daemon", 0.60),
+    ("R6", &["direct", "daemon"], false, "syq", 1.05),
+    ("R6", &["direct", "daemon"], false, "rsync", 0.50),
     ("T5", &["ssh"], true, "rsync", 0.70),
     ("T5", &["ssh"], true, "scp", 0.20),
     ("T6", &["direct", "daemon"], true, "rsync daemon", 0.70),

@@ -66,8 +66,7 @@ pub(crate) struct Row {
 
 impl Row {
     pub(crate) fn is_installed(&self) -> bool {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        self.program.is_absolute() || std::env::split_paths(&path).any(|dir| dir.join(&self.program).is_file())
+        self.program.is_absolute() || in_path(&self.program).is_some()
     }
 
     fn command(&self, shape: &Shape, place: &Place<'_>, target: &Path) -> Command {
@@ -88,6 +87,12 @@ impl Row {
         command.args(&self.arguments).arg(from).arg(to).env("HAUL_BACKEND", self.backend);
         command
     }
+}
+
+/// Where the shell would find this program.
+fn in_path(program: impl AsRef<Path>) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).map(|dir| dir.join(&program)).find(|file| file.is_file())
 }
 
 /// A row and its samples, or why there are none.
@@ -155,6 +160,10 @@ fn peers_over_ssh(sshd: &Sshd, way: Way, rows: &mut Vec<Row>) {
     add("scp", "scp", &["-q", "-F", &config]);
     add("scp aes128-gcm", "scp", &["-q", "-F", &config, "-c", FAST_CIPHER]);
     add("rsync", "rsync", &["-aW", "-e", &format!("ssh -F {config}")]);
+    // Without a hash, as it is by default; the far end starts this very program.
+    let syq = in_path("syq").unwrap_or_else(|| PathBuf::from("syq"));
+    let shell = format!("ssh -F {config}");
+    add("syq", "syq", &["rsync", "-a", "-q", "-e", &shell, "--rsync-path", &syq.to_string_lossy()]);
 }
 
 fn to_daemon(haul: &Path, backend: &'static str, daemon: &Keyed, way: Way, rows: &mut Vec<Row>) {
