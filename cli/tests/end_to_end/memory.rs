@@ -10,7 +10,7 @@ use std::path::Path;
 
 const MIB: u64 = 1 << 20;
 /// More than all blocks of a run take.
-const SIZE: u64 = 256 * MIB;
+const SIZE: u64 = 128 * MIB;
 
 /// The most that a process has had in memory so far, in bytes.
 fn most(pid: i32) -> u64 {
