@@ -8,8 +8,8 @@
 //!                    \-> nobody there, somebody else's, full: serve alone
 //! ```
 //! The name is an abstract socket address, which leaves nothing behind: Linux has those, elsewhere every login serves alone.
-//! Both ends make sure that the other one is the same user with the same root and working
-//! directories: a name can be read from the list of processes. The client learns by the name that a server has for itself whether two logins came together.
+//! Both ends make sure that the other one is the same user with the same root and working directories: a name can be read
+//! from the list of processes. The client learns by the name that a server has for itself whether two logins came together.
 
 #[cfg(not(target_os = "linux"))]
 mod alone;

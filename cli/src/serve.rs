@@ -49,19 +49,33 @@ fn serve(args: &ServeArgs, choice: Choice) -> Result<Exit, (String, Exit)> {
     let key = args.key_file.as_deref().map(keygen::read).transpose().map_err(|why| (why, Exit::Usage))?;
     let root = root(args, key.is_some()).map_err(|why| (why, Exit::FileIo))?;
     let listener = args.listen.map(|address| listen(address, key.is_some())).transpose()?;
+    // Before anything is made that a login which is served elsewhere does not need.
+    let origin = match listener {
+        Some(listener) => Origin::Listener(listener),
+        None => own_streams()?,
+    };
+    let met = match (&origin, args.gather.as_deref().filter(|_| is_everything(args))) {
+        (Origin::Streams(stdin, stdout), Some(name)) => gather::meet(name, stdin, stdout),
+        _ => Met::Nobody,
+    };
+    let gathering = match met {
+        Met::Elsewhere(exit) => return Ok(exit),
+        Met::Here(gathering) => Some(gathering),
+        Met::Nobody => None,
+    };
     let (mut backend, _) = backend::make(choice).map_err(|why| (why, Exit::Usage))?;
     let read_only = args.read_only;
     let store = if read_only { None } else { store::from_environment(&root) }.map(|store| backend.add_store(store));
     let root = backend.add_root(root);
-    let pool = match (&listener, &key) {
-        (None, _) if args.gather.is_none() => Pool::new(POOL_SMALL_BLOCKS, POOL_LARGE_BLOCKS),
+    let pool = match (&origin, &key) {
+        (Origin::Streams(..), _) if gathering.is_none() => Pool::new(POOL_SMALL_BLOCKS, POOL_LARGE_BLOCKS),
         (_, None) => Pool::new(POOL_SMALL_BLOCKS, DAEMON_LARGE_BLOCKS),
         (_, Some(_)) => Pool::with_frames(POOL_SMALL_BLOCKS, DOOR_LARGE_BLOCKS, DOOR_FRAME_BLOCKS),
     };
     let ended = Rc::new(RefCell::new(Exit::Success));
     let failed = |errno: haul_engine::backend::Errno| (errno.to_string(), Exit::Socket);
-    let mut worker = match listener {
-        Some(listener) => {
+    let mut worker = match origin {
+        Origin::Listener(listener) => {
             let listener = backend.add_listener(listener).map_err(failed)?;
             let mut worker = Worker::new(backend, pool);
             let on_session_end = Rc::new(|result| _ = said(result));
@@ -77,23 +91,7 @@ fn serve(args: &ServeArgs, choice: Choice) -> Result<Exit, (String, Exit)> {
             worker.add(session);
             worker
         }
-        None => {
-            let own = |fd: std::os::fd::BorrowedFd<'_>| {
-                fd.try_clone_to_owned().map_err(|e| (output::reason(&e), Exit::Socket))
-            };
-            let (stdin, stdout) = (own(std::io::stdin().as_fd())?, own(std::io::stdout().as_fd())?);
-            crate::run::widen(&stdin);
-            crate::run::widen(&stdout);
-            say_who_answers();
-            let met = match args.gather.as_deref().filter(|_| is_everything(args)) {
-                Some(name) => gather::meet(name, &stdin, &stdout),
-                None => Met::Nobody,
-            };
-            let gathering = match met {
-                Met::Elsewhere(exit) => return Ok(exit),
-                Met::Here(gathering) => Some(gathering),
-                Met::Nobody => None,
-            };
+        Origin::Streams(stdin, stdout) => {
             let stream = backend.add_stream(stdin, Some(stdout), false).map_err(failed)?;
             close_stdio();
             let mut worker = Worker::new(backend, pool);
@@ -121,6 +119,23 @@ fn serve(args: &ServeArgs, choice: Choice) -> Result<Exit, (String, Exit)> {
     }
     let exit = *ended.borrow();
     Ok(exit)
+}
+
+/// Where clients come from.
+enum Origin {
+    Listener(TcpListener),
+    /// The client of this process, by its stdin and stdout.
+    Streams(OwnedFd, OwnedFd),
+}
+
+/// What sshd has given this process, where the client knows by now who answers.
+fn own_streams() -> Result<Origin, (String, Exit)> {
+    let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().map_err(|e| (output::reason(&e), Exit::Socket));
+    let (stdin, stdout) = (own(std::io::stdin().as_fd())?, own(std::io::stdout().as_fd())?);
+    crate::run::widen(&stdin);
+    crate::run::widen(&stdout);
+    say_who_answers();
+    Ok(Origin::Streams(stdin, stdout))
 }
 
 /// Without bounds: whoever gathers here has none either.
