@@ -295,6 +295,20 @@ fn results_that_come_late_neither_prolong_a_pause_nor_are_missed() {
 }
 
 #[test]
+fn large_blocks_are_of_use_once_a_block_has_paid_and_only_to_zstandard() {
+    for (codec, gains) in [(Codec::Zstd, true), (Codec::Lz4, false)] {
+        let mut policy = Policy::new(Some(codec), true, 2);
+        assert!(!policy.gains_from_size(), "nobody knows yet");
+        policy.plan();
+        policy.on_packed(BLOCK_BYTES, None, 1000);
+        assert!(!policy.gains_from_size());
+        policy.plan();
+        policy.on_packed(BLOCK_BYTES, Some(1000), 1000);
+        assert_eq!(policy.gains_from_size(), gains, "{codec:?}");
+    }
+}
+
+#[test]
 fn nothing_measured_yet_decides_nothing_and_absurd_numbers_do_no_harm() {
     let mut policy = Policy::new(Some(Codec::Zstd), true, 0);
     assert_eq!(policy.summary(), "zstd: nothing was compressed");
