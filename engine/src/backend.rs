@@ -476,7 +476,7 @@ pub enum Output {
     Packed {
         /// Bytes it makes; `None` when that does not pay.
         len: Option<usize>,
-        /// Processor time in nanoseconds.
+        /// Time it took, in nanoseconds.
         nanos: u64,
     },
     /// For each hash asked for: the block was there, is at its place, and has these hashes.

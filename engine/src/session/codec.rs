@@ -109,7 +109,7 @@ impl Policy {
         try_with.map_or(Plan::Raw, |Probe(probe)| Plan::Compress { codec, probe })
     }
 
-    /// A block came back from the codec: its bytes, its packed bytes (`None`: it did not pay) and the processor time in
+    /// A block came back from the codec: its bytes, its packed bytes (`None`: it did not pay) and the time in
     /// nanoseconds it took, a probe included.
     pub fn on_packed(&mut self, raw: usize, packed: Option<usize>, nanos: u64) {
         self.packed += u64::from(packed.is_some());
@@ -311,7 +311,7 @@ impl Rate {
     }
 }
 
-/// What went through the codec: raw bytes over processor time, and bytes for the wire.
+/// What went through the codec: raw bytes over time in the codec, and bytes for the wire.
 #[derive(Default, Debug)]
 struct Work {
     rate: Rate,
