@@ -52,6 +52,8 @@ mod hostile_direct_client;
 #[cfg(target_os = "linux")]
 mod hostile_files;
 #[cfg(target_os = "linux")]
+mod hostile_gathering;
+#[cfg(target_os = "linux")]
 mod hostile_greetings;
 #[cfg(target_os = "linux")]
 mod hostile_in_between;
