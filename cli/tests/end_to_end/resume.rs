@@ -19,7 +19,7 @@ use std::path::Path;
 
 const MIB: u64 = 1 << 20;
 /// Large enough that a kill finds the copy still going on.
-const SIZE: usize = 256 << 20;
+const SIZE: usize = 128 << 20;
 /// Of a copy that is interrupted in the middle only.
 const SMALLER: usize = 32 << 20;
 /// What may have been written behind a gap: each end has so much under way at most.
@@ -77,7 +77,7 @@ continues! {
 fn a_copy_killed_again_and_again_loses_nothing_of_what_was_kept() {
     for ends in [("uring", "poll"), ("poll", "uring")] {
         for way in [Way::Up, Way::Down] {
-            let copy = Kept::new(ends, way, SIZE / 2);
+            let copy = Kept::new(ends, way, SIZE);
             let mut kept = 0;
             for (percent, victim) in [(10, Victim::Client), (50, Victim::Server), (90, Victim::Client)] {
                 copy.killed_at(copy.size * percent / 100, victim);
@@ -97,7 +97,7 @@ fn a_copy_killed_again_and_again_loses_nothing_of_what_was_kept() {
 #[test]
 fn without_c_nothing_is_kept_of_a_killed_copy() {
     for (ends, way) in routes() {
-        let copy = Kept::new(ends, way, SIZE / 2);
+        let copy = Kept::new(ends, way, SIZE);
         for victim in [Victim::Client, Victim::Server] {
             let hit = (0..20).any(|_| {
                 let (mut client, server) = copy.start(&[]);
@@ -121,7 +121,7 @@ fn without_c_nothing_is_kept_of_a_killed_copy() {
 #[test]
 fn p_works_as_c_does() {
     for (ends, way) in routes() {
-        let copy = Kept::new(ends, way, SIZE / 2);
+        let copy = Kept::new(ends, way, SIZE);
         for (number, goal) in [copy.size / 4, copy.size / 2].into_iter().enumerate() {
             let (mut client, server) = copy.start(&["-P"]);
             wait_for(LIMIT, || copy.partial_size() >= goal || client.is_over());
@@ -139,7 +139,7 @@ fn p_works_as_c_does() {
 #[test]
 fn an_interrupted_copy_says_what_was_kept_and_the_same_command_continues() {
     for (ends, way) in routes() {
-        let copy = Kept::new(ends, way, SIZE / 2);
+        let copy = Kept::new(ends, way, SIZE);
         for stop in [Signal::INT, Signal::TERM] {
             // On a machine that is busy a copy may be over before it is looked at.
             let stopped = (0..20).find_map(|_| {
@@ -362,7 +362,7 @@ fn space(dir: &Path, receiver: i32) -> u64 {
 #[test]
 fn a_continued_copy_takes_no_more_space_than_the_file() {
     for (ends, way) in routes() {
-        let copy = Kept::new(ends, way, SIZE / 2);
+        let copy = Kept::new(ends, way, SIZE);
         for percent in [10, 90] {
             copy.killed_at(copy.size * percent / 100, Victim::Server);
             let (mut client, server) = copy.start(&["-C"]);
@@ -400,7 +400,7 @@ fn a_file_that_nearly_fills_the_disk_is_continued() {
 #[test]
 fn what_is_said_to_be_spared_does_not_travel() {
     for (ends, way) in routes() {
-        let mut copy = Kept::new(ends, way, SIZE / 4);
+        let mut copy = Kept::new(ends, way, SIZE / 2);
         copy.killed_at(copy.size * 3 / 4, Victim::Server);
         let kept = copy.kept();
         let record = Record::new(ends.1, "");
