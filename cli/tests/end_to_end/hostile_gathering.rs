@@ -102,7 +102,7 @@ fn upload(backend: &str, word: Word, source: &Path, target: &Path) -> Ended {
             .collect();
         let ended = Running::start(&mut command).finish();
         // One that nobody came to still waits for that.
-        while !logins.iter().all(|login| login.is_finished()) {
+        while !logins.iter().all(std::thread::ScopedJoinHandle::is_finished) {
             for fifo in fifos.iter().flatten() {
                 drop(File::options().read(true).write(true).open(fifo).unwrap());
             }
