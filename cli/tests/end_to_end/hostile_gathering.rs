@@ -7,8 +7,9 @@ use crate::support::{BACKENDS, Pipes, Remote, at, binary, hash_of, haul, random_
 use haul_engine::wire::frame::Frame;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Four ranges of 16 MiB.
@@ -60,8 +61,8 @@ fn hand_on(mut from: impl Read, mut to: impl Write, word: Word) {
 }
 
 /// A login whose streams are these two FIFOs: a server of its own, with somebody in between.
-fn serve(backend: &str, home: &Path, fifos: [&Path; 2], number: usize, word: Word) {
-    let (Ok(input), Ok(output)) = (File::open(fifos[0]), File::create(fifos[1])) else { return };
+fn serve(backend: &str, home: &Path, fifos: &[PathBuf; 2], number: usize, word: Word) {
+    let (Ok(input), Ok(output)) = (File::open(&fifos[0]), File::create(&fifos[1])) else { return };
     let gather = format!("{:016x}{number:016x}", std::process::id());
     let mut server = Command::new(binary());
     server.args(["serve", "--root", "/", "--gather", &gather]).env("HAUL_BACKEND", backend).env("HOME", home);
@@ -72,7 +73,7 @@ fn serve(backend: &str, home: &Path, fifos: [&Path; 2], number: usize, word: Wor
 }
 
 /// Sends `source` up to `target` over two logins.
-fn upload(backend: &str, word: Word, source: &Path, target: &Path) -> Ended {
+fn upload(backend: &'static str, word: Word, source: &Path, target: &Path) -> Ended {
     let dir = trees::scratch();
     let fifos: Vec<_> =
         (0..LOGINS).map(|number| ["in", "out"].map(|name| dir.path().join(format!("{name}{number}")))).collect();
@@ -89,28 +90,21 @@ fn upload(backend: &str, word: Word, source: &Path, target: &Path) -> Ended {
     let mut command = haul(backend, ["copy", "--compress=none", "--connections=2", "--timeout=6"]);
     command.args(pipes.args()).arg(source).arg(at(&pipes, target));
     let home = pipes.home();
-    std::thread::scope(|scope| {
-        let logins: Vec<_> = fifos
-            .iter()
-            .enumerate()
-            .map(|(number, fifos)| {
-                scope.spawn({
-                    let home = &home;
-                    move || serve(backend, home, [&fifos[0], &fifos[1]], number, word)
-                })
-            })
-            .collect();
-        let ended = Running::start(&mut command).finish();
-        // One that nobody came to still waits for that.
-        while !logins.iter().all(std::thread::ScopedJoinHandle::is_finished) {
-            for fifo in fifos.iter().flatten() {
-                drop(File::options().read(true).write(true).open(fifo).unwrap());
-            }
-            std::thread::sleep(Duration::from_millis(10));
+    let serving = (0..LOGINS).map(|number| {
+        let (home, fifos) = (home.clone(), fifos[number].clone());
+        std::thread::spawn(move || serve(backend, &home, &fifos, number, word))
+    });
+    let logins: Vec<_> = serving.collect();
+    let ended = Running::start(&mut command).finish();
+    // One that nobody came to still waits for that.
+    while !logins.iter().all(JoinHandle::is_finished) {
+        for fifo in fifos.iter().flatten() {
+            drop(File::options().read(true).write(true).open(fifo).unwrap());
         }
-        assert_nobody_at_home(&home, LIMIT);
-        ended
-    })
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_nobody_at_home(&home, LIMIT);
+    ended
 }
 
 #[test]
@@ -124,17 +118,20 @@ fn servers_that_lie_or_say_nothing_of_their_process_get_no_file_published_that_i
         (Word::Silence, 30, "haul: connection: the server has said nothing for "),
     ];
     for (backend, (word, code, line)) in BACKENDS.into_iter().flat_map(|backend| table.map(|row| (backend, row))) {
-        let target = tempfile::tempdir_in(dir.path()).unwrap();
-        let ended = upload(backend, word, &source, target.path());
-        let left = names(target.path());
-        // A login that comes late has nothing to lie about.
-        if matches!(word, Word::False) && ended.status.success() {
-            assert_eq!(hash_of(&target.path().join("source")), hash_of(&source));
-            continue;
-        }
-        ended.assert_exit(code);
-        assert!(ended.lines().last().is_some_and(|said| said.contains(line)), "{ended:?}");
-        assert!(ended.took < Duration::from_secs(12), "{ended:?}");
-        assert!(left.is_empty(), "{left:?}");
+        let met = (0..10).any(|_| {
+            let target = tempfile::tempdir_in(dir.path()).unwrap();
+            let ended = upload(backend, word, &source, target.path());
+            // What the first has begun it goes on with alone where the second comes late: nobody is told a lie then.
+            if matches!(word, Word::False) && ended.status.success() {
+                assert_eq!(hash_of(&target.path().join("source")), hash_of(&source));
+                return false;
+            }
+            ended.assert_exit(code);
+            assert!(ended.lines().last().is_some_and(|said| said.contains(line)), "{ended:?}");
+            assert!(ended.took < Duration::from_secs(12), "{ended:?}");
+            assert!(names(target.path()).is_empty(), "{:?}", names(target.path()));
+            true
+        });
+        assert!(met, "{backend}: the second login always comes too late");
     }
 }
