@@ -13,10 +13,12 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Connections that wait to be proved, see `limits::MAX_GUESTS`.
 const GUESTS: usize = 64;
+/// What each of them has while there is room, see `limits::GUEST_TIMEOUT`.
+const GUEST_TIMEOUT: Duration = Duration::from_secs(4);
 /// Of a file that is sent in three parts: each a record that is opened in place, or by a helper.
 const PARTS: [usize; 2] = [1000, 100_000];
 
@@ -29,8 +31,12 @@ struct Scene {
 
 impl Scene {
     fn new(backend: &str, keyed: bool) -> Scene {
-        let dialect = if keyed { KEYED } else { Dialect::BASE };
-        let mut serving = Serving::agreed(backend, dialect, Caps::DIRECT_TCP);
+        Scene::of(Serving::start(backend), keyed)
+    }
+
+    /// Of a server that has not been greeted.
+    fn of(mut serving: Serving, keyed: bool) -> Scene {
+        serving.agree(if keyed { KEYED } else { Dialect::BASE }, Caps::DIRECT_TCP);
         fs::write(serving.root().join("f"), "old").unwrap();
         let place = Place::open(&mut serving);
         Scene { serving, place, keyed }
@@ -297,15 +303,11 @@ fn begin(place: &Place) -> OwnedFd {
 #[test]
 fn two_hundred_who_say_nothing_do_not_keep_the_client_out() {
     for (backend, keyed) in both() {
-        let mut scene = Scene::new(backend, keyed);
+        let mut scene = Scene::of(Serving::listening_long(backend), keyed);
         let before = open_files(scene.serving.pid());
         let crowd: Vec<OwnedFd> = (0..200).map(|_| begin(&scene.place)).collect();
         let (pid, place) = (scene.serving.pid(), scene.place);
-        let client = std::thread::spawn(move || {
-            // As long as haul itself tries.
-            let stream = TcpStream::connect_timeout(&place.address, Duration::from_secs(5)).expect("a connection");
-            Guest::over(stream).client(&place, keyed)
-        });
+        let client = std::thread::spawn(move || Guest::come(place.address).client(&place, keyed));
         let mut most = 0;
         assert!(wait_for(LIMIT, || {
             most = most.max(open_files(pid).saturating_sub(before));
@@ -319,6 +321,29 @@ fn two_hundred_who_say_nothing_do_not_keep_the_client_out() {
         scene.again();
         scene.assert_alive();
         scene.end();
+    }
+}
+
+/// True where a client that finds every place taken gets one before the first of those who have them must go.
+fn is_let_in_soon(backend: &str, keyed: bool) -> bool {
+    let mut scene = Scene::new(backend, keyed);
+    let begun = Instant::now();
+    let crowd: Vec<Guest> = (0..GUESTS).map(|_| Guest::come(scene.place.address)).collect();
+    let client = Guest::come(scene.place.address);
+    let soon = begun.elapsed() < GUEST_TIMEOUT;
+    client.client(&scene.place, keyed).end(keyed);
+    drop(crowd);
+    scene.again();
+    scene.assert_alive();
+    scene.end();
+    soon
+}
+
+#[test]
+fn a_client_that_finds_every_place_taken_does_not_wait_as_long_as_a_stranger_may() {
+    for (backend, keyed) in both() {
+        // A busy machine may be late, but not each time.
+        assert!((0..5).any(|_| is_let_in_soon(backend, keyed)), "{backend}, {keyed}");
     }
 }
 

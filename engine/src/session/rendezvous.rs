@@ -22,8 +22,8 @@ use super::{Context, Failure, Flow, Io, Outcome, Session};
 use crate::backend::{Completion, DirId, Errno, OpKind, Output, StreamId, Time, Token};
 use crate::block::{Class, Pool, Quota};
 use crate::limits::{
-    DOOR_SESSION_BLOCKS, GUEST_BYTES, GUEST_TIMEOUT, MAX_GUESTS, MAX_SERVED, MAX_SESSIONS, MEETING_TIMEOUT,
-    PARTING_TIMEOUT,
+    CROWDED_TIMEOUT, DOOR_SESSION_BLOCKS, GUEST_BYTES, GUEST_TIMEOUT, MAX_GUESTS, MAX_SERVED, MAX_SESSIONS,
+    MEETING_TIMEOUT, PARTING_TIMEOUT,
 };
 use crate::wire::decode::Role;
 use crate::wire::frame::{Caps, Dialect, Ext, Frame, Hash};
@@ -124,7 +124,12 @@ impl Meeting {
 
     /// True while one more may be asked to prove itself, and is then counted as such.
     pub(super) fn has_room(&self) -> bool {
-        self.guests < MAX_GUESTS && !self.is_full()
+        !self.is_crowded() && !self.is_full()
+    }
+
+    /// True while somebody must go before anybody else may be asked.
+    fn is_crowded(&self) -> bool {
+        self.guests >= MAX_GUESTS
     }
 
     /// True while nobody more can be served.
@@ -294,7 +299,8 @@ pub(super) struct Guest {
     meeting: SharedMeeting,
     nonce: Hash,
     served: Served,
-    deadline: Option<Time>,
+    /// When it was asked to prove itself.
+    asked_at: Option<Time>,
     server: Option<Server>,
     /// When it was seen that the client is done where it has asked to come here.
     left_at: Option<Time>,
@@ -317,19 +323,16 @@ impl Guest {
             link.set_dialect(Dialect { version: 1, ext: Ext::KEYED });
         }
         let link = Some(link);
-        Guest { link, meeting, nonce, served, deadline: None, server: None, left_at: None }
+        Guest { link, meeting, nonce, served, asked_at: None, server: None, left_at: None }
     }
 
     /// Goes on until it is known who that is. `None`: nobody who is to be served.
     fn prove(&mut self, cx: &mut Context<'_>) -> Option<Flow> {
         let link = self.link.as_mut()?;
-        let deadline = match self.deadline {
-            Some(deadline) => deadline,
-            None => {
-                link.frame(&Frame::AuthChallenge { nonce: self.nonce }).ok()?;
-                *self.deadline.insert(cx.now.after(GUEST_TIMEOUT))
-            }
-        };
+        if self.asked_at.is_none() {
+            link.frame(&Frame::AuthChallenge { nonce: self.nonce }).ok()?;
+            self.asked_at = Some(cx.now);
+        }
         // Whoever is ready while others have every place waits for one of them to end.
         let full = self.meeting.borrow().is_full();
         if let Some(incoming) = if full { None } else { link.next().ok()? } {
@@ -343,8 +346,15 @@ impl Guest {
             link.lend(block);
         }
         link.pump_recv(&Quota::new(0), cx);
-        let over = self.meeting.borrow().over || link.at_end() || link.gathered() > GUEST_BYTES || deadline <= cx.now;
-        (!over).then_some(Flow::Continue)
+        let over = self.meeting.borrow().over || link.at_end() || link.gathered() > GUEST_BYTES;
+        (!over && self.deadline().is_none_or(|deadline| cx.now < deadline)).then_some(Flow::Continue)
+    }
+
+    /// When a connection that has not been proved is given up. Where others wait for its place that is sooner, and for as
+    /// many as wait: the first to go is no longer counted when the next is asked.
+    fn deadline(&self) -> Option<Time> {
+        let patience = if self.meeting.borrow().is_crowded() { CROWDED_TIMEOUT } else { GUEST_TIMEOUT };
+        self.asked_at.map(|asked| asked.after(patience))
     }
 
     /// When a connection whose client is done is given up, unless more is heard. Records that are on their way are: the
@@ -455,7 +465,7 @@ impl Session for Guest {
     }
 
     fn next_deadline(&self) -> Option<Time> {
-        let Some(server) = &self.server else { return self.deadline };
+        let Some(server) = &self.server else { return self.deadline() };
         // It is to be noted when that was.
         let left = (self.meeting.borrow().is_left() && self.left_at.is_none()).then_some(Time(0));
         [server.next_deadline(), self.parting(), left].into_iter().flatten().min()
