@@ -383,7 +383,8 @@ impl Output {
             _ if self.peer_keeps => {
                 format!("{complete} complete {files} kept; the one under way may be incomplete over there")
             }
-            // Another program's server keeps nothing incomplete.
+            // Another program's server keeps nothing incomplete. Of an earlier run there may be something.
+            true if !self.unproved && there == 0 => "nothing has come yet; run the same command to continue".into(),
             true if !self.unproved => format!("{} kept; run the same command to continue", size(there)),
             _ => {
                 format!("{complete} complete {files} kept, nothing else; run the same command to do it again")

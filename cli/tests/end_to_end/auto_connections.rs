@@ -17,6 +17,9 @@ const MIB: u64 = 1 << 20;
 /// Does not travel compressed, whatever is in it.
 const DIRECT: [&str; 2] = ["--direct=direct", "--compress=none"];
 
+/// Until the others have shown to be of use, or of none: on a busy machine it may seem otherwise.
+const TRIES: usize = 5;
+
 fn routes() -> impl Iterator<Item = (&'static str, Way)> {
     BACKENDS.into_iter().flat_map(|backend| [Way::Up, Way::Down].map(|way| (backend, way)))
 }
@@ -53,19 +56,18 @@ fn lines(output: &Output) -> Vec<Value> {
 #[test]
 fn where_each_connection_is_held_to_a_rate_more_are_opened() {
     for (backend, way) in routes() {
-        let (between, copy) = between(backend, way, 384 * MIB, Fate::Each(24 * MIB));
-        let output = copy.command(&DIRECT).output().unwrap();
-        let summary = copy.is_complete(&output, &[]);
-        let steps = steps(&summary);
-        assert!(steps.iter().any(|&to| to >= 4), "{backend}, {way:?}: {summary}");
-        assert!(between.came() >= 4, "{backend}, {way:?}: {} came, {summary}", between.came());
-        // Each decision has a line of its own, too.
-        assert_eq!(of_type(&lines(&output), "connections").len(), steps.len() - 1);
+        let opened = (0..TRIES).any(|_| {
+            let (between, copy) = between(backend, way, 384 * MIB, Fate::Each(24 * MIB));
+            let output = copy.command(&DIRECT).output().unwrap();
+            let summary = copy.is_complete(&output, &[]);
+            let steps = steps(&summary);
+            // Each decision has a line of its own, too.
+            assert_eq!(of_type(&lines(&output), "connections").len(), steps.len() - 1);
+            steps.iter().any(|&to| to >= 4) && between.came() >= 4
+        });
+        assert!(opened, "{backend}, {way:?}: fewer than four each time");
     }
 }
-
-/// Until the others have shown to be of no use: on a busy machine they may seem to be.
-const TRIES: usize = 5;
 
 #[test]
 fn where_all_share_one_rate_those_that_came_leave_again_and_nothing_is_lost() {
@@ -106,21 +108,24 @@ fn the_same_with_a_tree_of_files_that_go_whole() {
         for number in 0..100 {
             File::create(source.join(number.to_string())).unwrap().set_len(3 * MIB / 2 + number).unwrap();
         }
-        let (between, pipes) = Between::new(backend, |_| Fate::Together(64 * MIB));
-        let (from, to) = match way {
-            Way::Down => (at(&pipes, &source), target.clone().into_os_string()),
-            _ => (source.clone().into_os_string(), at(&pipes, &target)),
-        };
-        let args = ["copy", "-rT", "--json"].iter().chain(&DIRECT).map(OsString::from);
-        let output = haul(backend, args.chain(pipes.args()).chain([from, to])).output().unwrap();
-        assert_exit(&output, 0);
-        assert_nobody_at_home(&pipes.home(), LIMIT);
-        assert_same_tree(&target, &source);
-        let lines = lines(&output);
-        assert!(steps(lines.last().unwrap()).starts_with(&[1, 2]), "{backend}, {way:?}: {lines:?}");
-        assert_eq!(of_type(&lines, "file").len(), 100);
-        assert!(of_type(&lines, "notice").is_empty(), "{lines:?}");
-        assert!(between.came() >= 2, "{backend}, {way:?}: {} came", between.came());
+        let tried = (0..TRIES).any(|_| {
+            let _ = fs::remove_dir_all(&target);
+            let (between, pipes) = Between::new(backend, |_| Fate::Together(64 * MIB));
+            let (from, to) = match way {
+                Way::Down => (at(&pipes, &source), target.clone().into_os_string()),
+                _ => (source.clone().into_os_string(), at(&pipes, &target)),
+            };
+            let args = ["copy", "-rT", "--json"].iter().chain(&DIRECT).map(OsString::from);
+            let output = haul(backend, args.chain(pipes.args()).chain([from, to])).output().unwrap();
+            assert_exit(&output, 0);
+            assert_nobody_at_home(&pipes.home(), LIMIT);
+            assert_same_tree(&target, &source);
+            let lines = lines(&output);
+            assert_eq!(of_type(&lines, "file").len(), 100);
+            assert!(of_type(&lines, "notice").is_empty(), "{lines:?}");
+            steps(lines.last().unwrap()).starts_with(&[1, 2]) && between.came() >= 2
+        });
+        assert!(tried, "{backend}, {way:?}: one connection each time");
     }
 }
 

@@ -48,7 +48,9 @@ fn a_gibibyte_of_mostly_nothing_arrives_whole_through_sshd() {
 fn ten_thousand_small_files_arrive_whole_through_sshd() {
     let dir = trees::scratch();
     trees::small_files(dir.path(), 10_000);
-    routes().iter().for_each(|route| route.copies_tree(&["-r"], dir.path()));
+    // As above.
+    let routes = routes().into_iter().filter(|route| route.near == route.far);
+    routes.for_each(|route| route.copies_tree(&["-r"], dir.path()));
 }
 
 #[test]

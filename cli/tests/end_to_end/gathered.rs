@@ -316,13 +316,15 @@ fn a_server_that_is_stopped_before_it_takes_a_login_does_not_keep_it() {
         let ssh = dir.path().join(format!("ssh-{backend}"));
         renaming(&pipes, &ssh, &holder.name);
         let ended = complete(&mut by_way_of(backend, &ssh, &pipes, &sources, target.path()));
-        // One that is waiting to be taken ends when it is told to.
-        let mut waiting = serve(backend, &pipes.home(), &holder.name).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(200));
-        let told = Instant::now();
-        assert!(signal(i32::try_from(waiting.id()).unwrap(), Signal::TERM));
-        assert_eq!(waiting.wait().unwrap().code(), Some(20));
-        assert!(told.elapsed() < Duration::from_secs(1), "{:?}", told.elapsed());
+        // One that is waiting to be taken ends when it is told to; a busy machine may not have come to that yet.
+        let gone = [200, 500, 1000].into_iter().any(|until| {
+            let mut waiting = serve(backend, &pipes.home(), &holder.name).spawn().unwrap();
+            std::thread::sleep(Duration::from_millis(until));
+            let told = Instant::now();
+            assert!(signal(i32::try_from(waiting.id()).unwrap(), Signal::TERM));
+            waiting.wait().unwrap().code() == Some(20) && told.elapsed() < Duration::from_secs(1)
+        });
+        assert!(gone, "{backend}");
         holder.signal(Signal::CONT);
         holder.end();
         ended.assert_exit(0);

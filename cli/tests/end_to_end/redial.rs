@@ -66,7 +66,7 @@ impl Scene {
         assert!(lines[0].starts_with("haul: connection lost: "), "{ended:?}");
         assert_eq!(lines.len(), 1, "{ended:?}");
         let end =
-            if continues { "kept; run the same command to continue" } else { "run the same command to do it again" };
+            if continues { "; run the same command to continue" } else { "; run the same command to do it again" };
         assert!(lines[0].contains(": stopped at ") && lines[0].ends_with(end), "{ended:?}");
     }
 }

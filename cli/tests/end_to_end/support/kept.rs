@@ -125,8 +125,14 @@ impl Kept {
     /// Runs until `goal` bytes are there, and kills one end. Again, from the beginning, if the copy was faster than that.
     #[track_caller]
     pub fn killed_at(&self, goal: u64, victim: Victim) -> Ended {
+        self.killed(&["-C"], goal, victim)
+    }
+
+    /// The same with these flags.
+    #[track_caller]
+    pub fn killed(&self, flags: &[&str], goal: u64, victim: Victim) -> Ended {
         for _ in 0..20 {
-            let (mut client, server) = self.start(&["-C"]);
+            let (mut client, server) = self.start(flags);
             wait_for(LIMIT, || self.partial_size() >= goal || client.is_over());
             match victim {
                 Victim::Client if client.is_over() => {}
