@@ -384,7 +384,9 @@ impl Output {
                 format!("{complete} complete {files} kept; the one under way may be incomplete over there")
             }
             // Another program's server keeps nothing incomplete. Of an earlier run there may be something.
-            true if !self.unproved && there == 0 => "nothing has come yet; run the same command to continue".into(),
+            true if !self.unproved && there == 0 && complete == 0 => {
+                "nothing new has come yet; run the same command to continue".into()
+            }
             true if !self.unproved => format!("{} kept; run the same command to continue", size(there)),
             _ => {
                 format!("{complete} complete {files} kept, nothing else; run the same command to do it again")
