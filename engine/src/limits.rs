@@ -102,7 +102,7 @@ pub const GUEST_BYTES: usize = 256;
 /// Nanoseconds each of them has.
 pub const GUEST_TIMEOUT: u64 = 4 * SECOND;
 /// The same while [`MAX_GUESTS`] wait: still several round trips of the longest way, and 200 strangers hold up the client for
-/// 3 s at most, where its listener stays open for [`MEETING_TIMEOUT`].
+/// some 3 s, where its listener stays open for [`MEETING_TIMEOUT`].
 pub const CROWDED_TIMEOUT: u64 = SECOND;
 /// Nanoseconds in which the client of a session must come to the listener that was opened for it. Base clients give a
 /// connection 5 s, ours no more.
