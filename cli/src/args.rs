@@ -193,6 +193,9 @@ pub(crate) struct OutputArgs {
     /// What has arrived of an incomplete file is kept.
     #[arg(skip)]
     pub(crate) keeps: bool,
+    /// Attributes that the user asked for by their own letters, as bits of `Unkept`.
+    #[arg(skip)]
+    pub(crate) asked: u8,
     /// Files go to another machine.
     #[arg(skip)]
     pub(crate) uploads: bool,

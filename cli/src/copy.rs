@@ -10,7 +10,7 @@ use haul_engine::limits::ZSTD_CONNECTIONS;
 use haul_engine::session::plan::{Operand, Options};
 use haul_engine::session::report::Direction;
 use haul_engine::session::{Failure, download, upload};
-use haul_engine::wire::frame::{Caps, Preserve};
+use haul_engine::wire::frame::{Caps, Preserve, Unkept};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -59,7 +59,8 @@ pub(crate) fn run(args: &CopyArgs, choice: Choice) -> Exit {
     let same_machine = from.is_none() && !uploads;
     let mut sources: Vec<_> = sources.into_iter().map(|source| source.operand).collect();
     let target = target.operand;
-    let mut output = Output::new(&OutputArgs { keeps: options.resume, uploads, ..args.output.clone() });
+    let asked = if args.preserve { Unkept::MODE.0 } else { 0 };
+    let mut output = Output::new(&OutputArgs { keeps: options.resume, uploads, asked, ..args.output.clone() });
     if same_machine && options.recursive {
         sources.retain(|source| {
             let endless = is_inside_itself(source, &target, options.exact_target);

@@ -26,6 +26,7 @@ mod sftp;
 mod signals;
 mod store;
 mod tuner;
+mod unkept;
 
 use args::{Command, Haul};
 use exit::Exit;

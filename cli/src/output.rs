@@ -3,10 +3,11 @@
 use crate::args::OutputArgs;
 use crate::exit::{self, Exit};
 use crate::tuner::{Decision, Rate};
+use crate::unkept::{self, Tally};
 use haul_engine::session::report::{Direction, Progress, Report};
 use haul_engine::session::{Cause, Failure};
 use haul_engine::wire::display::Printable;
-use haul_engine::wire::frame::{ErrorCode, Hash};
+use haul_engine::wire::frame::{ErrorCode, Hash, Unkept};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -77,6 +78,7 @@ pub(crate) struct Output {
     directories: u64,
     links: u64,
     skipped: BTreeMap<&'static str, u64>,
+    unkept: Tally,
     errors: u64,
     vanished: u64,
     exit: Exit,
@@ -109,6 +111,7 @@ impl Output {
             directories: 0,
             links: 0,
             skipped: BTreeMap::new(),
+            unkept: Tally::default(),
             errors: 0,
             vanished: 0,
             exit: Exit::Success,
@@ -190,6 +193,7 @@ impl Output {
                 put_name(&mut fields, "source", &source);
                 self.json("skipped", fields);
             }
+            Report::Unkept { target, what } => self.not_kept(&target, what),
             Report::Failed(failure) => self.failed(&failure),
             Report::Fatal(failure) => self.fatal(&failure, exit::of_fatal(&failure)),
             Report::Notice(text) => {
@@ -209,6 +213,25 @@ impl Output {
             // What these mean is decided where the connection was made.
             Report::Absent(_) | Report::Redial { .. } | Report::NotDirect(_) => {}
         }
+    }
+
+    /// It is there, without some of its attributes.
+    fn not_kept(&mut self, target: &[u8], what: Unkept) {
+        // What the user asked for by its own letter is missing: that is an error, if only one line of it.
+        let asked = self.args.asked & what.0 != 0;
+        if asked {
+            self.errors += 1;
+            self.exit = worse(self.exit, Exit::Partial);
+        }
+        if let Some(line) = self.unkept.count(what)
+            && (asked || !self.args.quiet)
+        {
+            let severity = if asked { "" } else { "warning: " };
+            self.note(&format!("{severity}{}: {line}", Printable(target)));
+        }
+        let mut fields = json!({"unkept": unkept::words(what)});
+        put_name(&mut fields, "target", target);
+        self.json("unkept", fields);
     }
 
     /// So many connections carry the content, for now.
@@ -438,6 +461,7 @@ impl Output {
         for (why, number) in &self.skipped {
             line += &format!("; left out {}", count(*number, why, &format!("{why}s")));
         }
+        line += &self.unkept.summary();
         if self.errors > 0 {
             line += &format!("; {}", count(self.errors, "error", "errors"));
         }
@@ -472,6 +496,7 @@ impl Output {
                 "bytes": self.bytes,
                 "unchanged": self.unchanged,
                 "resumed_bytes": self.resumed,
+                "unkept": self.unkept.names,
                 "skipped": self.skipped.values().sum::<u64>(),
                 "errors": self.errors,
                 "seconds": seconds,

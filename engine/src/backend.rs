@@ -25,7 +25,7 @@ use crate::block::{Block, Head, Slice, Slices};
 pub use crate::compute::Compute;
 pub use crate::errno::Errno;
 use crate::tree_hash::BlockHash;
-use crate::wire::frame::{Attributes, Hash, Kind, Preserve};
+use crate::wire::frame::{Attributes, Hash, Kind, Preserve, Unkept};
 use crate::wire::path::Target;
 use smallvec::SmallVec;
 use std::fmt;
@@ -223,9 +223,10 @@ pub enum OpKind {
         /// Filled from its beginning.
         into: Block,
     },
-    /// A small file, whole, under its final name -> [`Output::Done`].
+    /// A small file, whole, under its final name -> [`Output::Done`] or [`Output::Unkept`].
     Store(Box<Store>),
-    /// Finishes a file being made and gives it its name; the id is stale afterwards, also on error -> [`Output::Done`].
+    /// Finishes a file being made and gives it its name; the id is stale afterwards, also on error -> [`Output::Done`] or
+    /// [`Output::Unkept`].
     Publish {
         /// File being made.
         file: FileId,
@@ -357,7 +358,7 @@ pub enum FsOp {
         /// Which.
         place: Place,
     },
-    /// Attributes of an existing directory -> [`Output::Done`].
+    /// Attributes of an existing directory -> [`Output::Done`] or [`Output::Unkept`].
     SetMeta {
         /// Which.
         place: Place,
@@ -366,7 +367,7 @@ pub enum FsOp {
         /// Which of them exactly.
         preserve: Preserve,
     },
-    /// A symbolic link, in place of a file or link of that name -> [`Output::Done`].
+    /// A symbolic link, in place of a file or link of that name -> [`Output::Done`] or [`Output::Unkept`].
     MakeLink {
         /// Where.
         place: Place,
@@ -423,6 +424,8 @@ pub enum FsOp {
 pub enum Output {
     /// Nothing but success.
     Done,
+    /// Success, but for attributes that could not be kept.
+    Unkept(Unkept),
     /// Number of bytes.
     Bytes(usize),
     /// A new stream.
@@ -489,6 +492,8 @@ pub enum Output {
         hash: [u8; 32],
         /// Bytes.
         size: u64,
+        /// Attributes that could not be kept.
+        unkept: Unkept,
     },
 }
 

@@ -22,6 +22,8 @@ impl Errno {
     pub const BAD_BLOCK: Errno = Errno(100_006);
     /// A record was not sealed by the peer, or is not the next one.
     pub const BAD_RECORD: Errno = Errno(100_007);
+    /// Somebody else has put something else in its place.
+    pub const REPLACED: Errno = Errno(100_008);
     /// The content is not what it should be.
     pub const HASH_MISMATCH: Errno = Errno(100_004);
     /// The operation was cancelled before it had any effect.
@@ -87,6 +89,7 @@ impl fmt::Display for Errno {
             Errno::OUTSIDE_ROOT => f.write_str("Path escapes server root"),
             Errno::SHORT_SOURCE => f.write_str("File became shorter while it was read"),
             Errno::CHANGED => f.write_str("File changed while it was read"),
+            Errno::REPLACED => f.write_str("Somebody else has put something else in its place"),
             Errno::UNSUPPORTED => f.write_str("Not supported here"),
             Errno::HASH_MISMATCH => f.write_str("Content does not match its hash"),
             Errno::BAD_BLOCK => f.write_str("Compressed content is damaged"),

@@ -4,6 +4,7 @@ use haul_engine::wire::decode::{DecodeError, Decoder, Event, Role};
 use haul_engine::wire::encode;
 use haul_engine::wire::frame::{
     Attributes, Caps, Dialect, ErrorCode, Ext, Frame, Hash, Kind, ListEntry, PathField, Preserve, Timestamp, TreeEntry,
+    Unkept,
 };
 use haul_engine::wire::path::{RelPath, RequestPath, Target};
 use proptest::collection::vec;
@@ -181,6 +182,7 @@ fn extension() -> impl Strategy<Value = Frame> {
         any::<[u64; 3]>().prop_map(|[token, offset, length]| Frame::RangePut { token, offset, length }),
         Just(Frame::Ping),
         Just(Frame::Pulse),
+        any::<u8>().prop_map(|what| Frame::Unkept(Unkept(what))),
         (any::<u64>(), hash()).prop_map(|(token, hash)| Frame::RangeCommit { token, hash }),
         any::<u64>().prop_map(|token| Frame::RangeAbandon { token }),
         (path(), any::<u64>()).prop_map(|(path, length)| Frame::Blocks { path, length }),

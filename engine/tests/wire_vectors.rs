@@ -4,6 +4,7 @@ use haul_engine::wire::decode::{DecodeError, Decoder, Event, Role};
 use haul_engine::wire::encode::{self, EncodeError};
 use haul_engine::wire::frame::{
     Attributes, Caps, Dialect, ErrorCode, Ext, Frame, Hash, Kind, ListEntry, PathField, Preserve, Timestamp, TreeEntry,
+    Unkept,
 };
 use haul_engine::wire::path::{PathError, RelPath, RequestPath, Target};
 
@@ -232,6 +233,7 @@ fn extension_frames_match_the_vectors_that_the_wire_page_prints() {
         ),
         (Frame::Ping, "01 00 00 00 50".to_owned()),
         (Frame::Pulse, "01 00 00 00 c8".to_owned()),
+        (Frame::Unkept(Unkept::MODE.or(Unkept::TIMES)), "02 00 00 00 c7 05".to_owned()),
         (Frame::Kept { blocks: vec![[7; 32]] }, format!("25 00 00 00 c3 01 00 00 00 {}", hex(&[7; 32]))),
         (
             Frame::SetMeta { path: field("d"), attributes: attributes(Kind::Directory), preserve },

@@ -30,6 +30,8 @@ mod errors;
 #[cfg(target_os = "linux")]
 mod fast_uploads;
 #[cfg(target_os = "linux")]
+mod foreign_disks;
+#[cfg(target_os = "linux")]
 mod gathered;
 #[cfg(target_os = "linux")]
 mod hostile_beginnings;

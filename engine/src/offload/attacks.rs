@@ -6,7 +6,7 @@ use super::resolve::Root;
 use super::{clone, names, publish};
 use crate::backend::{Errno, Finish, NO_ATTRIBUTES, Output};
 use crate::block::{Class, Pool, Slice};
-use crate::wire::frame::Preserve;
+use crate::wire::frame::{Attributes, Preserve};
 use crate::wire::path::{RelPath, RequestPath, Target};
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
@@ -100,7 +100,7 @@ fn slice(bytes: &[u8]) -> Slice {
 }
 
 fn store(root: &Root, path: &str, bytes: &[u8]) -> Result<(), Errno> {
-    publish::store(root, &target(path), &[slice(bytes)], &PLAIN, true)
+    publish::store(root, &target(path), &[slice(bytes)], &PLAIN, true).map(|_| ())
 }
 
 fn on_new_and_old_kernels(test: impl Fn()) {
@@ -272,12 +272,49 @@ fn directories_swapped_for_links_during_stores_never_let_a_byte_out() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn who_swaps_a_link_that_was_made_just_now_is_given_nothing() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: only root gives files to others");
+        return;
+    }
+    let trap = Trap::new();
+    let root = trap.confined();
+    let (victim, link) = (trap.outside.join("secret"), trap.root.join("link"));
+    let before = fs::metadata(&victim).unwrap();
+    let over = AtomicBool::new(false);
+    let mut replaced = 0;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let bait = trap.root.join("bait");
+            while !over.load(Ordering::Relaxed) {
+                let _ = fs::hard_link(&victim, &bait);
+                let _ = fs::rename(&bait, &link);
+            }
+        });
+        let attributes = Attributes { uid: 65534, gid: 65534, ..NO_ATTRIBUTES };
+        for _ in 0..20_000 {
+            let _ = fs::remove_file(&link);
+            let made = names::make_link(&root, &target("link"), b"text", &attributes, Preserve::OWNER);
+            replaced += u32::from(made == Err(Errno::REPLACED));
+            if replaced > 20 {
+                break;
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    let after = fs::metadata(&victim).unwrap();
+    assert_eq!((after.uid(), after.gid(), after.mtime()), (before.uid(), before.gid(), before.mtime()));
+    assert!(replaced > 0, "the attacker never got in the way");
+}
+
+#[test]
 fn a_cloned_kept_or_replaced_file_is_the_same_on_kernels_without_the_shortcuts() {
     on_new_and_old_kernels(|| {
         let trap = Trap::new();
         let root = trap.confined();
         fs::write(trap.root.join("f"), "0123456789").unwrap();
-        let wanted = Wanted { size: 6, keep: 4, overwrite: true, brief: false };
+        let wanted = Wanted { size: 6, keep: 4, overwrite: true, brief: false, mode: None };
         let (file, attributes) = create(&root, &target("f"), wanted, &AtomicBool::new(false)).unwrap();
         assert_eq!(attributes.size, 10);
         super::open::write_all(&file, 4, b"XY").unwrap();
@@ -300,7 +337,7 @@ fn a_cloned_kept_or_replaced_file_is_the_same_on_kernels_without_the_shortcuts()
 
         let from = target("f");
         match clone::clone((&root, &from), (&root, &target("h")), &PLAIN, &AtomicBool::new(false)) {
-            Ok(Output::Cloned { hash, size }) => {
+            Ok(Output::Cloned { hash, size, .. }) => {
                 assert_eq!((hash, size), (*blake3::hash(b"0123XY").as_bytes(), 6));
                 assert_eq!(content(&root, "h").unwrap(), b"0123XY");
             }
@@ -312,12 +349,66 @@ fn a_cloned_kept_or_replaced_file_is_the_same_on_kernels_without_the_shortcuts()
     });
 }
 
+/// The mode of a file made by each way there is: small, large, and kept of an interrupted run.
+fn modes_made(root: &Root, source: u32) -> Vec<u32> {
+    let give_up = AtomicBool::new(false);
+    let finish = Finish { attributes: Some(Attributes { mode: source, ..NO_ATTRIBUTES }), ..PLAIN };
+    let mut made = Vec::new();
+    for name in ["small", "large", "kept"] {
+        match name {
+            "small" => _ = publish::store(root, &target(name), &[slice(b"x")], &finish, true).unwrap(),
+            "large" => {
+                let wanted = Wanted { size: 0, keep: 0, overwrite: true, brief: false, mode: None };
+                let (file, _) = create(root, &target(name), wanted, &give_up).unwrap();
+                publish::publish(&file, &finish, &give_up).unwrap();
+            }
+            _ => {
+                let (file, _) = super::partial::open(root, &target(name), 0, &give_up).unwrap();
+                publish::publish(&file, &finish, &give_up).unwrap();
+            }
+        }
+        let spot = super::resolve::existing(root, &target(name), false).unwrap().stat().unwrap();
+        made.push(super::attributes::from_stat(&spot).mode);
+        rustix::fs::unlinkat(
+            super::resolve::directory(root, &target("."), super::resolve::Missing::Fail).unwrap(),
+            name,
+            rustix::fs::AtFlags::empty(),
+        )
+        .unwrap();
+    }
+    made
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_new_file_may_be_read_by_those_whom_the_umask_or_the_default_acl_lets() {
+    on_new_and_old_kernels(|| {
+        let trap = Trap::new();
+        let root = trap.confined();
+        let umask = super::attributes::umask();
+        assert_eq!(modes_made(&root, 0o4777), [0o777 & !umask; 3]);
+        assert_eq!(modes_made(&root, 0o640), [0o640 & !umask; 3]);
+        // user::rwx, group::r-x, mask::r-x, other::---
+        let entry =
+            |tag: u16, mode: u16| [&tag.to_le_bytes()[..], &mode.to_le_bytes(), &u32::MAX.to_le_bytes()].concat();
+        let acl = [&2u32.to_le_bytes()[..], &entry(1, 7), &entry(4, 5), &entry(0x10, 5), &entry(0x20, 0)].concat();
+        let set = rustix::fs::setxattr(&trap.root, "system.posix_acl_default", &acl, rustix::fs::XattrFlags::empty());
+        if let Err(error) = set {
+            eprintln!("SKIPPED: no default ACL can be set here: {error}");
+            return;
+        }
+        assert_eq!(modes_made(&root, 0o644), [0o640; 3]);
+        assert_eq!(modes_made(&root, 0o777), [0o750; 3]);
+        assert!(listing(&trap.root).iter().all(|name| !name.starts_with(".haul-")));
+    });
+}
+
 #[test]
 fn a_target_that_became_special_before_publishing_is_left_alone() {
     on_new_and_old_kernels(|| {
         let trap = Trap::new();
         let root = trap.confined();
-        let wanted = Wanted { size: 0, keep: 0, overwrite: true, brief: false };
+        let wanted = Wanted { size: 0, keep: 0, overwrite: true, brief: false, mode: None };
         let begin = |name: &str| create(&root, &target(name), wanted, &AtomicBool::new(false)).unwrap().0;
         let (dir, fifo) = (begin("d"), begin("p"));
         fs::create_dir(trap.root.join("d")).unwrap();
@@ -349,6 +440,6 @@ fn a_read_only_root_refuses_every_change() {
     assert_eq!(content(&root, "inside/file").unwrap(), b"good");
     assert_eq!(store(&root, "inside/new", b"x"), refused);
     assert_eq!(names::make_dir(&root, &target("new")), refused);
-    assert_eq!(names::make_link(&root, &target("new"), b"x", &NO_ATTRIBUTES, Preserve(0)), refused);
-    assert_eq!(names::set_meta(&root, &target("inside"), &NO_ATTRIBUTES, Preserve(0)), refused);
+    assert_eq!(names::make_link(&root, &target("new"), b"x", &NO_ATTRIBUTES, Preserve(0)).map(|_| ()), refused);
+    assert_eq!(names::set_meta(&root, &target("inside"), &NO_ATTRIBUTES, Preserve(0)).map(|_| ()), refused);
 }

@@ -2,7 +2,7 @@
 //! file or directory. Everything is applied through the descriptor, never through a path.
 
 use crate::backend::Errno;
-use crate::wire::frame::{Attributes, Kind, Preserve, Timestamp};
+use crate::wire::frame::{Attributes, Kind, Preserve, Timestamp, Unkept};
 use rustix::fs::{FileType, Gid, Mode, RawMode, Stat, Timespec, Timestamps, UTIME_OMIT, Uid};
 use rustix::io::Errno as E;
 use std::os::fd::BorrowedFd;
@@ -63,52 +63,81 @@ pub(super) fn timestamps(attributes: &Attributes) -> Result<Timestamps, Errno> {
     })
 }
 
+/// The mode that a file under a new name is to have when nobody wants the source's kept exactly, less what the umask or a
+/// default ACL takes away.
+pub(super) fn new_mode(attributes: Option<&Attributes>) -> u32 {
+    attributes.map_or(0o666, |attributes| attributes.mode & 0o777)
+}
+
 /// Gives a new file its owner (if asked), mode and times, in this order: chown clears set-ID bits, so it comes before
-/// chmod. `replaced` is the mode of the regular file whose place it takes.
+/// chmod. `mode` is what it gets where the source's mode is not to be kept exactly; `None`: what it has. What the file
+/// system refuses is returned, and the rest is done: the content does not depend on it.
 pub(super) fn apply_to_file(
     fd: BorrowedFd<'_>,
     attributes: Option<&Attributes>,
     preserve: Preserve,
-    replaced: Option<u32>,
-) -> Result<(), Errno> {
+    mode: Option<u32>,
+) -> Result<Unkept, Errno> {
+    let times = attributes.map(timestamps).transpose()?;
+    let mut unkept = Unkept::default();
     if let Some(attributes) = attributes.filter(|_| preserve.has(Preserve::OWNER)) {
-        set_owner(fd, attributes)?;
+        unkept.note(Unkept::OWNER, set_owner(fd, attributes))?;
     }
-    let mode = match (attributes, replaced) {
-        (Some(attributes), _) if preserve.has(Preserve::MODE) => exact_mode(fd, attributes)?,
-        (_, Some(old)) => old & 0o1777,
-        (Some(attributes), None) => attributes.mode & 0o777 & !umask(),
-        (None, None) => 0o666 & !umask(),
+    let mode = match attributes {
+        Some(attributes) if preserve.has(Preserve::MODE) => Some(exact_mode(fd, attributes)?),
+        _ => mode,
     };
-    rustix::fs::fchmod(fd, raw_mode(mode))?;
-    if let Some(attributes) = attributes {
-        rustix::fs::futimens(fd, &timestamps(attributes)?)?;
+    if let Some(mode) = mode {
+        unkept.note(Unkept::MODE, rustix::fs::fchmod(fd, raw_mode(mode)))?;
     }
-    Ok(())
+    if let Some(times) = times {
+        unkept.note(Unkept::TIMES, rustix::fs::futimens(fd, &times))?;
+    }
+    Ok(unkept)
 }
 
-/// Gives an existing directory its owner and exact mode (each if asked) and its times.
-pub(super) fn apply_to_dir(fd: BorrowedFd<'_>, attributes: &Attributes, preserve: Preserve) -> Result<(), Errno> {
+/// Gives an existing directory its owner and exact mode (each if asked) and its times, as far as the file system lets us.
+pub(super) fn apply_to_dir(fd: BorrowedFd<'_>, attributes: &Attributes, preserve: Preserve) -> Result<Unkept, Errno> {
     let times = timestamps(attributes)?;
+    let mut unkept = Unkept::default();
     if preserve.has(Preserve::OWNER) {
-        set_owner(fd, attributes)?;
+        unkept.note(Unkept::OWNER, set_owner(fd, attributes))?;
     }
     if preserve.has(Preserve::MODE) {
         // On a directory set-group-ID gives no rights; it says whose group new files get, and is kept.
-        rustix::fs::fchmod(fd, raw_mode(attributes.mode & 0o7777 & !SET_UID))?;
+        unkept.note(Unkept::MODE, rustix::fs::fchmod(fd, raw_mode(attributes.mode & 0o7777 & !SET_UID)))?;
     }
-    Ok(rustix::fs::futimens(fd, &times)?)
+    unkept.note(Unkept::TIMES, rustix::fs::futimens(fd, &times))?;
+    Ok(unkept)
+}
+
+impl Unkept {
+    /// Takes note of what became of setting `what`: trouble with the disk is an error, a refusal is not.
+    pub(super) fn note(&mut self, what: Unkept, result: rustix::io::Result<()>) -> Result<(), Errno> {
+        match result {
+            Ok(()) => Ok(()),
+            // Not ours, or nothing that this file system has; a range of ids or times that it cannot hold.
+            Err(E::PERM | E::ACCESS | E::OPNOTSUPP | E::NOSYS | E::INVAL | E::OVERFLOW | E::RANGE) => {
+                *self = self.or(what);
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
 }
 
 /// Owner and group as far as we may: only root changes owners, others may give a file to a group of theirs.
-fn set_owner(fd: BorrowedFd<'_>, attributes: &Attributes) -> Result<(), Errno> {
+fn set_owner(fd: BorrowedFd<'_>, attributes: &Attributes) -> rustix::io::Result<()> {
     let (owner, group) = owner(attributes);
-    match rustix::fs::fchown(fd, owner, group) {
-        Err(error) if not_ours_to_give(error) => match rustix::fs::fchown(fd, None, group) {
-            Err(error) if !not_ours_to_give(error) => Err(error.into()),
-            _ => Ok(()),
-        },
-        result => Ok(result?),
+    let refused = match rustix::fs::fchown(fd, owner, group) {
+        Err(error) if not_ours_to_give(error) => error,
+        result => return result,
+    };
+    match rustix::fs::fchown(fd, None, group) {
+        Err(error) if !not_ours_to_give(error) => Err(error),
+        // Nobody expects of another user that owners are kept.
+        _ if !rustix::process::geteuid().is_root() => Ok(()),
+        _ => Err(refused),
     }
 }
 
@@ -149,23 +178,16 @@ mod tests {
     use crate::backend::NO_ATTRIBUTES;
     use std::os::fd::AsFd;
 
-    fn applied(attributes: Option<Attributes>, preserve: Preserve, replaced: Option<u32>) -> Attributes {
+    fn applied(attributes: Option<Attributes>, preserve: Preserve, mode: Option<u32>) -> Attributes {
         let file = tempfile::tempfile().unwrap();
-        apply_to_file(file.as_fd(), attributes.as_ref(), preserve, replaced).unwrap();
+        let unkept = apply_to_file(file.as_fd(), attributes.as_ref(), preserve, mode).unwrap();
+        assert!(unkept.is_empty());
         from_stat(&rustix::fs::fstat(&file).unwrap())
     }
 
     fn own(mode: u32) -> Attributes {
         let uid = rustix::process::geteuid().as_raw();
         Attributes { mode, uid, gid: rustix::process::getegid().as_raw(), ..NO_ATTRIBUTES }
-    }
-
-    #[test]
-    fn without_preserve_modes_follow_the_umask_or_the_replaced_file() {
-        assert_eq!(applied(None, Preserve(0), None).mode, 0o666 & !umask());
-        assert_eq!(applied(None, Preserve(0), Some(0o600)).mode, 0o600);
-        assert_eq!(applied(Some(own(0o4777)), Preserve(0), None).mode, 0o777 & !umask());
-        assert_eq!(applied(Some(own(0o4777)), Preserve(0), Some(0o6640)).mode, 0o640);
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub(super) fn clone(
 ) -> Result<Output, Errno> {
     let (source, before) = open_source(&resolve::existing(from.0, from.1, true)?)?;
     // Shared extents take no space, so the file system is not asked for it.
-    let wanted = Wanted { size: 0, keep: 0, overwrite: true, brief: false };
+    let wanted = Wanted { size: 0, keep: 0, overwrite: true, brief: false, mode: None };
     let (new, _) = create(to.0, to.1, wanted, give_up)?;
     if new.is_sink() {
         return Err(Errno::UNSUPPORTED);
@@ -52,8 +52,8 @@ pub(super) fn clone(
     if (hash, size) != copied {
         return Err(Errno::HASH_MISMATCH);
     }
-    publish(&new, finish, give_up)?;
-    Ok(Output::Cloned { hash, size })
+    let unkept = publish(&new, finish, give_up)?;
+    Ok(Output::Cloned { hash, size, unkept })
 }
 
 /// Fails when what stands at the target is the source itself.

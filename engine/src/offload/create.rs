@@ -12,7 +12,7 @@ use crate::backend::{Errno, NO_ATTRIBUTES};
 use crate::limits::BLOCK_BYTES;
 use crate::wire::frame::{Attributes, Kind};
 use crate::wire::path::Target;
-use rustix::fs::{AtFlags, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, Mode, OFlags, RawMode, Stat};
 use rustix::io::Errno as E;
 use rustix::io::retry_on_intr;
 use std::hash::{BuildHasher, RandomState};
@@ -28,6 +28,9 @@ pub(super) struct Wanted {
     pub(super) overwrite: bool,
     /// The content is at hand and published at once: a temporary name may be used where that is cheaper.
     pub(super) brief: bool,
+    /// The mode that the kernel shall give a file under a new name, less what the umask or the directory's default ACL
+    /// takes away; where it is known when the file is made.
+    pub(super) mode: Option<u32>,
 }
 
 /// Where a file being made will stand, and what is known of what stands there now.
@@ -37,6 +40,8 @@ pub(super) struct Making {
     pub(super) temp: Option<TempName>,
     /// Mode of the regular file it replaces.
     pub(super) replaced: Option<u32>,
+    /// The permission bits that it was asked for when it was made.
+    pub(super) asked: u32,
     pub(super) wanted: Wanted,
 }
 
@@ -90,10 +95,11 @@ pub(super) fn create(
         Some(_) => {}
     }
     check_space(spot.dir.as_fd(), wanted)?;
-    let (fd, temp) = open_temp(spot.dir.as_fd(), wanted.brief && present.is_some())?;
     let replaced = present.filter(|stat| kind(stat) == Kind::Regular).map(|stat| from_stat(&stat).mode);
+    let NewFile { fd, temp, asked } =
+        open_temp(spot.dir.as_fd(), wanted.brief && present.is_some(), wanted.mode.filter(|_| replaced.is_none()))?;
     let Spot { dir, name, .. } = spot;
-    let making = Making { dir: dir.into_owned()?, name: name.into(), temp, replaced, wanted };
+    let making = Making { dir: dir.into_owned()?, name: name.into(), temp, replaced, asked, wanted };
     let mut attributes = present.map_or(NO_ATTRIBUTES, |stat| from_stat(&stat));
     let file = OpenFile::new(fd, Role::Making(making));
     if let (Role::Making(making), true) = (&file.role, wanted.keep > 0 && replaced.is_some()) {
@@ -113,7 +119,7 @@ pub(super) fn in_place(root: &Root, target: &Target, truncate: Option<u64>) -> R
     let dir = spot.dir.as_fd();
     if let Some(size) = truncate {
         // Before anything is made or lost.
-        check_space(dir, Wanted { size, keep: 0, overwrite: true, brief: false })?;
+        check_space(dir, Wanted { size, keep: 0, overwrite: true, brief: false, mode: None })?;
     }
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let fd = retry_on_intr(|| rustix::fs::openat(dir, &*spot.name, flags, Mode::from_raw_mode(0o666)))?;
@@ -187,35 +193,84 @@ pub(super) fn check_space(dir: BorrowedFd<'_>, wanted: Wanted) -> Result<(), Err
     Ok(())
 }
 
-/// A new empty file in `dir`, mode 0600: nameless where that is possible and not unwanted, else under a name nobody had
-/// before.
-pub(super) fn open_temp(dir: BorrowedFd<'_>, named: bool) -> Result<(OwnedFd, Option<TempName>), Errno> {
-    if let Some(result) = (!named).then(|| open_nameless(dir)).flatten() {
-        return result.map(|fd| (fd, None));
+/// A new empty file.
+pub(super) struct NewFile {
+    pub(super) fd: OwnedFd,
+    pub(super) temp: Option<TempName>,
+    /// The permission bits that it was asked for; what it has of them was decided by the kernel.
+    pub(super) asked: u32,
+}
+
+/// Permission bits of a file that nobody else may open before it is finished.
+pub(super) const PRIVATE: u32 = 0o600;
+
+/// A new empty file in `dir`: nameless where that is possible and not unwanted, else under a name nobody had before. With
+/// `mode` it has that mode, less what the umask or a default ACL takes away. Else a nameless one, which nobody else can
+/// open, is asked for all of them, so that its mode tells what may stay; and one with a name is private.
+pub(super) fn open_temp(dir: BorrowedFd<'_>, named: bool, mode: Option<u32>) -> Result<NewFile, Errno> {
+    let asked = mode.unwrap_or(0o777);
+    if let Some(result) = (!named).then(|| open_nameless(dir, asked)).flatten() {
+        return result.map(|fd| NewFile { fd, temp: None, asked });
     }
+    let asked = mode.unwrap_or(PRIVATE);
+    let (fd, name) = open_named(dir, asked)?;
+    Ok(NewFile { fd, temp: Some(TempName { name: name.into(), stays: false, gone: AtomicBool::new(false) }), asked })
+}
+
+fn open_named(dir: BorrowedFd<'_>, mode: u32) -> Result<(OwnedFd, [u8; TEMP_NAME_BYTES]), Errno> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let (fd, name) =
-        with_temp_name(|name| retry_on_intr(|| rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))))?;
-    Ok((fd, Some(TempName { name: name.into(), stays: false, gone: AtomicBool::new(false) })))
+    with_temp_name(|name| retry_on_intr(|| rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(mode as RawMode))))
+}
+
+/// The permission bits, of all of them, that a new file in `dir` may have: what the umask, or in its place the default ACL
+/// of the directory, leaves. A file that is made and goes again tells, because only the kernel knows both.
+#[cfg(target_os = "linux")]
+pub(super) fn permitted_in(dir: BorrowedFd<'_>) -> Result<u32, Errno> {
+    if let Some(result) = open_nameless(dir, 0o777) {
+        return Ok(from_stat(&rustix::fs::fstat(&result?)?).mode & 0o777);
+    }
+    if !has_default_acl(dir) {
+        return Ok(0o777 & !super::attributes::umask());
+    }
+    let (fd, name) = open_named(dir, 0o777)?;
+    let mode = rustix::fs::fstat(&fd).map(|stat| from_stat(&stat).mode & 0o777);
+    rustix::fs::unlinkat(dir, &name[..], AtFlags::empty())?;
+    Ok(mode?)
+}
+
+/// The permission bits, of all of them, that a new file in `dir` may have.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn permitted_in(_: BorrowedFd<'_>) -> Result<u32, Errno> {
+    Ok(0o777 & !super::attributes::umask())
+}
+
+/// True unless it is certain that the directory has none.
+#[cfg(target_os = "linux")]
+fn has_default_acl(dir: BorrowedFd<'_>) -> bool {
+    use std::os::fd::AsRawFd;
+    // The handle only names the directory, so it takes a path to it.
+    let path = format!("/proc/self/fd/{}", dir.as_raw_fd());
+    let found = rustix::fs::getxattr(path, "system.posix_acl_default", &mut [0u8; 0][..]);
+    !matches!(found, Err(E::NODATA | E::OPNOTSUPP))
 }
 
 /// `None` where the file system, or a missing /proc, does not allow it.
 #[cfg(target_os = "linux")]
-fn open_nameless(dir: BorrowedFd<'_>) -> Option<Result<OwnedFd, Errno>> {
+fn open_nameless(dir: BorrowedFd<'_>, mode: u32) -> Option<Result<OwnedFd, Errno>> {
     // Giving the file its name later takes /proc.
     static LINKABLE: OnceLock<bool> = OnceLock::new();
     if !*LINKABLE.get_or_init(|| rustix::fs::stat("/proc/self/fd").is_ok()) || super::old_kernel() {
         return None;
     }
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    match retry_on_intr(|| rustix::fs::openat(dir, ".", flags, Mode::from_raw_mode(0o600))) {
+    match retry_on_intr(|| rustix::fs::openat(dir, ".", flags, Mode::from_raw_mode(mode as RawMode))) {
         Err(E::OPNOTSUPP | E::ISDIR | E::NOENT | E::INVAL) => None,
         result => Some(result.map_err(Errno::from)),
     }
 }
 
 #[cfg(not(target_os = "linux"))]
-fn open_nameless(_: BorrowedFd<'_>) -> Option<Result<OwnedFd, Errno>> {
+fn open_nameless(_: BorrowedFd<'_>, _: u32) -> Option<Result<OwnedFd, Errno>> {
     None
 }
 

@@ -6,7 +6,7 @@ use super::open::{self, Loaded, OpenFile};
 use super::store::Wanted;
 use super::{Held, clone, create, partial, publish, shared};
 use crate::backend::{Errno, FsOp, OpKind, OpenMode, Output};
-use crate::wire::frame::Attributes;
+use crate::wire::frame::{Attributes, Unkept};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -24,7 +24,7 @@ pub(super) fn run(kind: &mut OpKind, held: &Held, give_up: &AtomicBool) -> Resul
             open::open(root, &place.target).map(|(file, attributes)| Made::File(Arc::new(file), attributes))
         }
         (OpKind::Open { place, mode: OpenMode::Create { size, keep, overwrite } }, Held::Root(root)) => {
-            let want = create::Wanted { size: *size, keep: *keep, overwrite: *overwrite, brief: false };
+            let want = create::Wanted { size: *size, keep: *keep, overwrite: *overwrite, brief: false, mode: None };
             create::create(root, &place.target, want, give_up)
                 .map(|(file, attributes)| Made::File(Arc::new(file), attributes))
         }
@@ -56,7 +56,7 @@ pub(super) fn run(kind: &mut OpKind, held: &Held, give_up: &AtomicBool) -> Resul
             Loaded::TooLarge(file, attributes) => Ok(Made::File(Arc::new(file), attributes)),
         },
         (OpKind::Store(store), Held::Root(root)) => {
-            publish::store(root, &store.place.target, &store.from, &store.finish, store.overwrite).map(|()| done())
+            publish::store(root, &store.place.target, &store.from, &store.finish, store.overwrite).map(done_but)
         }
         (OpKind::Read { offset, into, len, .. }, Held::File(file)) => {
             let into = into.bytes_mut().get_mut(..*len).ok_or(Errno::INVALID)?;
@@ -65,7 +65,7 @@ pub(super) fn run(kind: &mut OpKind, held: &Held, give_up: &AtomicBool) -> Resul
         (OpKind::Write { offset, from, .. }, Held::File(file)) => {
             open::write_all(file, *offset, from.bytes()).map(|()| done())
         }
-        (OpKind::Publish { finish, .. }, Held::File(file)) => publish::publish(file, finish, give_up).map(|()| done()),
+        (OpKind::Publish { finish, .. }, Held::File(file)) => publish::publish(file, finish, give_up).map(done_but),
         // The id is out of the table; dropping what is held does the rest.
         (OpKind::Close { .. }, Held::File(_)) => Ok(done()),
         (OpKind::Compute(compute), Held::Nothing) => compute.run().map(Made::Output),
@@ -89,10 +89,10 @@ fn run_fs(op: &FsOp, held: &Held, give_up: &AtomicBool) -> Result<Made, Errno> {
         (FsOp::CloseDir { .. }, Held::Dir(_)) => Ok(done()),
         (FsOp::MakeDir { place }, Held::Root(root)) => names::make_dir(root, &place.target).map(|()| done()),
         (FsOp::SetMeta { place, attributes, preserve }, Held::Root(root)) => {
-            names::set_meta(root, &place.target, attributes, *preserve).map(|()| done())
+            names::set_meta(root, &place.target, attributes, *preserve).map(done_but)
         }
         (FsOp::MakeLink { place, text, attributes, preserve }, Held::Root(root)) => {
-            names::make_link(root, &place.target, text, attributes, *preserve).map(|()| done())
+            names::make_link(root, &place.target, text, attributes, *preserve).map(done_but)
         }
         (FsOp::Clone { from, to, finish }, Held::Roots { from: from_root, to: to_root }) => {
             clone::clone((from_root, &from.target), (to_root, &to.target), finish, give_up).map(Made::Output)
@@ -107,6 +107,10 @@ fn run_fs(op: &FsOp, held: &Held, give_up: &AtomicBool) -> Result<Made, Errno> {
         }
         _ => Err(Errno::INVALID),
     }
+}
+
+fn done_but(unkept: Unkept) -> Made {
+    if unkept.is_empty() { done() } else { Made::Output(Output::Unkept(unkept)) }
 }
 
 fn done() -> Made {

@@ -6,9 +6,11 @@ use super::open::OpenFile;
 use super::resolve::{self, DIR_READ, Missing, Root, Spot, open_at};
 use crate::backend::{DirEntry, Errno, Output};
 use crate::limits::{PAGE_ENTRIES, PAGE_NAME_BYTES};
-use crate::wire::frame::{Attributes, Kind, Preserve};
+use crate::wire::frame::{Attributes, Kind, Preserve, Unkept};
 use crate::wire::path::Target;
-use rustix::fs::{AtFlags, Dir};
+#[cfg(target_os = "linux")]
+use rustix::fs::OFlags;
+use rustix::fs::{AtFlags, Dir, Gid, Timestamps, Uid};
 use rustix::io::Errno as E;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, PoisonError};
@@ -101,7 +103,12 @@ pub(super) fn make_dir(root: &Root, target: &Target) -> Result<(), Errno> {
 }
 
 /// Attributes of an existing directory.
-pub(super) fn set_meta(root: &Root, target: &Target, attributes: &Attributes, preserve: Preserve) -> Result<(), Errno> {
+pub(super) fn set_meta(
+    root: &Root,
+    target: &Target,
+    attributes: &Attributes,
+    preserve: Preserve,
+) -> Result<Unkept, Errno> {
     let handle = resolve::directory_to_change(root, target)?;
     let dir = open_at(handle.as_fd(), b".", DIR_READ)?;
     attributes::apply_to_dir(dir.as_fd(), attributes, preserve)
@@ -114,36 +121,94 @@ pub(super) fn make_link(
     text: &[u8],
     attributes: &Attributes,
     preserve: Preserve,
-) -> Result<(), Errno> {
+) -> Result<Unkept, Errno> {
     let times = attributes::timestamps(attributes)?;
     let spot = resolve::new(root, target)?;
     let dir = spot.dir.as_fd();
-    let finish = |name: &[u8]| -> rustix::io::Result<()> {
-        if preserve.has(Preserve::OWNER) {
-            let (owner, group) = attributes::owner(attributes);
-            match rustix::fs::chownat(dir, name, owner, group, AtFlags::SYMLINK_NOFOLLOW) {
-                Err(error) if !attributes::not_ours_to_give(error) => return Err(error),
-                _ => {}
-            }
-        }
-        match rustix::fs::utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW) {
-            // Not every file system keeps times of links.
-            Err(E::OPNOTSUPP | E::NOSYS) => Ok(()),
-            result => result,
-        }
-    };
+    let owner = preserve.has(Preserve::OWNER).then(|| attributes::owner(attributes));
     match rustix::fs::symlinkat(text, dir, &*spot.name) {
         Err(E::EXIST) => {}
-        result => return Ok(result.and_then(|()| finish(&spot.name))?),
+        result => {
+            result?;
+            return finish_link(dir, &spot.name, text, owner, &times);
+        }
     }
     let ((), temp) = with_temp_name(|name| rustix::fs::symlinkat(text, dir, name))?;
-    let replaced = finish(&temp).map_err(Errno::from).and_then(|()| {
+    let replaced = finish_link(dir, &temp, text, owner, &times).and_then(|unkept| {
         check_spot(&spot)?;
-        Ok(rustix::fs::renameat(dir, &temp[..], dir, &*spot.name)?)
+        rustix::fs::renameat(dir, &temp[..], dir, &*spot.name)?;
+        Ok(unkept)
     });
     replaced.inspect_err(|_| {
         let _ = rustix::fs::unlinkat(dir, &temp[..], AtFlags::empty());
     })
+}
+
+/// Owner and times of a link that was made just now. They go through a descriptor of the link itself: who may write to the
+/// directory can have put something else in its place, and would be given it.
+#[cfg(target_os = "linux")]
+fn finish_link(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    text: &[u8],
+    owner: Option<(Option<Uid>, Option<Gid>)>,
+    times: &Timestamps,
+) -> Result<Unkept, Errno> {
+    use std::os::fd::AsRawFd;
+    let link = open_at(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC)?;
+    let stat = rustix::fs::fstat(&link)?;
+    let made = kind(&stat) == Kind::Symlink && rustix::fs::readlinkat(&link, c"", Vec::new())?.as_bytes() == text;
+    if !made || stat.st_nlink > 1 {
+        return Err(Errno::REPLACED);
+    }
+    let mut unkept = Unkept::default();
+    if stat.st_uid != rustix::process::geteuid().as_raw() {
+        // A server that lets nobody be root made it another user's, or that user did.
+        return Ok(Unkept::TIMES.or(owner.map_or(unkept, |_| Unkept::OWNER)));
+    }
+    if let Some((owner, group)) = owner {
+        match rustix::fs::chownat(&link, c"", owner, group, AtFlags::EMPTY_PATH) {
+            Err(error) if attributes::not_ours_to_give(error) && !rustix::process::geteuid().is_root() => {}
+            result => unkept.note(Unkept::OWNER, result)?,
+        }
+    }
+    let set = match rustix::fs::utimensat(&link, c"", times, AtFlags::EMPTY_PATH) {
+        // Before Linux 5.8.
+        Err(E::INVAL) => {
+            let path = format!("/proc/self/fd/{}", link.as_raw_fd());
+            rustix::fs::utimensat(rustix::fs::CWD, path, times, AtFlags::empty())
+        }
+        result => result,
+    };
+    match set {
+        // Not every file system keeps times of links, and nobody asks for them.
+        Err(E::OPNOTSUPP | E::NOSYS) => {}
+        result => unkept.note(Unkept::TIMES, result)?,
+    }
+    Ok(unkept)
+}
+
+/// Owner and times of a link that was made just now. There are no descriptors of links here.
+#[cfg(not(target_os = "linux"))]
+fn finish_link(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    _: &[u8],
+    owner: Option<(Option<Uid>, Option<Gid>)>,
+    times: &Timestamps,
+) -> Result<Unkept, Errno> {
+    let mut unkept = Unkept::default();
+    if let Some((owner, group)) = owner {
+        match rustix::fs::chownat(dir, name, owner, group, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(error) if attributes::not_ours_to_give(error) && !rustix::process::geteuid().is_root() => {}
+            result => unkept.note(Unkept::OWNER, result)?,
+        }
+    }
+    match rustix::fs::utimensat(dir, name, times, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(E::OPNOTSUPP | E::NOSYS) => {}
+        result => unkept.note(Unkept::TIMES, result)?,
+    }
+    Ok(unkept)
 }
 
 fn check_spot(spot: &Spot<'_>) -> Result<(), Errno> {

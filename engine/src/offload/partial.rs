@@ -7,10 +7,11 @@
 //! ```
 //! The name is a hash of the target's name and of the directory's number, so the next run finds it. Nobody is kept from
 //! guessing it; what is under the name is taken only if nobody else can have made or can change it: a regular file, ours,
-//! mode 0600, with this one name. What it holds is proved by its sender before it counts.
+//! mode 0600, with this one name; or, where the file system has no modes or owners, one that looks as every file made there.
+//! What it holds is proved by its sender before it counts.
 
 use super::attributes::{from_stat, kind};
-use super::create::{self, Making, Present, TempName, Wanted, check_space, examine, open_temp};
+use super::create::{self, Making, NewFile, PRIVATE, Present, TempName, Wanted, check_space, examine, open_temp};
 use super::open::{OpenFile, Role};
 use super::resolve::{self, Root, Spot};
 use crate::backend::{Errno, NO_ATTRIBUTES};
@@ -43,13 +44,16 @@ pub(super) fn open(
     let Spot { dir, name, .. } = spot;
     let dir = dir.into_owned()?;
     let partial = name_of(dir.as_fd(), &name)?;
-    let (fd, temp) = match take(dir.as_fd(), &partial, give_up)? {
-        Some(fd) => (fd, Some(TempName { name: partial.into(), stays: true, gone: AtomicBool::new(false) })),
-        None => open_temp(dir.as_fd(), false)?,
+    let NewFile { fd, temp, asked } = match take(dir.as_fd(), &partial, give_up)? {
+        Some(fd) => {
+            let temp = TempName { name: partial.into(), stays: true, gone: AtomicBool::new(false) };
+            NewFile { fd, temp: Some(temp), asked: PRIVATE }
+        }
+        None => open_temp(dir.as_fd(), false, None)?,
     };
-    let wanted = Wanted { size, keep: 0, overwrite: true, brief: false };
+    let wanted = Wanted { size, keep: 0, overwrite: true, brief: false, mode: None };
     // From here on whatever fails takes the name away again, if there is nothing behind it.
-    let file = OpenFile::new(fd, Role::Making(Making { dir, name: name.into(), temp, replaced, wanted }));
+    let file = OpenFile::new(fd, Role::Making(Making { dir, name: name.into(), temp, replaced, asked, wanted }));
     let there = from_stat(&file.stat()?).size;
     if let Some(making) = file.making() {
         check_space(making.dir.as_fd(), Wanted { size: size.saturating_sub(there), ..wanted })?;
@@ -92,12 +96,16 @@ fn name_of(dir: BorrowedFd<'_>, target: &[u8]) -> Result<Vec<u8>, Errno> {
 fn take(dir: BorrowedFd<'_>, name: &[u8], give_up: &AtomicBool) -> Result<Option<OwnedFd>, Errno> {
     for _ in 0..crate::limits::NAME_TRIES {
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let mut made = false;
         let fd = match retry_on_intr(|| rustix::fs::openat(dir, name, flags, Mode::empty())) {
             Ok(fd) => fd,
             Err(E::NOENT) => {
                 let flags = flags | OFlags::CREATE | OFlags::EXCL;
                 match retry_on_intr(|| rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))) {
-                    Ok(fd) => fd,
+                    Ok(fd) => {
+                        made = true;
+                        fd
+                    }
                     Err(E::EXIST) => continue,
                     Err(errno) => return Err(errno.into()),
                 }
@@ -105,7 +113,11 @@ fn take(dir: BorrowedFd<'_>, name: &[u8], give_up: &AtomicBool) -> Result<Option
             // A link, a FIFO nobody reads, somebody else's file.
             Err(_) => return Ok(None),
         };
-        if !is_ours(&rustix::fs::fstat(&fd)?) || !lock(&fd, give_up) {
+        if !is_trusted(&rustix::fs::fstat(&fd)?, made, dir)? || !lock(&fd, give_up) {
+            if made {
+                // Nobody can continue what nobody can lock: nothing of that name may seem to be kept.
+                let _ = rustix::fs::unlinkat(dir, name, rustix::fs::AtFlags::empty());
+            }
             return Ok(None);
         }
         // Whoever held the lock may have given it its final name meanwhile.
@@ -130,6 +142,24 @@ fn lock(fd: &OwnedFd, give_up: &AtomicBool) -> bool {
             locked => return locked.is_ok(),
         }
     }
+}
+
+/// True for a file that nobody else can have made or can change, or that looks exactly as any file that we make here: where a
+/// file system has no modes or owners of its own, it says nothing about a file that it does not say about all.
+fn is_trusted(stat: &Stat, made: bool, dir: BorrowedFd<'_>) -> Result<bool, Errno> {
+    if made || is_ours(stat) {
+        return Ok(true);
+    }
+    if kind(stat) != Kind::Regular {
+        return Ok(false);
+    }
+    let NewFile { fd, temp, .. } = open_temp(dir, true, Some(PRIVATE))?;
+    let probe = rustix::fs::fstat(&fd)?;
+    if let Some(temp) = temp {
+        rustix::fs::unlinkat(dir, &*temp.name, rustix::fs::AtFlags::empty())?;
+    }
+    let looks = |stat: &Stat| (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_nlink);
+    Ok(!is_ours(&probe) && looks(&probe) == looks(stat))
 }
 
 #[allow(clippy::unnecessary_cast)] // The widths differ between systems.

@@ -1,7 +1,7 @@
 //! Giving a new file its final form and its name, in one step that anybody else sees as one.
 //!
 //! ```text
-//! attributes through the descriptor -> flush (if asked) -> name -> flush the directory (if asked)
+//! attributes through the descriptor -> flush (if asked) -> ask as close does -> name -> flush the directory (if asked)
 //!
 //! name:  nameless, nothing there     linkat(/proc/self/fd/N, name)
 //!        nameless, something there   linkat to a temporary name, rename over it
@@ -12,11 +12,13 @@
 //! brief [`store`] writes one, it can leave a `.haul-<16 hex>.tmp` beside it.
 
 use super::attributes;
-use super::create::{Making, Wanted, check_replaceable, create};
+use super::attributes::from_stat;
+use super::create::{Making, Wanted, check_replaceable, create, permitted_in};
 use super::open::{OpenFile, Role, hash_all, write_all};
 use super::resolve::{DIR_READ, Root, open_at};
 use crate::backend::{Errno, Finish};
 use crate::block::Slice;
+use crate::wire::frame::{Preserve, Unkept};
 use crate::wire::path::Target;
 use rustix::fs::AtFlags;
 use rustix::io::Errno as E;
@@ -36,10 +38,12 @@ pub(super) fn store(
     from: &[Slice],
     finish: &Finish,
     overwrite: bool,
-) -> Result<(), Errno> {
+) -> Result<Unkept, Errno> {
     let size = from.iter().map(|slice| slice.len() as u64).sum();
-    let (file, _) =
-        create(root, target, Wanted { size, keep: 0, overwrite, brief: !finish.sync }, &AtomicBool::new(false))?;
+    let exact = finish.attributes.is_some() && finish.preserve.has(Preserve::MODE);
+    let mode = (!exact).then(|| attributes::new_mode(finish.attributes.as_ref()));
+    let wanted = Wanted { size, keep: 0, overwrite, brief: !finish.sync, mode };
+    let (file, _) = create(root, target, wanted, &AtomicBool::new(false))?;
     let mut offset = 0;
     for slice in from {
         write_all(&file, offset, slice.bytes())?;
@@ -49,13 +53,17 @@ pub(super) fn store(
 }
 
 /// Finishes a file being made and gives it its name. On error nothing is left but what stood there before.
-pub(super) fn publish(file: &OpenFile, finish: &Finish, give_up: &AtomicBool) -> Result<(), Errno> {
+pub(super) fn publish(file: &OpenFile, finish: &Finish, give_up: &AtomicBool) -> Result<Unkept, Errno> {
     let making = match &file.role {
         Role::Making(making) => making,
-        Role::Sink => return Ok(()),
+        Role::Sink => return Ok(Unkept::default()),
         // It has its name. A directory it may be new in is not known here any more.
-        Role::InPlace if finish.sync => return sync_file(file.fd()),
-        Role::InPlace => return Ok(()),
+        Role::InPlace => {
+            if finish.sync {
+                sync_file(file.fd())?;
+            }
+            return closed_well(file.fd()).map(|()| Unkept::default());
+        }
         Role::Source => return Err(Errno::INVALID),
     };
     let fd = file.fd();
@@ -66,10 +74,12 @@ pub(super) fn publish(file: &OpenFile, finish: &Finish, give_up: &AtomicBool) ->
     if let Some(expected) = finish.verify {
         read_again(fd, expected, give_up)?;
     }
-    attributes::apply_to_file(fd, finish.attributes.as_ref(), finish.preserve, making.replaced)?;
+    let mode = mode_to_set(fd, making, finish)?;
+    let unkept = attributes::apply_to_file(fd, finish.attributes.as_ref(), finish.preserve, mode)?;
     if finish.sync {
         sync_file(fd)?;
     }
+    closed_well(fd)?;
     match &making.temp {
         None => name_nameless(fd, making)?,
         Some(temp) => {
@@ -77,7 +87,45 @@ pub(super) fn publish(file: &OpenFile, finish: &Finish, give_up: &AtomicBool) ->
             temp.gone.store(true, Ordering::Release);
         }
     }
-    if finish.sync { sync_dir(making, fd) } else { Ok(()) }
+    if finish.sync {
+        sync_dir(making, fd)?;
+    }
+    Ok(unkept)
+}
+
+/// The mode that a new file must be given; `None` where it has it, or gets the source's exactly.
+fn mode_to_set(fd: BorrowedFd<'_>, making: &Making, finish: &Finish) -> Result<Option<u32>, Errno> {
+    if finish.attributes.is_some() && finish.preserve.has(Preserve::MODE) {
+        return Ok(None);
+    }
+    if let Some(old) = making.replaced {
+        return Ok(Some(old & 0o1777));
+    }
+    let wanted = attributes::new_mode(finish.attributes.as_ref());
+    if making.asked == wanted {
+        return Ok(None);
+    }
+    let permitted = match making.temp {
+        None => from_stat(&rustix::fs::fstat(fd)?).mode & 0o777,
+        Some(_) => permitted_in(making.dir.as_fd())?,
+    };
+    Ok(Some(wanted & permitted))
+}
+
+/// True success of every write: NFS, AFS, CIFS and FUSE say only to close(2) that a quota is used up or the disk is full.
+/// Closing a second descriptor asks them as well, and leaves the file open to be named or given up. Where nothing is to be
+/// said that costs 0.2 us (2026-11-30).
+fn closed_well(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    match rustix::io::fcntl_dupfd_cloexec(fd, 0) {
+        Ok(second) => match nix::unistd::close(second) {
+            // Linux has closed it all the same.
+            Ok(()) | Err(nix::errno::Errno::EINTR) => Ok(()),
+            Err(errno) => Err(Errno(errno as i32)),
+        },
+        // No descriptor is left: what a flush says is at least as true.
+        Err(E::MFILE | E::NFILE) => sync_file(fd),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 /// Reads what was written, from the disk where the system lets go of what it remembers, and compares.

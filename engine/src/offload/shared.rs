@@ -26,7 +26,7 @@ pub(super) fn create(
     token: u64,
     give_up: &AtomicBool,
 ) -> Result<(Arc<OpenFile>, Attributes), Errno> {
-    let wanted = Wanted { size, keep: 0, overwrite: true, brief: false };
+    let wanted = Wanted { size, keep: 0, overwrite: true, brief: false, mode: None };
     let (file, attributes) = create::create(root, target, wanted, give_up)?;
     if !file.is_sink() {
         retry_on_intr(|| rustix::fs::ftruncate(file.fd(), size))?;

@@ -3,7 +3,7 @@
 use super::link::Incoming;
 use super::{Cause, Failure, Io, Outcome};
 use crate::backend::OpKind;
-use crate::wire::frame::{Attributes, Ext, Frame, Hash, ListEntry, TreeEntry};
+use crate::wire::frame::{Attributes, Ext, Frame, Hash, ListEntry, TreeEntry, Unkept};
 
 /// What an answer brings.
 #[derive(Debug)]
@@ -84,6 +84,10 @@ pub(crate) trait Ask {
     fn work(&self) -> Option<u64> {
         Some(0)
     }
+    /// What it makes or changes, as the user knows it, and which attributes of that could not be kept on this side.
+    fn unkept(&self) -> (&[u8], Unkept) {
+        (&[], Unkept::default())
+    }
     /// For the simulator's coverage table.
     fn state(&self) -> &'static str;
 }
@@ -150,6 +154,10 @@ impl Ask for Simple {
 
     fn work(&self) -> Option<u64> {
         self.work
+    }
+
+    fn unkept(&self) -> (&[u8], Unkept) {
+        (&self.path, Unkept::default())
     }
 
     fn state(&self) -> &'static str {

@@ -18,7 +18,7 @@ use crate::backend::{Completion, OpKind, Output, StreamId, Time, Token};
 use crate::limits::{CLIENT_LOAD_AHEAD, CLIENT_WINDOW_REQUESTS, LEAVE_TIMEOUT, LOOK_AGAIN, OFFLOAD_THREADS, SECOND};
 use crate::wire::compress::Codec;
 use crate::wire::decode::Role;
-use crate::wire::frame::{Caps, Dialect, Ext, Frame};
+use crate::wire::frame::{Caps, Dialect, Ext, Frame, Unkept};
 use crate::wire::hello::Greeting;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
@@ -75,12 +75,19 @@ impl Desk<'_, '_> {
         ask.prepare(&mut self.io);
         self.io.transfer = own;
         self.asks.unsent.push_back(transfer);
-        self.asks.all.insert(transfer, Asked { tag, ask, sent: false, replied: false });
+        self.asks.all.insert(transfer, Asked { tag, ask, sent: false, replied: false, unkept: Unkept::default() });
     }
 
     /// Tells whoever started the client.
     pub(crate) fn report(&mut self, report: Report) {
         (self.reporter)(report);
+    }
+
+    /// Tells of attributes that an operation of the driver's own could not keep, if there are any.
+    pub(crate) fn unkept(&mut self, target: &[u8], what: Unkept) {
+        if !what.is_empty() {
+            self.report(Report::Unkept { target: target.to_vec(), what });
+        }
     }
 
     /// Requests that have no answer yet, those not yet sent included.
@@ -96,6 +103,8 @@ struct Asked {
     sent: bool,
     /// Its reply is complete, or none will come.
     replied: bool,
+    /// Attributes that the server could not keep.
+    unkept: Unkept,
 }
 
 /// All requests under way.
@@ -394,6 +403,12 @@ impl Client {
             let Some(&transfer) = self.asks.unanswered.front() else {
                 return Err(Failure::connection("protocol error", "the server sent a reply to nothing"));
             };
+            if let Incoming::Frame(Frame::Unkept(what)) = incoming {
+                if let Some(asked) = self.asks.all.get_mut(&transfer) {
+                    asked.unkept = asked.unkept.or(what);
+                }
+                continue;
+            }
             let complete = self.with_ask(transfer, cx, |ask, io| ask.on_incoming(incoming, io));
             if complete.unwrap_or(Ok(true))? {
                 self.asks.touch(transfer);
@@ -460,6 +475,11 @@ impl Client {
                 && asked.replied
                 && let Some(answer) = asked.ask.answer()
             {
+                let (path, here) = asked.ask.unkept();
+                let what = asked.unkept.or(here);
+                if answer.is_ok() && !what.is_empty() {
+                    (self.reporter)(Report::Unkept { target: path.to_vec(), what });
+                }
                 answered.push((transfer, asked.tag, answer));
             }
         }

@@ -13,7 +13,7 @@ use super::jobs::Jobs;
 use super::lead::Lead;
 use super::plan::{Landing, Operand, skip_reason, unreadable};
 use super::report::{Report, Reporter, SharedProgress};
-use super::{Failure, Outcome, list, stat, tree};
+use super::{Failure, Outcome, list, stat, tree, verb};
 use crate::backend::{DirId, Errno, FsOp, NO_ATTRIBUTES, OpKind, Output, Place, StreamId};
 use crate::limits::PAGE_ENTRIES;
 use crate::queue::Queue;
@@ -333,6 +333,9 @@ impl Download {
         let Some(index) = self.names.iter().position(|(_, named, _)| named == place) else { return };
         let (number, _, shown) = self.names.swap_remove(index);
         self.lead.end(number);
+        if let Ok(output) = &outcome {
+            desk.unkept(&shown, verb::unkept(output));
+        }
         match (outcome, op) {
             (Err(errno), _) => desk.report(Report::Failed(Failure::here(&shown, what, errno))),
             (Ok(_), FsOp::MakeDir { .. }) => desk.report(Report::Directory { target: shown }),

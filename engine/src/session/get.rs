@@ -24,7 +24,7 @@ use super::{Cause, Failure, Io, Outcome};
 use crate::backend::{Finish, OpKind, Place};
 use crate::limits::UNORDERED_BLOCKS;
 use crate::tree_hash::HASH_BLOCK_BYTES;
-use crate::wire::frame::{Attributes, Caps, Ext, Frame, Hash, Preserve};
+use crate::wire::frame::{Attributes, Caps, Ext, Frame, Hash, Preserve, Unkept};
 use crate::wire::path::Target;
 
 /// The server's half.
@@ -390,6 +390,10 @@ impl Ask for Fetch {
             Phase::Confirming(_) => size,
             Phase::Preparing | Phase::Asked => 0,
         })
+    }
+
+    fn unkept(&self) -> (&[u8], Unkept) {
+        (&self.wanted.local_path, self.receiver.as_ref().map_or(Unkept::default(), Receiver::unkept))
     }
 
     fn state(&self) -> &'static str {

@@ -21,7 +21,7 @@ use super::put::Offered;
 use super::range::{self, Match, Wanted};
 use super::report::{Direction, Report};
 use super::same::Same;
-use super::{Failure, Outcome, Terms, get, put, stat};
+use super::{Failure, Outcome, Terms, get, put, stat, verb};
 use crate::backend::{DirId, Errno, FileId, Finish, FsOp, OpKind, OpenMode, Output, Place};
 use crate::limits::{CLONES, MAX_RANGES, PULL_AHEAD_BYTES, RESUME_BYTES};
 use crate::queue::{Finished, Job, Queue, Range, Ranging, Way};
@@ -553,7 +553,8 @@ impl Jobs {
 
     fn on_cloned(&mut self, job: Job, outcome: Outcome, desk: &mut Desk<'_, '_>) {
         match outcome {
-            Ok(Output::Cloned { hash, size }) => {
+            Ok(Output::Cloned { hash, size, unkept }) => {
+                desk.unkept(&job.target_shown, unkept);
                 desk.io.progress.moved(usize::try_from(size).unwrap_or(usize::MAX));
                 self.done(job, (Some(hash), size, Way::Moved(Direction::Local)), desk);
             }
@@ -644,7 +645,8 @@ impl Jobs {
         let Some(Running { job, stage }) = tag.and_then(|tag| self.running.remove(&tag)) else { return };
         match (stage, outcome) {
             (Stage::Beginning(token), outcome) => self.on_begun(job, token, outcome, desk),
-            (Stage::Naming(hash, _), Ok(_)) => {
+            (Stage::Naming(hash, _), Ok(output)) => {
+                desk.unkept(&job.target_shown, verb::unkept(&output));
                 let size = job.attributes.size;
                 self.done(job, (Some(hash), size, Way::Moved(Direction::Down)), desk);
             }

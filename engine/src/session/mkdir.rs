@@ -7,7 +7,7 @@
 //! are set after its last file.
 
 use super::client::{Reply, Simple};
-use super::verb::{Verb, reply, reply_failure};
+use super::verb::{Verb, reply_done, reply_failure, unkept};
 use super::{Failure, Io, Outcome};
 use crate::backend::{FsOp, OpKind, Place};
 use crate::wire::frame::{Attributes, Frame, Preserve};
@@ -70,7 +70,7 @@ impl Verb for Serve {
         }
         match self.outcome.take() {
             None => return false,
-            Some(Ok(_)) => reply(&Frame::Ok { hash: None }, io),
+            Some(Ok(output)) => reply_done(None, unkept(&output), io),
             Some(Err(errno)) => reply_failure(&Failure::here(&self.path, self.what, errno), io),
         }
         true

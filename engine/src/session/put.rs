@@ -17,12 +17,12 @@ use super::dedup::{block_count, indices};
 use super::link::Incoming;
 use super::receiver::{Order, Receiver, Way};
 use super::source::{Purpose, Source};
-use super::verb::{Body, Verb, reply, reply_failure};
+use super::verb::{Body, Verb, reply, reply_done, reply_failure};
 use super::{Cause, Failure, Io, Outcome};
 use crate::backend::{DirId, Errno, Finish, OpKind, Place};
 use crate::limits::DEDUP_BYTES;
 use crate::tree_hash::{BlockHash, HASH_BLOCK_BYTES};
-use crate::wire::frame::{Caps, ErrorCode, Ext, Frame, Hash, Preserve};
+use crate::wire::frame::{Caps, ErrorCode, Ext, Frame, Hash, Preserve, Unkept};
 use crate::wire::path::Target;
 
 /// The server's half.
@@ -163,7 +163,7 @@ impl Verb for Serve {
             Some(Ok((hash, _))) => {
                 // The hash of a whole file; what was kept of an old one was not hashed.
                 let hash = hash.or(self.committed).filter(|_| self.receiver.order().offset == 0);
-                reply(&Frame::Ok { hash }, io);
+                reply_done(hash, self.receiver.unkept(), io);
             }
             Some(Err(failure)) => reply_failure(&failure, io),
         }
@@ -470,6 +470,10 @@ impl Ask for Upload {
         // It hashes what is there, flushes, or reads all of it again at the end.
         let at_work = self.offers || matches!(self.phase, Phase::AwaitKept) || self.sent.is_some();
         Some(if at_work { self.size } else { 0 })
+    }
+
+    fn unkept(&self) -> (&[u8], Unkept) {
+        (&self.offered.remote_path, Unkept::default())
     }
 
     fn state(&self) -> &'static str {

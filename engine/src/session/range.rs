@@ -19,7 +19,7 @@ use super::chunked;
 use super::client::{Answer, Ask, Reply, Sent, Simple};
 use super::hashing::Hashing;
 use super::link::Incoming;
-use super::verb::{Verb, reply, reply_failure};
+use super::verb::{Verb, reply, reply_done, reply_failure, unkept};
 use super::{Cause, Failure, Io, Outcome};
 use crate::backend::{Errno, FileId, Finish, FsOp, OpKind, OpenMode, Output, Place};
 use crate::limits::{MAX_RANGED_FILES, MAX_RANGES, RANGE_BYTES};
@@ -341,7 +341,7 @@ impl Verb for End {
                 reply_failure(&failure, io);
             }
             Step::Out => return false,
-            Step::Done(Ok(_)) => reply(&Frame::Ok { hash: self.hash }, io),
+            Step::Done(Ok(output)) => reply_done(self.hash, unkept(output), io),
             Step::Done(Err(errno)) => reply_failure(&Failure::here(&self.path, "cannot create", *errno), io),
         }
         true

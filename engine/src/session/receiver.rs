@@ -14,14 +14,14 @@ use super::dedup::{Filling, block_count};
 use super::digest::Digest;
 use super::hashing::Hashing;
 use super::inflow::{Inflow, Step};
-use super::{Failure, Io, Outcome};
+use super::{Failure, Io, Outcome, verb};
 use crate::backend::{Compute, DirId, Errno, FileId, Finish, FsOp, OpKind, OpenMode, Output, Place, Store};
 use crate::block::{Block, Class, Slice, Slices};
 use crate::limits::SMALL_BYTES;
 use crate::tree_hash::{BlockHash, ContentHash, HASH_BLOCK_BYTES, RangeHash, TreeHash};
 use crate::wire::MAX_HASHES;
 use crate::wire::compress::Codec;
-use crate::wire::frame::{Attributes, Caps, Hash, Preserve};
+use crate::wire::frame::{Attributes, Caps, Hash, Preserve, Unkept};
 
 const OPEN: u32 = 10;
 const WRITE: u32 = 11;
@@ -90,6 +90,7 @@ pub(crate) struct Receiver {
     /// What came was looked at as a whole.
     settled: bool,
     failure: Option<Failure>,
+    unkept: Unkept,
 }
 
 impl Receiver {
@@ -115,6 +116,7 @@ impl Receiver {
             finished: None,
             settled: false,
             failure: None,
+            unkept: Unkept::default(),
         }
     }
 
@@ -388,8 +390,11 @@ impl Receiver {
             (OpKind::Publish { .. } | OpKind::Store(_), outcome) => {
                 self.filling = None;
                 self.state = State::Done;
-                if let Err(errno) = outcome {
-                    self.failure.get_or_insert(Failure::here(&self.order.path, "cannot create", errno));
+                match outcome {
+                    Ok(output) => self.unkept = verb::unkept(&output),
+                    Err(errno) => {
+                        self.failure.get_or_insert(Failure::here(&self.order.path, "cannot create", errno));
+                    }
                 }
             }
             (OpKind::Compute(compute), outcome) => match *compute {
@@ -495,6 +500,11 @@ impl Receiver {
             (State::Done, None) => Some(Ok((self.hash(), self.order.size))),
             _ => None,
         }
+    }
+
+    /// The attributes that what now bears the name could not be given.
+    pub(crate) fn unkept(&self) -> Unkept {
+        self.unkept
     }
 
     pub(crate) fn order(&self) -> &Order {

@@ -4,7 +4,7 @@
 //! [`Reporter`] as a value.
 
 use super::Failure;
-use crate::wire::frame::Hash;
+use crate::wire::frame::{Hash, Unkept};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -107,6 +107,13 @@ pub enum Report {
         source: Vec<u8>,
         /// Why: `symbolic link`, `FIFO`, ..
         why: &'static str,
+    },
+    /// It is there, but the target's file system, or our rights there, did not let these attributes of it be kept.
+    Unkept {
+        /// Target path as the user knows it.
+        target: Vec<u8>,
+        /// Which attributes.
+        what: Unkept,
     },
     /// Something was not copied, or not completely.
     Failed(Failure),

@@ -1,10 +1,10 @@
 //! What a server does with one request: the counterpart of [`super::ask`].
 
 use super::{Cause, Failure, Io, Outcome};
-use crate::backend::OpKind;
+use crate::backend::{OpKind, Output};
 use crate::block::Slice;
 use crate::wire::compress::Codec;
-use crate::wire::frame::{Attributes, ErrorCode, Ext, Frame, Hash, Preserve};
+use crate::wire::frame::{Attributes, ErrorCode, Ext, Frame, Hash, Preserve, Unkept};
 
 /// What follows a Put.
 pub(super) enum Body {
@@ -48,6 +48,19 @@ pub(super) fn reply(frame: &Frame, io: &mut Io<'_, '_>) {
         let message = error.to_string().into_bytes();
         let _ = io.link.frame(&Frame::Error { message, code: ErrorCode::OTHER });
     }
+}
+
+/// Replies that it is done, and before that which attributes could not be kept, to peers that are told.
+pub(super) fn reply_done(hash: Option<Hash>, unkept: Unkept, io: &mut Io<'_, '_>) {
+    if !unkept.is_empty() && io.terms.ext(Ext::UNKEPT) {
+        reply(&Frame::Unkept(unkept), io);
+    }
+    reply(&Frame::Ok { hash }, io);
+}
+
+/// The attributes that an operation which succeeded did not keep.
+pub(super) fn unkept(output: &Output) -> Unkept {
+    if let Output::Unkept(what) = output { *what } else { Unkept::default() }
 }
 
 /// Replies with an Error. Towards haul the client knows the path and gets a number; others get all in the text.

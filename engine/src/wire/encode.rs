@@ -274,6 +274,7 @@ impl Body<'_> {
                 self.out.extend_from_slice(hash);
             }
             Frame::RangeAbandon { token } => self.u64(*token),
+            Frame::Unkept(what) => self.out.push(what.0),
             Frame::Blocks { path, length } => {
                 self.path(path)?;
                 self.u64(*length);
@@ -421,6 +422,7 @@ fn type_of(frame: &Frame) -> u8 {
         Frame::Blocks { .. } => type_byte::BLOCKS,
         Frame::RangeBegun { .. } => type_byte::RANGE_BEGUN,
         Frame::Ping => type_byte::PING,
+        Frame::Unkept(_) => type_byte::UNKEPT,
         Frame::Pulse => type_byte::PULSE,
     }
 }

@@ -5,7 +5,7 @@
 
 use super::decode::DecodeError;
 use super::frame::{Attributes, Caps, Dialect, ErrorCode, Ext, Frame, Hash, Kind, ListEntry, PathField, Preserve};
-use super::frame::{Timestamp, TreeEntry};
+use super::frame::{Timestamp, TreeEntry, Unkept};
 use super::{MAX_COUNT, type_byte};
 
 /// Wire size of [`Attributes`] in bytes.
@@ -187,6 +187,7 @@ impl<'a> Fields<'a> {
             type_byte::RANGE_ABANDON => Frame::RangeAbandon { token: self.u64()? },
             type_byte::BLOCKS => Frame::Blocks { path: self.path()?, length: self.u64()? },
             type_byte::PING => Frame::Ping,
+            type_byte::UNKEPT => Frame::Unkept(Unkept(self.u8()?)),
             type_byte::PULSE => Frame::Pulse,
             type_byte::RANGE_BEGUN => Frame::RangeBegun { token: self.u64()?, blocks: self.hashes()? },
             other => return Err(DecodeError::UnknownType(other)),

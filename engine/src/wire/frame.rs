@@ -89,8 +89,10 @@ impl Ext {
     pub const GATHER: Ext = Ext(0x800);
     /// Under [`Caps::FAST`] a Put may end without a hash.
     pub const FASTPUT: Ext = Ext(0x200);
+    /// Before its Ok a server says which attributes it could not keep.
+    pub const UNKEPT: Ext = Ext(0x1000);
     /// Everything this program can do, whatever it runs over.
-    pub const ALL: Ext = Ext(0xbf | Ext::FASTPUT.0);
+    pub const ALL: Ext = Ext(0xbf | Ext::FASTPUT.0 | Ext::UNKEPT.0);
 
     /// True when every bit of `other` is set here.
     pub fn has(self, other: Ext) -> bool {
@@ -203,6 +205,34 @@ impl Preserve {
     /// The bits set in either.
     pub fn or(self, other: Preserve) -> Preserve {
         Preserve(self.0 | other.0)
+    }
+}
+
+/// Attributes that the receiver's file system, or the receiver's rights there, did not let it keep.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
+pub struct Unkept(pub u8);
+
+impl Unkept {
+    /// Permission bits.
+    pub const MODE: Unkept = Unkept(1);
+    /// Owner and group.
+    pub const OWNER: Unkept = Unkept(2);
+    /// Time of the last modification.
+    pub const TIMES: Unkept = Unkept(4);
+
+    /// True when every bit of `other` is set here.
+    pub fn has(self, other: Unkept) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// The bits set in either.
+    pub fn or(self, other: Unkept) -> Unkept {
+        Unkept(self.0 | other.0)
+    }
+
+    /// True when everything was kept.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
     }
 }
 
@@ -600,6 +630,8 @@ pub enum Frame {
         /// Proves that the daemon knows its key, and covers everything before.
         mac: Hash,
     },
+    /// 0xc7 (UNKEPT): what the Ok that follows is about is there, without these attributes.
+    Unkept(Unkept),
     /// 0xc8 (PULSE): the server lives and is at work on the next answer. Between any two frames, at most once a second.
     Pulse,
     /// 0xc6 (RANGE): a file in ranges has begun.

@@ -110,6 +110,7 @@ pub(crate) mod type_byte {
     pub(crate) const KEYED_WELCOME: u8 = 0xc4;
     pub(crate) const DAEMON_WELCOME: u8 = 0xc5;
     pub(crate) const RANGE_BEGUN: u8 = 0xc6;
+    pub(crate) const UNKEPT: u8 = 0xc7;
     pub(crate) const PULSE: u8 = 0xc8;
 
     /// The extension without which this type does not exist: `Ext::NONE` for the base set, `None` for no type at all.
@@ -123,6 +124,7 @@ pub(crate) mod type_byte {
             KEYED_HELLO | KEYED_WELCOME | DAEMON_HELLO | DAEMON_WELCOME => Some(Ext::KEYED),
             RANGE_BEGIN | RANGE_PUT | RANGE_COMMIT | RANGE_ABANDON | BLOCKS | RANGE_BEGUN => Some(Ext::RANGE),
             PING | PULSE => Some(Ext::PULSE),
+            UNKEPT => Some(Ext::UNKEPT),
             _ => None,
         }
     }

@@ -11,6 +11,8 @@ pub mod daemon;
 pub mod direct;
 pub mod frames;
 #[cfg(target_os = "linux")]
+pub mod fuse;
+#[cfg(target_os = "linux")]
 pub mod interop;
 pub mod kept;
 // Reads what only Linux shows of a process.

@@ -13,7 +13,7 @@ use crate::backend::Errno;
 use crate::cas::BlockName;
 use crate::limits::{CAS_SPARE_BYTES, CAS_STALE_SECONDS};
 use crate::offload::attributes::{from_stat, kind};
-use crate::offload::create::{TempName, open_temp};
+use crate::offload::create::{NewFile, PRIVATE, TempName, open_temp};
 use crate::offload::open::open_source;
 use crate::offload::publish::link_nameless;
 use crate::offload::resolve::{DIR_HANDLE, Handle, Missing, Spot, open_at};
@@ -174,7 +174,7 @@ pub(super) struct NewBlock<'s> {
 
 impl<'s> NewBlock<'s> {
     pub(super) fn create(scope: BorrowedFd<'s>) -> Result<NewBlock<'s>, Errno> {
-        let (fd, temp) = open_temp(scope, false)?;
+        let NewFile { fd, temp, .. } = open_temp(scope, false, Some(PRIVATE))?;
         Ok(NewBlock { fd, scope, temp })
     }
 

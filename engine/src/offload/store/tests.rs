@@ -28,7 +28,7 @@ impl Rig {
 
     fn making(&self, content: &[u8]) -> OpenFile {
         let target = Target { operand: RequestPath::parse(b"new").unwrap(), below: None };
-        let wanted = create::Wanted { size: 0, keep: 0, overwrite: true, brief: false };
+        let wanted = create::Wanted { size: 0, keep: 0, overwrite: true, brief: false, mode: None };
         let (file, _) = create(&self.root, &target, wanted, &GO_ON).unwrap();
         write_all(&file, 0, content).unwrap();
         file
