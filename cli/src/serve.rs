@@ -194,6 +194,7 @@ fn root(args: &ServeArgs, is_daemon: bool) -> Result<Root, String> {
     };
     let failed = |error: std::io::Error| format!("{}: cannot serve: {}", dir.display(), output::reason(&error));
     let bounds = |root: Root| if args.read_only { root.read_only() } else { root };
+    let bounds = |root: Root| if args.listen.is_some() { bounds(root).among_strangers() } else { bounds(root) };
     if dir == Path::new("/") && !is_daemon {
         return Ok(bounds(Root::plain(std::fs::File::open(".").map_err(failed)?.into())));
     }

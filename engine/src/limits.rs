@@ -208,6 +208,13 @@ pub const PIPE_BYTES: usize = 1024 * 1024;
 /// Bytes moved by one hop of the file-to-stream path.
 pub const SPLICE_BYTES: usize = 1024 * 1024;
 
+/// Directories that operands named which one session holds open, those it used last: a copy works with one target and the
+/// sources of the moment.
+pub const OPERANDS_HELD: usize = 16;
+/// Directories below an operand that are held open from when they are made until they get their attributes.
+pub const DIRS_HELD: usize = 128;
+/// The same of which it is remembered what they were, once more are to be held than may be.
+pub const DIRS_KNOWN: usize = 16_384;
 /// Files at least this large are checked against the free space of the file system before they are begun.
 pub const SPACE_CHECK_BYTES: u64 = 1024 * 1024;
 /// How long it is waited for whoever has what an interrupted copy left: a process that is going, or another copy.

@@ -60,6 +60,8 @@ mod hostile_greetings;
 #[cfg(target_os = "linux")]
 mod hostile_in_between;
 #[cfg(target_os = "linux")]
+mod hostile_operands;
+#[cfg(target_os = "linux")]
 mod hostile_proofs;
 #[cfg(target_os = "linux")]
 mod hostile_ranges;

@@ -443,3 +443,55 @@ fn a_read_only_root_refuses_every_change() {
     assert_eq!(names::make_link(&root, &target("new"), b"x", &NO_ATTRIBUTES, Preserve(0)).map(|_| ()), refused);
     assert_eq!(names::set_meta(&root, &target("inside"), &NO_ATTRIBUTES, Preserve(0)).map(|_| ()), refused);
 }
+
+#[test]
+fn a_session_works_with_what_its_operand_named_first() {
+    on_new_and_old_kernels(|| {
+        let trap = Trap::new();
+        let holder = std::sync::Arc::default();
+        let root = trap.confined().held_by(&holder);
+        store(&root, "inside|one", b"1").unwrap();
+        names::make_dir(&root, &target("inside|sub")).unwrap();
+        fs::rename(trap.root.join("inside"), trap.root.join("moved")).unwrap();
+        symlink("deep", trap.root.join("inside")).unwrap();
+        store(&root, "inside|two", b"2").unwrap();
+        store(&root, "inside|sub/three", b"3").unwrap();
+        assert_eq!(listing(&trap.root.join("moved")), ["file", "one", "sub", "two"]);
+        assert_eq!(listing(&trap.root.join("deep")), ["back", "out", "tour"]);
+        assert_eq!(content(&root, "inside|file").unwrap(), b"good");
+
+        // Another session of the same run finds the same; one of another client is told that it has changed.
+        let run = trap.confined().held_by(&std::sync::Arc::default());
+        assert_eq!(content(&run, "inside|file").unwrap(), b"good");
+        let stranger = trap.confined().among_strangers().held_by(&std::sync::Arc::default());
+        assert_eq!(content(&stranger, "inside|file"), Err(Errno::REPLACED));
+
+        // A directory that was made gets its attributes, not what stands in its place by then.
+        fs::rename(trap.root.join("moved/sub"), trap.root.join("moved/made")).unwrap();
+        fs::create_dir(trap.root.join("moved/sub")).unwrap();
+        let attributes = Attributes { mode: 0o700, ..NO_ATTRIBUTES };
+        names::set_meta(&root, &target("inside|sub"), &attributes, Preserve::MODE).unwrap();
+        let mode = |name: &str| fs::metadata(trap.root.join(name)).unwrap().mode() & 0o777;
+        assert_eq!(mode("moved/made"), 0o700);
+        assert_ne!(mode("moved/sub"), 0o700);
+
+        // Once nobody holds it, a name means what it means.
+        drop((root, run, stranger, holder));
+        let root = trap.confined().held_by(&std::sync::Arc::default());
+        assert_eq!(content(&root, "inside|file"), Err(Errno::NOT_FOUND));
+    });
+}
+
+#[test]
+fn a_directory_that_is_not_held_any_more_is_still_known() {
+    let trap = Trap::new();
+    let root = trap.confined().held_by(&std::sync::Arc::default());
+    for number in 0..=crate::limits::DIRS_HELD {
+        names::make_dir(&root, &target(&format!("inside|{number}"))).unwrap();
+    }
+    fs::rename(trap.root.join("inside/0"), trap.root.join("inside/moved")).unwrap();
+    fs::create_dir(trap.root.join("inside/0")).unwrap();
+    let set = |name: &str| names::set_meta(&root, &target(name), &NO_ATTRIBUTES, Preserve(0)).map(|_| ());
+    assert_eq!(set("inside|0"), Err(Errno::REPLACED));
+    assert_eq!(set("inside|1"), Ok(()));
+}

@@ -7,7 +7,7 @@
 
 use super::attributes::{from_stat, kind};
 use super::open::{OpenFile, Role, read_full, write_full};
-use super::resolve::{self, Root, Spot};
+use super::resolve::{self, Handle, Root, Spot};
 use crate::backend::{Errno, NO_ATTRIBUTES};
 use crate::limits::BLOCK_BYTES;
 use crate::wire::frame::{Attributes, Kind};
@@ -35,7 +35,7 @@ pub(super) struct Wanted {
 
 /// Where a file being made will stand, and what is known of what stands there now.
 pub(super) struct Making {
-    pub(super) dir: OwnedFd,
+    pub(super) dir: Handle<'static>,
     pub(super) name: Box<[u8]>,
     pub(super) temp: Option<TempName>,
     /// Mode of the regular file it replaces.

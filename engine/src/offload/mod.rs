@@ -36,6 +36,7 @@ mod create;
 mod jobs;
 mod names;
 mod open;
+mod operands;
 mod partial;
 mod publish;
 mod resolve;
@@ -54,6 +55,8 @@ use crate::backend::{
 };
 use jobs::Made;
 use names::OpenDir;
+use operands::Holder;
+use std::collections::HashMap;
 use std::sync::Arc;
 use table::Table;
 use threads::{Finished, Job, Threads, TicketTag};
@@ -108,6 +111,8 @@ pub struct Offload {
     files: Table<FileTag, File>,
     dirs: Table<DirTag, Dir>,
     underway: Table<TicketTag, Underway>,
+    /// What each session holds open.
+    holders: HashMap<SessionId, Arc<Holder>>,
     finished: Vec<Finished>,
 }
 
@@ -118,7 +123,8 @@ impl Offload {
         attributes::umask();
         let threads = Threads::start(threads, wake)?;
         let underway = Table::new();
-        Ok(Offload { threads, files: Table::new(), dirs: Table::new(), underway, finished: Vec::new() })
+        let (files, dirs) = (Table::new(), Table::new());
+        Ok(Offload { threads, files, dirs, underway, holders: HashMap::new(), finished: Vec::new() })
     }
 
     /// Adds a root that places can name. It stays for as long as `self`.
@@ -135,7 +141,7 @@ impl Offload {
     /// ids given to Close, CloseDir and Publish are stale from here on. Ops that are not about files are
     /// [`Errno::INVALID`].
     pub fn submit(&mut self, op: Op, completions: &mut Vec<Completion>) {
-        match self.hold(&op.kind) {
+        match self.hold(&op.kind, op.token.session) {
             Ok(held) => {
                 let ticket = self.underway.insert(Underway { token: op.token, forsaken: false });
                 self.threads.submit(Job { ticket, op, held });
@@ -175,7 +181,7 @@ impl Offload {
     /// [`Cancel::Session`] all files and directories opened under its tokens are released, and jobs of it that are
     /// still running bring no new ones.
     pub fn cancel(&mut self, cancel: Cancel, completions: &mut Vec<Completion>) {
-        let Offload { threads, files, dirs, underway, .. } = self;
+        let Offload { threads, files, dirs, underway, holders, .. } = self;
         let mut taken = Vec::new();
         threads.cancel(cancel, |job| taken.push(job));
         for Job { ticket, op, held } in taken {
@@ -187,6 +193,7 @@ impl Offload {
         for job in underway.values_mut().filter(|job| job.token.session == session) {
             job.forsaken = true;
         }
+        holders.remove(&session);
         files.remove_where(|entry| entry.owner == session, |entry| threads.release(Held::File(entry.file)));
         let owned = |dir: &Dir| matches!(dir, Dir::Open { owner, .. } if *owner == session);
         dirs.remove_where(owned, |dir| {
@@ -197,27 +204,27 @@ impl Offload {
     }
 
     /// Resolves the ids of an op, taking out of the tables what the op gives up.
-    fn hold(&mut self, kind: &OpKind) -> Result<Held, Errno> {
+    fn hold(&mut self, kind: &OpKind, session: SessionId) -> Result<Held, Errno> {
         match kind {
-            OpKind::Open { place, .. } | OpKind::Load { place, .. } => self.root(place).map(Held::Root),
-            OpKind::Store(store) => self.root(&store.place).map(Held::Root),
+            OpKind::Open { place, .. } | OpKind::Load { place, .. } => self.root(place, session).map(Held::Root),
+            OpKind::Store(store) => self.root(&store.place, session).map(Held::Root),
             OpKind::Close { file } | OpKind::Publish { file, .. } => {
                 self.files.remove(*file).map(|entry| Held::File(entry.file)).ok_or(Errno::STALE_ID)
             }
             OpKind::Read { file, .. } | OpKind::Write { file, .. } => self.held_file(*file),
-            OpKind::Fs(fs) => self.hold_fs(fs),
+            OpKind::Fs(fs) => self.hold_fs(fs, session),
             OpKind::Compute(_) => Ok(Held::Nothing),
             _ => Err(Errno::INVALID),
         }
     }
 
-    fn hold_fs(&mut self, op: &FsOp) -> Result<Held, Errno> {
+    fn hold_fs(&mut self, op: &FsOp, session: SessionId) -> Result<Held, Errno> {
         match op {
             FsOp::Stat { place, .. }
             | FsOp::OpenDir { place }
             | FsOp::MakeDir { place }
             | FsOp::SetMeta { place, .. }
-            | FsOp::MakeLink { place, .. } => self.root(place).map(Held::Root),
+            | FsOp::MakeLink { place, .. } => self.root(place, session).map(Held::Root),
             FsOp::StatOpen { file } | FsOp::HashBlocks { file, .. } => self.held_file(*file),
             FsOp::ReadDir { dir } => match self.dirs.find(*dir) {
                 Some(Dir::Open { dir, .. }) => Ok(Held::Dir(dir.clone())),
@@ -231,7 +238,9 @@ impl Offload {
                     _ => Err(Errno::STALE_ID),
                 },
             },
-            FsOp::Clone { from, to, .. } => Ok(Held::Roots { from: self.root(from)?, to: self.root(to)? }),
+            FsOp::Clone { from, to, .. } => {
+                Ok(Held::Roots { from: self.root(from, session)?, to: self.root(to, session)? })
+            }
             FsOp::FillBlocks { file, store, .. } | FsOp::KeepBlocks { file, store, .. } => {
                 let file = self.file(*file).cloned().ok_or(Errno::STALE_ID)?;
                 match self.dirs.find(*store) {
@@ -247,9 +256,10 @@ impl Offload {
         self.file(id).map(|file| Held::File(file.clone())).ok_or(Errno::STALE_ID)
     }
 
-    fn root(&self, place: &Place) -> Result<Root, Errno> {
+    /// The root of a place, for a session that holds open what it names there.
+    fn root(&mut self, place: &Place, session: SessionId) -> Result<Root, Errno> {
         match self.dirs.find(place.dir) {
-            Some(Dir::Root(root)) => Ok(root.clone()),
+            Some(Dir::Root(root)) => Ok(root.held_by(self.holders.entry(session).or_default())),
             Some(Dir::Open { .. } | Dir::Store(_)) => Err(Errno::INVALID),
             None => Err(Errno::STALE_ID),
         }

@@ -99,7 +99,7 @@ fn describe(dir: BorrowedFd<'_>, name: Vec<u8>) -> Option<DirEntry> {
 
 /// As `mkdir -p`.
 pub(super) fn make_dir(root: &Root, target: &Target) -> Result<(), Errno> {
-    resolve::directory_made(root, target).map(|_| ())
+    resolve::make_directory(root, target)
 }
 
 /// Attributes of an existing directory.

@@ -14,6 +14,7 @@
 //! Fast path: openat2(2) with RESOLVE_BENEATH. Where it is missing or will not follow a link that a careful walk may
 //! follow, [`super::walk`] goes component by component.
 
+use super::operands::{Holder, Identity, Name, Operand};
 use super::walk;
 use crate::backend::Errno;
 use crate::cas::RootIdentity;
@@ -39,7 +40,11 @@ pub(super) const DIR_READ: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).unio
 
 /// Where paths begin, and whether they may lead elsewhere.
 #[derive(Clone)]
-pub struct Root(Arc<Inner>);
+pub struct Root {
+    inner: Arc<Inner>,
+    /// What the session that works here holds open.
+    holder: Option<Arc<Holder>>,
+}
 
 #[derive(Clone)]
 struct Inner {
@@ -47,47 +52,71 @@ struct Inner {
     /// The root's own absolute path, when nothing may lead out of it.
     confined_to: Option<PathBuf>,
     read_only: bool,
+    /// Its sessions have nothing to do with each other.
+    strangers: bool,
+    /// What `dir` is; `None` where nobody can tell, and nothing is held then.
+    identity: Option<Identity>,
 }
 
 impl Root {
     /// Absolute operands begin at `/`, relative ones at `base`. Links are followed by the kernel.
     pub fn plain(base: OwnedFd) -> Root {
-        Root(Arc::new(Inner { dir: Arc::new(base), confined_to: None, read_only: false }))
+        Root::at(base, None)
     }
 
     /// Everything stays below `dir`, whose absolute path without links is `canonical`. Absolute operands must begin with
     /// `canonical`; relative ones begin at `dir`.
     pub fn confined(dir: OwnedFd, canonical: PathBuf) -> Root {
-        Root(Arc::new(Inner { dir: Arc::new(dir), confined_to: Some(canonical), read_only: false }))
+        Root::at(dir, Some(canonical))
+    }
+
+    fn at(dir: OwnedFd, confined_to: Option<PathBuf>) -> Root {
+        let identity = Identity::of_open(dir.as_fd()).ok();
+        Root::of(Inner { dir: Arc::new(dir), confined_to, read_only: false, strangers: false, identity })
+    }
+
+    fn of(inner: Inner) -> Root {
+        Root { inner: Arc::new(inner), holder: None }
     }
 
     /// The same root, under which every change is refused with EROFS.
     pub fn read_only(self) -> Root {
-        Root(Arc::new(Inner { read_only: true, ..Inner::clone(&self.0) }))
+        Root::of(Inner { read_only: true, ..Inner::clone(&self.inner) })
+    }
+
+    /// The same root for sessions of different clients: what one of them holds open under a name is not what another means
+    /// by it, if it has become something else.
+    pub fn among_strangers(self) -> Root {
+        Root::of(Inner { strangers: true, ..Inner::clone(&self.inner) })
+    }
+
+    /// The same root for one session.
+    pub(super) fn held_by(&self, holder: &Arc<Holder>) -> Root {
+        Root { inner: self.inner.clone(), holder: Some(holder.clone()) }
     }
 
     /// Whose blocks in a block store are this root's. From a plain root everything can be reached: it is `/`.
     #[allow(clippy::unnecessary_cast)] // The widths of these fields differ between systems.
     pub fn identity(&self) -> Result<RootIdentity, Errno> {
-        let (path, stat) = match &self.0.confined_to {
-            Some(canonical) => (canonical.as_os_str().as_bytes(), rustix::fs::fstat(&*self.0.dir)?),
+        let (path, stat) = match &self.inner.confined_to {
+            Some(canonical) => (canonical.as_os_str().as_bytes(), rustix::fs::fstat(&*self.inner.dir)?),
             None => (&b"/"[..], rustix::fs::stat("/")?),
         };
         Ok(RootIdentity { path: path.to_vec(), device: stat.st_dev as u64, inode: stat.st_ino as u64 })
     }
 
     fn handle(&self) -> Handle<'_> {
-        Handle::Borrowed(self.0.dir.as_fd())
+        Handle::Borrowed(self.inner.dir.as_fd())
     }
 
     fn check_writable(&self) -> Result<(), Errno> {
-        if self.0.read_only { Err(E::ROFS.into()) } else { Ok(()) }
+        if self.inner.read_only { Err(E::ROFS.into()) } else { Ok(()) }
     }
 
     /// The part of an operand below the directory handle, for a confined root always relative to it.
     fn rest<'t>(&self, target: &'t Target) -> Result<&'t [u8], Errno> {
         let operand = target.operand.as_bytes();
-        match &self.0.confined_to {
+        match &self.inner.confined_to {
             Some(canonical) if target.operand.is_absolute() => {
                 walk::below_prefix(operand, canonical.as_os_str().as_bytes()).ok_or(Errno::OUTSIDE_ROOT)
             }
@@ -100,32 +129,45 @@ impl Root {
         if path.is_empty() {
             return Ok(self.handle());
         }
-        let Some(canonical) = &self.0.confined_to else {
-            return Ok(Handle::Owned(open_at(self.0.dir.as_fd(), path, DIR_HANDLE)?));
+        let Some(canonical) = &self.inner.confined_to else {
+            return Ok(Handle::Owned(open_at(self.inner.dir.as_fd(), path, DIR_HANDLE)?));
         };
-        match open_beneath(self.0.dir.as_fd(), path) {
+        match open_beneath(self.inner.dir.as_fd(), path) {
             Some(result) => Ok(Handle::Owned(result?)),
             None => {
                 let end =
-                    walk::walk(self.0.dir.as_fd(), canonical.as_os_str().as_bytes(), path, walk::Last::Directory)?;
+                    walk::walk(self.inner.dir.as_fd(), canonical.as_os_str().as_bytes(), path, walk::Last::Directory)?;
                 Ok(end.dir)
             }
         }
     }
 }
 
-/// A directory handle, our own or the root's.
+/// A directory handle: our own, the root's, or one that a session holds.
 pub(super) enum Handle<'r> {
     Borrowed(BorrowedFd<'r>),
     Owned(OwnedFd),
+    Operand(Arc<Operand>),
+    Held(Arc<OwnedFd>),
 }
 
 impl Handle<'_> {
-    pub(super) fn into_owned(self) -> Result<OwnedFd, Errno> {
+    /// A descriptor of its own.
+    pub(super) fn into_fd(self) -> Result<OwnedFd, Errno> {
         match self {
             Handle::Owned(fd) => Ok(fd),
-            Handle::Borrowed(fd) => Ok(rustix::io::fcntl_dupfd_cloexec(fd, 0)?),
+            other => Ok(rustix::io::fcntl_dupfd_cloexec(other, 0)?),
         }
+    }
+
+    /// The same for longer than the root is borrowed.
+    pub(super) fn into_owned(self) -> Result<Handle<'static>, Errno> {
+        Ok(match self {
+            Handle::Owned(fd) => Handle::Owned(fd),
+            Handle::Borrowed(fd) => Handle::Owned(rustix::io::fcntl_dupfd_cloexec(fd, 0)?),
+            Handle::Operand(operand) => Handle::Operand(operand),
+            Handle::Held(dir) => Handle::Held(dir),
+        })
     }
 }
 
@@ -134,6 +176,8 @@ impl AsFd for Handle<'_> {
         match self {
             Handle::Borrowed(fd) => fd.as_fd(),
             Handle::Owned(fd) => fd.as_fd(),
+            Handle::Operand(operand) => operand.as_fd(),
+            Handle::Held(dir) => dir.as_fd(),
         }
     }
 }
@@ -166,11 +210,11 @@ impl Spot<'_> {
 pub(super) fn existing<'r>(root: &'r Root, target: &'r Target, follow: bool) -> Result<Spot<'r>, Errno> {
     let path = root.rest(target)?;
     if let Some(below) = &target.below {
-        let operand = root.open_operand(path)?;
+        let operand = operand(root, path, Missing::Fail)?;
         let dir = below_parent(operand, below, Missing::Fail)?;
         return Ok(Spot { dir, name: Cow::Borrowed(below.file_name()), no_follow: true });
     }
-    let Some(canonical) = root.0.confined_to.as_deref().filter(|_| !path.is_empty()) else {
+    let Some(canonical) = root.inner.confined_to.as_deref().filter(|_| !path.is_empty()) else {
         let name = if path.is_empty() { b"." } else { path };
         return Ok(Spot { dir: root.handle(), name: Cow::Borrowed(name), no_follow: !follow });
     };
@@ -179,7 +223,7 @@ pub(super) fn existing<'r>(root: &'r Root, target: &'r Target, follow: bool) -> 
     if !follow || !is_link(&spot)? {
         return Ok(spot);
     }
-    let end = walk::walk(root.0.dir.as_fd(), canonical.as_os_str().as_bytes(), path, walk::Last::Any)?;
+    let end = walk::walk(root.inner.dir.as_fd(), canonical.as_os_str().as_bytes(), path, walk::Last::Any)?;
     Ok(Spot { dir: end.dir, name: Cow::Owned(end.name), no_follow: true })
 }
 
@@ -189,7 +233,7 @@ pub(super) fn new<'r>(root: &'r Root, target: &'r Target) -> Result<Spot<'r>, Er
     root.check_writable()?;
     let path = root.rest(target)?;
     if let Some(below) = &target.below {
-        let operand = operand_dir(root, path, Missing::Make)?;
+        let operand = operand(root, path, Missing::Make)?;
         let dir = below_parent(operand, below, Missing::Make)?;
         return Ok(Spot { dir, name: Cow::Borrowed(below.file_name()), no_follow: true });
     }
@@ -209,23 +253,35 @@ pub(super) enum Missing {
 
 /// A directory: in an operand perhaps through links, below one never.
 pub(super) fn directory<'r>(root: &'r Root, target: &'r Target, missing: Missing) -> Result<Handle<'r>, Errno> {
-    let operand = operand_dir(root, root.rest(target)?, missing)?;
+    let operand = operand(root, root.rest(target)?, missing)?;
     match &target.below {
         None => Ok(operand),
         Some(below) => dirs_below(operand, below.as_bytes(), missing),
     }
 }
 
-/// As [`directory`], for changing the directory's own attributes.
+/// As [`directory`], for changing the directory's own attributes: if the session made it, exactly that one.
 pub(super) fn directory_to_change<'r>(root: &'r Root, target: &'r Target) -> Result<Handle<'r>, Errno> {
     root.check_writable()?;
-    directory(root, target, Missing::Fail)
+    let operand = operand(root, root.rest(target)?, Missing::Fail)?;
+    match (&target.below, operand) {
+        (None, operand) => Ok(operand),
+        (Some(below), Handle::Operand(operand)) => {
+            let base = operand.clone();
+            operand.take_made(below.as_bytes(), || dirs_below(Handle::Operand(base), below.as_bytes(), Missing::Fail))
+        }
+        (Some(below), operand) => dirs_below(operand, below.as_bytes(), Missing::Fail),
+    }
 }
 
-/// As [`directory`], making what is missing.
-pub(super) fn directory_made<'r>(root: &'r Root, target: &'r Target) -> Result<Handle<'r>, Errno> {
+/// Makes a directory, and those above it that are missing. It is held until its attributes change, or the session ends.
+pub(super) fn make_directory(root: &Root, target: &Target) -> Result<(), Errno> {
     root.check_writable()?;
-    directory(root, target, Missing::Make)
+    let operand = operand(root, root.rest(target)?, Missing::Make)?;
+    let Some(below) = &target.below else { return Ok(()) };
+    let base = if let Handle::Operand(operand) = &operand { Some(operand.clone()) } else { None };
+    let made = dirs_below(operand, below.as_bytes(), Missing::Make)?;
+    base.map_or(Ok(()), |base| base.note_made(below.as_bytes(), made))
 }
 
 fn below_parent<'r>(operand: Handle<'r>, below: &RelPath, missing: Missing) -> Result<Handle<'r>, Errno> {
@@ -235,11 +291,26 @@ fn below_parent<'r>(operand: Handle<'r>, below: &RelPath, missing: Missing) -> R
 
 /// The directory `path` below `dir`, no link followed.
 fn dirs_below<'r>(dir: Handle<'r>, path: &[u8], missing: Missing) -> Result<Handle<'r>, Errno> {
+    if let Handle::Operand(operand) = &dir
+        && let Some(held) = operand.held(path)
+    {
+        return Ok(Handle::Held(held));
+    }
     match open_no_links(dir.as_fd(), path) {
         Some(Err(Errno::NOT_FOUND)) if missing == Missing::Make => walk::steps(dir, path, missing),
         Some(result) => Ok(Handle::Owned(result?)),
         None => walk::steps(dir, path, missing),
     }
+}
+
+/// The directory an operand names: for a session, the one that it named first.
+fn operand<'r>(root: &'r Root, path: &[u8], missing: Missing) -> Result<Handle<'r>, Errno> {
+    let (Some(holder), Some(identity), false) = (&root.holder, root.inner.identity, path.is_empty()) else {
+        return operand_dir(root, path, missing);
+    };
+    let name = Name { root: identity, confined: root.inner.confined_to.is_some(), path: path.into() };
+    let open = || operand_dir(root, path, missing)?.into_fd();
+    holder.operand(name, root.inner.strangers, open).map(Handle::Operand)
 }
 
 /// The directory an operand names. What is missing is made from the deepest part that exists; the new levels are

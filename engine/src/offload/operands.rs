@@ -1,0 +1,195 @@
+//! The directories that operands named, and those made below them, held open for as long as a session works there.
+//!
+//! An operand is resolved once. Whoever renames it afterwards, or puts a link or a mount in its place, changes nothing: what
+//! follows goes to the directory that was meant. All sessions of a process find the same one, because the connections of a
+//! run begin one after the other. A directory that was made is held until it gets its attributes, which so cannot be given
+//! to anything else.
+//!
+//! ```text
+//! session --Holder--> Operand (directory, made directories) <--Weak-- KEPT, of the whole process
+//! ```
+
+use super::resolve::Handle;
+use crate::backend::Errno;
+use crate::limits::{DIRS_HELD, DIRS_KNOWN, OPERANDS_HELD};
+use rustix::fs::Stat;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+
+/// Where an operand is resolved from, and its path from there.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Name {
+    pub(super) root: Identity,
+    /// Links on the way may not lead out of the root.
+    pub(super) confined: bool,
+    pub(super) path: Box<[u8]>,
+}
+
+/// Device and inode.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Identity(u64, u64);
+
+impl Identity {
+    #[allow(clippy::unnecessary_cast)] // The widths of these fields differ between systems.
+    pub(super) fn of(stat: &Stat) -> Identity {
+        Identity(stat.st_dev as u64, stat.st_ino as u64)
+    }
+
+    pub(super) fn of_open(fd: BorrowedFd<'_>) -> Result<Identity, Errno> {
+        Ok(Identity::of(&rustix::fs::fstat(fd)?))
+    }
+}
+
+/// All that are held by anybody in this process.
+static KEPT: Mutex<BTreeMap<Name, Weak<Operand>>> = Mutex::new(BTreeMap::new());
+
+/// A directory that an operand names, once it is open.
+pub(super) struct Operand {
+    dir: OnceLock<OwnedFd>,
+    /// Held by whoever opens it: of two who find nothing there only one makes it.
+    opening: Mutex<()>,
+    made: Mutex<Made>,
+}
+
+/// Directories below an operand that were made or found there, and have not got their attributes.
+#[derive(Default)]
+struct Made {
+    by_path: HashMap<Box<[u8]>, Known>,
+    /// In the order in which they were made; some are not there any more.
+    held: VecDeque<Box<[u8]>>,
+    known: VecDeque<Box<[u8]>>,
+}
+
+enum Known {
+    Held(Arc<OwnedFd>),
+    /// Too many of them: what it was is still known.
+    Was(Identity),
+}
+
+impl Operand {
+    fn new() -> Arc<Operand> {
+        Arc::new(Operand { dir: OnceLock::new(), opening: Mutex::new(()), made: Mutex::new(Made::default()) })
+    }
+
+    /// The directory below it that was made as `path` and is still held.
+    pub(super) fn held(&self, path: &[u8]) -> Option<Arc<OwnedFd>> {
+        match lock(&self.made).by_path.get(path) {
+            Some(Known::Held(dir)) => Some(dir.clone()),
+            _ => None,
+        }
+    }
+
+    /// Takes note of a directory that was made, or found where one was to be made.
+    pub(super) fn note_made(&self, path: &[u8], dir: Handle<'_>) -> Result<(), Errno> {
+        let held = if let Handle::Held(dir) = dir { dir } else { Arc::new(dir.into_fd()?) };
+        let made = &mut *lock(&self.made);
+        if made.by_path.insert(path.into(), Known::Held(held)).is_some() {
+            return Ok(());
+        }
+        made.held.push_back(path.into());
+        while made.held.len() > DIRS_HELD
+            && let Some(oldest) = made.held.pop_front()
+        {
+            let Some(known) = made.by_path.get_mut(&oldest) else { continue };
+            if let Known::Held(dir) = known {
+                *known = Known::Was(Identity::of_open(dir.as_fd())?);
+                made.known.push_back(oldest);
+            }
+        }
+        while made.known.len() > DIRS_KNOWN
+            && let Some(oldest) = made.known.pop_front()
+        {
+            if matches!(made.by_path.get(&oldest), Some(Known::Was(_))) {
+                made.by_path.remove(&oldest);
+            }
+        }
+        Ok(())
+    }
+
+    /// The directory that was made as `path`, which gets its attributes now; `find` looks for one that is not held.
+    pub(super) fn take_made<'r>(
+        &self,
+        path: &[u8],
+        find: impl FnOnce() -> Result<Handle<'r>, Errno>,
+    ) -> Result<Handle<'r>, Errno> {
+        let known = lock(&self.made).by_path.remove(path);
+        match known {
+            Some(Known::Held(dir)) => Ok(Handle::Held(dir)),
+            Some(Known::Was(identity)) => {
+                let found = find()?;
+                if Identity::of_open(found.as_fd())? == identity { Ok(found) } else { Err(Errno::REPLACED) }
+            }
+            None => find(),
+        }
+    }
+}
+
+impl AsFd for Operand {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.dir.get().expect("a holder gives out only what it has opened").as_fd()
+    }
+}
+
+/// What one session holds, the one used last at the end. Shared by the helper threads that work for it.
+#[derive(Default)]
+pub(super) struct Holder(Mutex<Vec<(Name, Arc<Operand>)>>);
+
+impl Holder {
+    /// The directory that `name` is held as; `open` opens it if nobody in this process holds it. What another session
+    /// holds is taken as it is, unless `strangers` work here for whom the name may mean something else by now: then it
+    /// must still be the same.
+    pub(super) fn operand(
+        &self,
+        name: Name,
+        strangers: bool,
+        open: impl Fn() -> Result<OwnedFd, Errno>,
+    ) -> Result<Arc<Operand>, Errno> {
+        {
+            let mut held = lock(&self.0);
+            if let Some(index) = held.iter().rposition(|(held, _)| *held == name) {
+                let last = held.len() - 1;
+                held.swap(index, last);
+                return Ok(held[last].1.clone());
+            }
+        }
+        let operand = kept(&name);
+        {
+            let _opening = lock(&operand.opening);
+            match operand.dir.get() {
+                None => {
+                    let opened = open()?;
+                    operand.dir.get_or_init(|| opened);
+                }
+                Some(dir) if strangers => {
+                    if Identity::of_open(open()?.as_fd())? != Identity::of_open(dir.as_fd())? {
+                        return Err(Errno::REPLACED);
+                    }
+                }
+                Some(_) => {}
+            }
+        }
+        let mut held = lock(&self.0);
+        if held.len() >= OPERANDS_HELD {
+            held.remove(0);
+        }
+        held.push((name, operand.clone()));
+        Ok(operand)
+    }
+}
+
+/// What somebody in this process has under this name, or a new one.
+fn kept(name: &Name) -> Arc<Operand> {
+    let mut kept = lock(&KEPT);
+    if let Some(operand) = kept.get(name).and_then(Weak::upgrade) {
+        return operand;
+    }
+    kept.retain(|_, operand| operand.strong_count() > 0);
+    let operand = Operand::new();
+    kept.insert(name.clone(), Arc::downgrade(&operand));
+    operand
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
