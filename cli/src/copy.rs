@@ -95,7 +95,7 @@ pub(crate) fn run(args: &CopyArgs, choice: Choice) -> Exit {
     let work = Work { make, caps, files: (direction, options), links: args.connections, moves: true };
     match (run::client(choice, &peer, &work, &mut output, |report, _| Some(report)), &peer) {
         (Ended::Absent(why), Peer::Remote(dial)) if !dial.must_be_direct() => {
-            sftp::copy::run(dial, &job, &mut output, &why)
+            sftp::copy::run(dial, &job, &mut output, why)
         }
         (ended, _) => ended.or_absent(&mut output),
     }

@@ -12,8 +12,8 @@ use crate::keygen;
 use crate::remote;
 use crate::run::News;
 use crate::signals;
-use haul_engine::session::Failure;
 use haul_engine::session::client::{Invitation, Opening, Patience, Seat};
+use haul_engine::session::{Failure, Reason};
 use haul_engine::wire::frame::Ext;
 use haul_engine::wire::hello::Greeting;
 use haul_engine::wire::seal::Secret;
@@ -60,7 +60,7 @@ impl Address {
 
     /// What it is called where connections are made, in the order in which the system would try.
     fn resolve(&self) -> Result<Vec<SocketAddr>, Failure> {
-        let failed = |why: &str| Failure::connection(WHAT, format!("{self}: {why}"));
+        let failed = |why: &str| Failure::connection(WHAT, format!("{self}: {why}")).because(Reason::NoConnection);
         // A name server may take long, and the user may not want to wait for it.
         let (sender, found) = sync_channel(1);
         let Address { name, port } = self.clone();
@@ -129,7 +129,8 @@ impl Daemon {
     /// How to come to the address of this number, and what to ask for there.
     fn invitation(&self, number: usize, greeting: Greeting) -> Result<Invitation, Failure> {
         let address = self.addresses()?.get(number).copied();
-        let address = address.ok_or_else(|| Failure::connection(WHAT, "there is no other address"))?;
+        let address = address
+            .ok_or_else(|| Failure::connection(WHAT, "there is no other address").because(Reason::NoConnection))?;
         let ext = greeting.ext.map(|ext| if self.plain { ext.or(Ext::PLAIN) } else { ext });
         let greeting = Greeting { ext, ..greeting };
         Ok(Invitation::by_daemon(address, self.key.clone(), greeting, remote::random))

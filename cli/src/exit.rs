@@ -1,8 +1,6 @@
 //! Exit codes, rsync's where they fit.
 
-use haul_engine::backend::Errno;
-use haul_engine::session::{Cause, Failure};
-use haul_engine::wire::frame::ErrorCode;
+use haul_engine::session::{Cause, Failure, Reason};
 use std::process::ExitCode;
 
 /// How the program ends. The numbers are part of the interface; README and `--help` list them.
@@ -61,39 +59,24 @@ Exit codes:
 
 /// The code of a failure that concerns one path.
 pub(crate) fn of_failure(failure: &Failure) -> Exit {
-    const DISK: [i32; 4] = [5, 27, 28, 122]; // EIO, EFBIG, ENOSPC, EDQUOT in Linux numbering, as codes travel
-    let code = failure.code();
-    let errno = code.0.checked_sub(ErrorCode::ERRNO_BASE).map(i32::from);
-    match errno {
-        Some(errno) if DISK.contains(&errno) => Exit::FileIo,
-        Some(2) if matches!(failure.what, "cannot open" | "cannot get") => Exit::Vanished,
+    match failure.kind {
+        Reason::Full | Reason::Quota | Reason::Disk => Exit::FileIo,
+        Reason::Vanished => Exit::Vanished,
         _ => Exit::Partial,
     }
 }
 
-/// The code of a failure of the whole connection. What a remote shell printed decides nothing.
+/// The code of a failure of the whole connection.
 pub(crate) fn of_fatal(failure: &Failure) -> Exit {
-    let late = |why: &str| {
-        why == "the server did not answer in time"
-            || why.contains("has said nothing for")
-            || why.contains("has read nothing for")
-    };
-    match (failure.what, &failure.cause) {
-        (_, Cause::Rule(_)) => Exit::Usage,
-        ("the remote side did not answer in time", _) => Exit::ConnectTimeout,
-        ("cannot start haul on the remote side", _) => Exit::Start,
-        ("handshake", Cause::Connection(why)) if why.contains("version mismatch") => Exit::Protocol,
-        ("handshake", Cause::Connection(why)) if late(why) => Exit::ConnectTimeout,
-        ("handshake", _) => Exit::Start,
-        ("no direct connection" | "no connection", Cause::Connection(why))
-            if late(why) || why.contains("does not answer") =>
-        {
-            Exit::ConnectTimeout
-        }
-        ("no direct connection" | "no connection", _) => Exit::Socket,
-        (_, Cause::Connection(why)) if late(why) => Exit::Timeout,
-        ("protocol error", _) => Exit::Protocol,
-        (_, Cause::Here(Errno(_))) => Exit::Socket,
+    match failure.kind {
+        Reason::Rule | Reason::NeedsRecursive | Reason::Unexpected => Exit::Usage,
+        Reason::Late => Exit::ConnectTimeout,
+        Reason::NotInstalled | Reason::Unusable | Reason::NoStart | Reason::Greeting => Exit::Start,
+        Reason::Refused | Reason::Protocol => Exit::Protocol,
+        Reason::NoConnection => Exit::Socket,
+        Reason::Silent => Exit::Timeout,
+        Reason::Ssh => Exit::Ssh,
+        _ if matches!(failure.cause, Cause::Here(_)) => Exit::Socket,
         _ => Exit::Stream,
     }
 }

@@ -5,9 +5,9 @@ use crate::exit::{self, Exit};
 use crate::tuner::{Decision, Rate};
 use crate::unkept::{self, Tally};
 use haul_engine::session::report::{Direction, Progress, Report};
-use haul_engine::session::{Cause, Failure};
+use haul_engine::session::{Failure, Reason};
 use haul_engine::wire::display::Printable;
-use haul_engine::wire::frame::{ErrorCode, Hash, Unkept};
+use haul_engine::wire::frame::{Hash, Unkept};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -203,9 +203,9 @@ impl Output {
                 self.json("notice", json!({"text": text}));
             }
             Report::Peer(peer) => {
-                self.peer_keeps = self.args.uploads && peer.starts_with("bcmr");
+                self.peer_keeps = self.args.uploads && peer.base;
                 if self.args.verbose && !self.args.json {
-                    self.note(&format!("{peer} answers"));
+                    self.note(&format!("{} answers", peer.words));
                 }
             }
             Report::Direct { address, plain } => self.direct(address, plain),
@@ -551,30 +551,16 @@ pub(crate) fn put_name(fields: &mut Value, key: &str, name: &[u8]) {
 
 /// What to do next, where there is something to do.
 fn hint(failure: &Failure) -> Option<&'static str> {
-    const NOSPC: u16 = ErrorCode::ERRNO_BASE + 28;
-    const DQUOT: u16 = ErrorCode::ERRNO_BASE + 122;
-    const ROFS: u16 = ErrorCode::ERRNO_BASE + 30;
-    const NAMETOOLONG: u16 = ErrorCode::ERRNO_BASE + 36;
-    let base_peer = matches!(failure.cause, Cause::There { code: ErrorCode::NONE, .. });
-    match failure.code().0 {
-        NOSPC | DQUOT if base_peer => Some("there is no room at the target; this peer may not have kept the old file"),
-        NOSPC => Some("the target's file system is full; the old file, if any, is untouched"),
-        DQUOT => Some("the target's disk quota is used up; the old file, if any, is untouched"),
-        ROFS => Some("the target's file system is mounted read-only"),
-        NAMETOOLONG => Some("most file systems allow 255 bytes for one name"),
-        _ => {
-            let reason = failure.reason();
-            if reason.contains("-r was not given") {
-                Some("use -r to copy directories")
-            } else if reason.contains("it is not installed there") {
-                Some("copy this program to a directory on the PATH there, or name it with --remote-path")
-            } else if reason.contains("the program there cannot be run") {
-                Some(
-                    "copy a haul built for that machine to a directory on the PATH there that programs may be run from",
-                )
-            } else {
-                None
-            }
+    Some(match failure.kind {
+        Reason::Full => "the target's file system is full; the old file, if any, is untouched",
+        Reason::Quota => "the target's disk quota is used up; the old file, if any, is untouched",
+        Reason::ReadOnlyMount => "the target's file system is mounted read-only",
+        Reason::NameTooLong => "most file systems allow 255 bytes for one name",
+        Reason::NeedsRecursive => "use -r to copy directories",
+        Reason::NotInstalled => "copy this program to a directory on the PATH there, or name it with --remote-path",
+        Reason::Unusable => {
+            "copy a haul built for that machine to a directory on the PATH there that programs may be run from"
         }
-    }
+        _ => return None,
+    })
 }

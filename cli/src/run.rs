@@ -22,11 +22,11 @@ use haul_engine::block::Pool;
 use haul_engine::limits::PIPE_BYTES;
 use haul_engine::offload::Root;
 use haul_engine::queue::Queue;
-use haul_engine::session::Failure;
 use haul_engine::session::client::{Client, Invitation, NOWHERE, Opening};
 use haul_engine::session::plan::{Operand, Options};
 use haul_engine::session::report::{Direction, Progress, Report, Reporter, SharedProgress};
 use haul_engine::session::server::Server;
+use haul_engine::session::{Cause, Failure, Reason};
 use haul_engine::wire::frame::Caps;
 use haul_engine::worker::Worker;
 use rustix::process::{Pid, Signal};
@@ -126,7 +126,7 @@ pub(crate) enum Ended {
     /// The process ends with this code; everything has been said.
     Exit(Exit),
     /// There is nobody at the other end who could answer, for this reason. Nothing has been said.
-    Absent(String),
+    Absent(Failure),
 }
 
 impl Ended {
@@ -134,14 +134,15 @@ impl Ended {
     pub(crate) fn or_absent(self, output: &mut Output) -> Exit {
         match self {
             Ended::Exit(exit) => exit,
-            Ended::Absent(why) => absent(output, &why, ""),
+            Ended::Absent(failure) => absent(output, failure, ""),
         }
     }
 }
 
 /// Says that nobody is there, and the end.
-pub(crate) fn absent(output: &mut Output, why: &str, more: &str) -> Exit {
-    output.fatal(&Failure::connection("cannot start haul on the remote side", format!("{why}{more}")), Exit::Start);
+pub(crate) fn absent(output: &mut Output, failure: Failure, more: &str) -> Exit {
+    let why = format!("{}{more}", failure.why());
+    output.fatal(&Failure { cause: Cause::Connection(why), ..failure }, Exit::Start);
     output.finish()
 }
 
@@ -295,7 +296,7 @@ fn attempt(
         }
         // ssh has said on stderr what is wrong.
         Some(_) if shell == Some(255) && !connected => {
-            output.fatal(&Failure::connection("ssh failed", ""), Exit::Ssh);
+            output.fatal(&Failure::connection("ssh failed", "").because(Reason::Ssh), Exit::Ssh);
         }
         Some(Report::Redial { version }) => return Attempt::Redial(version),
         Some(Report::Absent(why)) => return Attempt::Ended(Ended::Absent(why)),

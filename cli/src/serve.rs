@@ -17,12 +17,12 @@ use haul_engine::limits::{
     POOL_SMALL_BLOCKS, SECOND,
 };
 use haul_engine::offload::Root;
-use haul_engine::session::Failure;
 use haul_engine::session::Session;
 use haul_engine::session::acceptor::Acceptor;
 use haul_engine::session::doorman::{Daemon, Doorman};
 use haul_engine::session::rendezvous::Direct;
 use haul_engine::session::server::Server;
+use haul_engine::session::{Failure, Reason};
 use haul_engine::worker::Worker;
 use std::cell::{Cell, RefCell};
 use std::io::Write;
@@ -175,7 +175,7 @@ fn said(result: Result<(), Failure>) -> Exit {
         Ok(()) => Exit::Success,
         Err(failure) => {
             // What is said here comes out on the client's terminal, and a client that is gone knows that it is.
-            if failure.what != "connection" {
+            if failure.kind != Reason::Lost {
                 output::error(&failure.reason());
             }
             // As base servers: 1 for anything that is not the protocol.

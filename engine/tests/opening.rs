@@ -8,7 +8,7 @@ use haul_engine::session::inspect::{self, Question};
 use haul_engine::session::plan::Operand;
 use haul_engine::session::report::{Progress, Report};
 use haul_engine::session::server::Server;
-use haul_engine::session::{Cause, Failure};
+use haul_engine::session::{Cause, Failure, Reason};
 use haul_engine::sim::{FaultPlan, SimBackend, SimPeer, World};
 use haul_engine::wire::encode;
 use haul_engine::wire::frame::{Caps, Dialect, ErrorCode, Ext, Frame};
@@ -171,7 +171,7 @@ fn assert_fatal(report: &Report, what: &str, why: &str) {
 }
 
 fn is_absent(report: &Report, because: &str) -> bool {
-    matches!(report, Report::Absent(why) if why == because)
+    matches!(report, Report::Absent(failure) if failure.why() == because)
 }
 
 fn redialled(version: u8) -> Opening {
@@ -196,7 +196,7 @@ fn whoever_the_start_line_names_is_greeted_in_its_own_version() {
         }
         let last = scene.last();
         let reports = scene.reports.borrow();
-        assert!(matches!(&reports[0], Report::Peer(peer) if peer == words), "{reports:?}");
+        assert!(matches!(&reports[0], Report::Peer(peer) if peer.words == words), "{reports:?}");
         // The name cannot be sent in a base frame; that much only who has been greeted finds out.
         assert_eq!(matches!(last, Report::Failed(_)), agreed == Ext::NONE, "{last:?}");
     }
@@ -330,10 +330,13 @@ fn a_second_connection_begins_with_the_other_version_at_once_and_is_the_last() {
 }
 
 #[test]
-fn versions_that_nobody_here_speaks_are_not_dialled_for() {
+fn a_refusal_in_whatever_words_is_worth_the_other_version_and_no_more() {
     for server in [0, 1, 3, 255] {
         let report = outcome(opening(), [Hear(base(&strict(1))), Say(mismatch(server))]);
+        assert!(matches!(report, Report::Redial { version: 2 }), "{report:?}");
+        let report = outcome(redialled(2), [Hear(base(&strict(2))), Say(mismatch(server))]);
         assert_fatal(&report, "handshake", &format!("protocol version mismatch: client=1 server={server}"));
+        assert!(matches!(&report, Report::Fatal(failure) if failure.kind == Reason::Refused), "{report:?}");
     }
     // haul speaks both; one that refuses both is of another time.
     let report = outcome(opening(), [line("haul 9"), Hear(base(&full())), Say(mismatch(2))]);

@@ -293,7 +293,7 @@ fn met(last: Report) -> Met {
         Report::Direct { address, plain } => Met::At { address, plain },
         _ if signals::stopped() => Met::Stopped,
         Report::Fatal(failure) | Report::NotDirect(failure) => Met::Not(failure),
-        Report::Absent(why) => Met::Not(Failure::connection("no direct connection", why)),
+        Report::Absent(failure) => Met::Not(Failure { what: "no direct connection", ..failure }),
         _ => Met::Not(Failure::connection("no direct connection", "the server ended it without a word")),
     }
 }

@@ -18,9 +18,9 @@ use crate::remote::Dial;
 use crate::run;
 use crate::signals;
 use haul_engine::backend::Errno;
-use haul_engine::session::Failure;
 use haul_engine::session::plan::{Landing, Operand, skip_reason};
 use haul_engine::session::report::{Direction, Progress, Report};
+use haul_engine::session::{Failure, Reason};
 use haul_engine::wire::frame::{Kind, Preserve};
 use haul_engine::wire::path::RelPath;
 use std::ffi::OsStr;
@@ -35,9 +35,10 @@ use std::time::{Duration, Instant, SystemTime};
 /// How often the progress line moves.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Copies everything, says how it went, and with which code the process ends. `why` nobody else answers.
-pub(crate) fn run(dial: &Dial, job: &Job, output: &mut Output, why: &str) -> Exit {
-    let Some(child) = dial.sftp() else { return run::absent(output, why, "") };
+/// Copies everything, says how it went, and with which code the process ends. Nobody else answers, for this reason.
+pub(crate) fn run(dial: &Dial, job: &Job, output: &mut Output, nobody: Failure) -> Exit {
+    let Some(child) = dial.sftp() else { return run::absent(output, nobody, "") };
+    let why = nobody.why();
     let host = &dial.host;
     let owners = if job.options.preserve.has(Preserve::OWNER) { "; owners are not kept" } else { "" };
     let text =
@@ -51,7 +52,7 @@ pub(crate) fn run(dial: &Dial, job: &Job, output: &mut Output, why: &str) -> Exi
             return output.finish();
         }
         Ok(Err(_)) if run::stopped_after_all(true) => Err(Trouble::Stopped),
-        Ok(Err(_)) => return run::absent(output, why, ", and no SFTP server answers either"),
+        Ok(Err(_)) => return run::absent(output, nobody, ", and no SFTP server answers either"),
         Ok(Ok(mut sftp)) => {
             progress.connected.store(1, Ordering::Relaxed);
             let ended = Carrier::new(&mut sftp, job, output, &progress).carry();
@@ -67,7 +68,8 @@ pub(crate) fn run(dial: &Dial, job: &Job, output: &mut Output, why: &str) -> Exi
             return Exit::Interrupted;
         }
         Err(trouble) => {
-            let failure = Failure::connection("connection lost", trouble);
+            let kind = if matches!(trouble, Trouble::Silent(_)) { Reason::Silent } else { Reason::Lost };
+            let failure = Failure::connection("connection lost", trouble).because(kind);
             output.fatal(&failure, exit::of_fatal(&failure));
         }
         Ok(()) => {}
@@ -109,6 +111,16 @@ pub(super) enum Why {
 impl From<Trouble> for Why {
     fn from(trouble: Trouble) -> Why {
         Why::All(trouble)
+    }
+}
+
+impl Why {
+    /// The same, of a source that was found a moment ago.
+    pub(super) fn of_source(self) -> Why {
+        match self {
+            Why::This(failure) => Why::This(failure.of_source()),
+            all => all,
+        }
     }
 }
 
@@ -211,7 +223,7 @@ impl<'a> Carrier<'a> {
             }
             Kind::Directory => {
                 let rule = "it is a directory, and -r was not given";
-                Err(Why::This(Failure::rule(&source.shown, "left out", rule)))
+                Err(Why::This(Failure::rule(&source.shown, "left out", rule).because(Reason::NeedsRecursive)))
             }
             Kind::Regular => self.file(&spot),
             _ => Err(Why::This(Failure::here(&source.shown, "cannot open", Errno::NOT_REGULAR))),
@@ -363,7 +375,7 @@ impl<'a> Carrier<'a> {
     /// Why a file has not got its name; what was made of it is removed, if there still is somebody who can do that.
     pub(super) fn abandon(&mut self, temp: &[u8], why: Why) -> Why {
         match why {
-            Why::All(Trouble::Lost(_)) => return why,
+            Why::All(Trouble::Lost(_) | Trouble::Silent(_)) => return why,
             Why::All(_) => self.sftp.last_words(),
             Why::This(_) => {}
         }

@@ -19,8 +19,9 @@ const WINDOW: usize = 64;
 impl Carrier<'_> {
     /// One file up.
     pub(super) fn put(&mut self, spot: &Spot) -> Result<u64, Why> {
-        let file = open_regular(&spot.here).map_err(here(&spot.source, "cannot open"))?;
-        let meta = file.metadata().map_err(here(&spot.source, "cannot open"))?;
+        let unopened = |error| here(&spot.source, "cannot open")(error).of_source();
+        let file = open_regular(&spot.here).map_err(unopened)?;
+        let meta = file.metadata().map_err(unopened)?;
         self.expect(meta.len());
         let refused = there(&spot.target, "cannot create");
         let old = match self.sftp.stat(&spot.there, false) {
@@ -85,7 +86,7 @@ impl Carrier<'_> {
 
     /// One file down.
     pub(super) fn get(&mut self, spot: &Spot) -> Result<u64, Why> {
-        let refused = there(&spot.source, "cannot open");
+        let refused = |trouble| there(&spot.source, "cannot open")(trouble).of_source();
         let failed = here(&spot.target, "cannot create");
         let old = match fs::symlink_metadata(&spot.here) {
             Ok(meta) => replaceable(kind(&meta), &spot.target)?.then(|| meta.mode() & 0o777),

@@ -13,7 +13,7 @@ mod packet;
 
 use crate::{remote, run, signals};
 use haul_engine::limits::STALL_TIMEOUT;
-use haul_engine::session::{Cause, Failure};
+use haul_engine::session::Failure;
 use haul_engine::wire::display::Printable;
 use haul_engine::wire::frame::ErrorCode;
 use packet::{Attrs, Fields, Reader, malformed};
@@ -76,6 +76,8 @@ pub(crate) enum Trouble {
     Refused { code: u32, message: Vec<u8> },
     /// The connection is of no use any more.
     Lost(String),
+    /// Nor is this one: the server says and takes nothing.
+    Silent(&'static str),
     /// The user wants to stop.
     Stopped,
 }
@@ -85,6 +87,7 @@ impl fmt::Display for Trouble {
         match self {
             Trouble::Refused { message, .. } => Printable(message).fmt(f),
             Trouble::Lost(why) => f.write_str(why),
+            Trouble::Silent(why) => f.write_str(why),
             Trouble::Stopped => f.write_str("stopped"),
         }
     }
@@ -105,7 +108,7 @@ impl Trouble {
             _ => (ErrorCode::OTHER, message),
         };
         let message = [what.as_bytes(), b": ", &words].concat();
-        Ok(Failure { path: path.to_vec(), what, cause: Cause::There { code, message } })
+        Ok(Failure::there(path, what, code, message))
     }
 }
 
@@ -212,7 +215,7 @@ impl Sftp {
             None => since.elapsed() > Duration::from_nanos(nanoseconds),
         };
         if late {
-            return Err(Trouble::Lost(why.to_string()));
+            return Err(Trouble::Silent(why));
         }
         let timeout = Timespec { tv_sec: 0, tv_nsec: TICK.as_nanos() as _ };
         let end = match &self.input {

@@ -353,7 +353,7 @@ fn a_server_that_does_not_greet_well_is_told_from_one_of_another_version() {
     let error = |text: &str| bytes_of(&Frame::Error { message: text.into(), code: ErrorCode(0) }, BASE);
     let table = [
         (2, "version mismatch: client=1 server=9", error("protocol version mismatch: client=1 server=9")),
-        (5, "handshake: not today", error("not today")),
+        (2, "handshake: not today", error("not today")),
         (5, "handshake: the server's first frame was not Welcome", bytes_of(&Frame::Ok { hash: None }, BASE)),
         (5, "handshake: the peer announced a frame", b"Welcome to this machine\n".to_vec()),
         (5, "handshake: the server closed the connection without an answer", Vec::new()),
@@ -435,6 +435,6 @@ fn words_of_the_server_cannot_act_on_the_terminal() {
             let words = String::from_utf8_lossy(words).into_owned().into_bytes();
             far.send(&Frame::Error { message: words, code: ErrorCode(0) });
         });
-        scene.assert_said(5, "handshake: no\\x1b[2J");
+        scene.assert_said(2, "handshake: no\\x1b[2J");
     }
 }

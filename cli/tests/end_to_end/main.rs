@@ -98,6 +98,8 @@ mod namespaces;
 #[cfg(target_os = "linux")]
 mod options;
 #[cfg(target_os = "linux")]
+mod peer_words;
+#[cfg(target_os = "linux")]
 mod plaintext;
 #[cfg(target_os = "linux")]
 mod ranges;

@@ -1,7 +1,7 @@
 //! One request of a client, from the first thought to the answer.
 
 use super::link::Incoming;
-use super::{Cause, Failure, Io, Outcome};
+use super::{Failure, Io, Outcome};
 use crate::backend::OpKind;
 use crate::wire::frame::{Attributes, Ext, Frame, Hash, ListEntry, TreeEntry, Unkept};
 
@@ -135,16 +135,14 @@ impl Ask for Simple {
 
     fn on_incoming(&mut self, incoming: Incoming, _: &mut Io<'_, '_>) -> Result<bool, Failure> {
         let Incoming::Frame(frame) = incoming else {
-            return Err(Failure::connection("protocol error", "the server sent data that was not asked for"));
+            return Err(Failure::protocol("the server sent data that was not asked for"));
         };
-        self.answer = Some(match frame {
-            Frame::Error { message, code } => {
-                Err(Failure { path: self.path.clone(), what: self.what, cause: Cause::There { code, message } })
-            }
-            frame => Ok((self.reply)(frame).ok_or_else(|| {
-                Failure::connection("protocol error", "the server sent another reply than asked for")
-            })?),
-        });
+        self.answer =
+            Some(match frame {
+                Frame::Error { message, code } => Err(Failure::there(&self.path, self.what, code, message)),
+                frame => Ok((self.reply)(frame)
+                    .ok_or_else(|| Failure::protocol("the server sent another reply than asked for"))?),
+            });
         Ok(true)
     }
 

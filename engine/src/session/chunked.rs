@@ -14,7 +14,7 @@ use super::link::Incoming;
 use super::receiver::{Order, Receiver, Way};
 use super::source::{Purpose, Source};
 use super::verb::{Body, Verb, reply, reply_failure};
-use super::{Cause, Failure, Io, Outcome, get, range};
+use super::{Failure, Io, Outcome, get, range};
 use crate::backend::{DirId, Errno, FileId, Finish, OpKind, OpenMode, Output, Place};
 use crate::queue::Range;
 use crate::tree_hash::HASH_BLOCK_BYTES;
@@ -352,8 +352,7 @@ impl Ask for Fetch {
                 return Ok(true);
             }
             Incoming::Frame(Frame::Error { message, code }) => {
-                let cause = Cause::There { code, message };
-                let failure = Failure { path: self.part.remote_path.clone(), what: "cannot get", cause };
+                let failure = Failure::there(&self.part.remote_path, "cannot get", code, message).of_source();
                 self.give_up(failure, io);
                 return Ok(true);
             }
@@ -371,7 +370,7 @@ impl Ask for Fetch {
                 self.theirs = Some(blocks);
             }
             Incoming::Frame(_) => {
-                return Err(Failure::connection("protocol error", "the server answered GetChunked with another reply"));
+                return Err(Failure::protocol("the server answered GetChunked with another reply"));
             }
             Incoming::Data { len } => self.receiver(io).begin(len, io),
             Incoming::Compressed { codec, original, len } => self.receiver(io).begin_packed(codec, original, len, io),
@@ -509,11 +508,10 @@ impl Ask for Send {
                 Ok(true)
             }
             Incoming::Frame(Frame::Error { message, code }) if self.announced => {
-                let cause = Cause::There { code, message };
-                self.give_up(Failure { path: self.part.remote_path.clone(), what: "cannot put", cause }, io);
+                self.give_up(Failure::there(&self.part.remote_path, "cannot put", code, message), io);
                 Ok(true)
             }
-            _ => Err(Failure::connection("protocol error", "the server answered PutChunked with another reply")),
+            _ => Err(Failure::protocol("the server answered PutChunked with another reply")),
         }
     }
 

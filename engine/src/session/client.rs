@@ -9,11 +9,11 @@
 use super::codec::Policy;
 use super::lead::Lead;
 use super::link::{Incoming, Link};
-use super::meeting::{BASE_IS_SEALED, Meeting, Step};
+use super::meeting::{BASE_IS_SEALED, Meeting, Step, no_direct};
 use super::opening::Opener;
 use super::report::{Report, Reporter, SharedProgress};
 use super::silence::Silence;
-use super::{Context, Failure, Flow, Io, Outcome, Quotas, Session, Terms};
+use super::{Context, Failure, Flow, Io, Outcome, Quotas, Reason, Session, Terms};
 use crate::backend::{Completion, OpKind, Output, StreamId, Time, Token};
 use crate::limits::{CLIENT_LOAD_AHEAD, CLIENT_WINDOW_REQUESTS, LEAVE_TIMEOUT, LOOK_AGAIN, OFFLOAD_THREADS, SECOND};
 use crate::wire::compress::Codec;
@@ -286,14 +286,14 @@ impl Client {
         }
         match self.wish.take() {
             Some((Wish { plain: true, .. }, ..)) if !terms.ext(Ext::KEYED) => {
-                return Err(Failure::connection("no direct connection", BASE_IS_SEALED).into());
+                return Err(no_direct(BASE_IS_SEALED).into());
             }
             Some((wish, greeting, patience)) if terms.caps.has(Caps::DIRECT_TCP) => {
                 self.phase = Phase::Meeting(Box::new(Meeting::new(wish, greeting, terms, patience)));
                 self.terms = terms;
             }
             Some((Wish { required: true, .. }, ..)) => {
-                return Err(Failure::connection("no direct connection", "the server does not offer any").into());
+                return Err(no_direct("the server does not offer any").into());
             }
             Some(_) => {
                 (self.reporter)(Report::Notice("no direct connection: the server does not offer any".to_string()));
@@ -401,7 +401,7 @@ impl Client {
                 continue;
             }
             let Some(&transfer) = self.asks.unanswered.front() else {
-                return Err(Failure::connection("protocol error", "the server sent a reply to nothing"));
+                return Err(Failure::protocol("the server sent a reply to nothing"));
             };
             if let Incoming::Frame(Frame::Unkept(what)) = incoming {
                 if let Some(asked) = self.asks.all.get_mut(&transfer) {
@@ -521,14 +521,11 @@ impl Client {
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<Flow, Report> {
         if self.stall_deadline().is_some_and(|deadline| deadline <= cx.now) {
             let seconds = self.stall() / SECOND;
-            return Err(
-                Failure::connection("connection", format!("the server has read nothing for {seconds} s")).into()
-            );
+            return Err(silent(format!("the server has read nothing for {seconds} s")).into());
         }
         if self.answer_deadline().is_some_and(|deadline| deadline <= cx.now) {
             let seconds = self.silence.answer(self.owed_work()) / SECOND;
-            let why = format!("the server has said nothing for {seconds} s");
-            return Err(Failure::connection("connection", why).into());
+            return Err(silent(format!("the server has said nothing for {seconds} s")).into());
         }
         if matches!(self.phase, Phase::Meeting(_)) && self.link.is_nowhere() {
             if self.driver.is_unwanted() {
@@ -591,8 +588,7 @@ impl Client {
             (Phase::Opening(opener), errno) => opener.lost(errno),
             // Who carries the stream, ssh or the kernel, found out first that nobody is there.
             (Phase::Working, _) if self.silence.is_suspicious(silent) => {
-                let why = format!("the server has said nothing for {} s", silent / SECOND);
-                Failure::connection("connection", why).into()
+                self::silent(format!("the server has said nothing for {} s", silent / SECOND)).into()
             }
             (_, Some(errno)) => Failure::connection("connection lost", errno).into(),
             (_, None) => Failure::connection("connection lost", "the server closed it").into(),
@@ -706,4 +702,8 @@ impl Session for Client {
             (Phase::Leaving { .. }, None) => "client leaving",
         }
     }
+}
+/// The server said or took nothing for too long.
+fn silent(why: String) -> Failure {
+    Failure::connection("connection", why).because(Reason::Silent)
 }

@@ -13,7 +13,7 @@ use super::jobs::Jobs;
 use super::lead::Lead;
 use super::plan::{Landing, Operand, skip_reason, unreadable};
 use super::report::{Report, Reporter, SharedProgress};
-use super::{Failure, Outcome, list, stat, tree, verb};
+use super::{Failure, Outcome, Reason, list, stat, tree, verb};
 use crate::backend::{DirId, Errno, FsOp, NO_ATTRIBUTES, OpKind, Output, Place, StreamId};
 use crate::limits::PAGE_ENTRIES;
 use crate::queue::Queue;
@@ -164,7 +164,9 @@ impl Download {
             Kind::Directory if self.landing.options.recursive => self.begin_listing(source, target, attributes, desk),
             Kind::Directory => {
                 let rule = "it is a directory, and -r was not given";
-                desk.report(Report::Failed(Failure::rule(&source.shown, "left out", rule)));
+                desk.report(Report::Failed(
+                    Failure::rule(&source.shown, "left out", rule).because(Reason::NeedsRecursive),
+                ));
             }
             Kind::Regular => {
                 let remote = Target { operand: source.path, below: None };

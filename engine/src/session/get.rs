@@ -20,7 +20,7 @@ use super::proof::{Part, Proof, hash_of};
 use super::receiver::{Order, Receiver, Way};
 use super::source::{Chunk, Purpose, Source};
 use super::verb::{Verb, reply, reply_failure};
-use super::{Cause, Failure, Io, Outcome};
+use super::{Failure, Io, Outcome};
 use crate::backend::{Finish, OpKind, Place};
 use crate::limits::UNORDERED_BLOCKS;
 use crate::tree_hash::HASH_BLOCK_BYTES;
@@ -291,12 +291,11 @@ impl Fetch {
                 return Ok(self.on_rest(Ok(hash), io));
             }
             Incoming::Frame(Frame::Error { message, code }) => {
-                let cause = Cause::There { code, message };
-                let failure = Failure { path: self.wanted.remote_path.clone(), what: "cannot get", cause };
+                let failure = Failure::there(&self.wanted.remote_path, "cannot get", code, message).of_source();
                 return Ok(self.on_rest(Err(failure), io));
             }
             Incoming::Frame(_) => {
-                return Err(Failure::connection("protocol error", "the server answered Get with another reply"));
+                return Err(Failure::protocol("the server answered Get with another reply"));
             }
             Incoming::Data { len } => self.receiver(None, io).begin(len, io),
             Incoming::Compressed { codec, original, len } => {
@@ -339,7 +338,7 @@ impl Ask for Fetch {
     }
 
     fn on_incoming(&mut self, incoming: Incoming, io: &mut Io<'_, '_>) -> Result<bool, Failure> {
-        let broken = |what| Err(Failure::connection("protocol error", what));
+        let broken = |what| Err(Failure::protocol(what));
         // What is wrong where there is no hash Get will say.
         let answer = match &incoming {
             Incoming::Frame(Frame::HashResponse { hash }) => Some(Some(*hash)),

@@ -239,7 +239,7 @@ impl Jobs {
                 let (path, what) =
                     if down { (&job.target_shown, "cannot create") } else { (&job.source_shown, "cannot open") };
                 let failure = Failure::here(path, what, errno);
-                return self.finish(job, Err(failure));
+                return self.finish(job, Err(if down { failure } else { failure.of_source() }));
             }
         };
         if down && !(self.keeps(&job) && found.size >= HASH_BLOCK_BYTES as u64) {
@@ -289,7 +289,7 @@ impl Jobs {
                 self.hand_out(job, token, down.then_some(file), (there, &blocks), desk);
             }
             Ok(Reply::Unmatched { token: there, failure }) => self.give_up_ranges(job, failure, (None, there), desk),
-            Ok(_) => self.finish(job, Err(Failure::connection("protocol error", "another answer"))),
+            Ok(_) => self.finish(job, Err(Failure::protocol("another answer"))),
             Err(failure) => self.finish(job, Err(failure)),
         }
     }

@@ -14,12 +14,11 @@
 //! content of the run, which begin with `Invited`. A base server ends the session that asked once somebody came, so the
 //! client moves to the new connection itself.
 
-use super::Failure;
-use super::Terms;
 use super::doorman::Knock;
 use super::link::{Incoming, Link};
 use super::rendezvous::keyed;
 use super::sealed::Records;
+use super::{Failure, Reason, Terms};
 use crate::backend::{OpKind, Output, StreamId, Time};
 use crate::block::Quota;
 use crate::limits::SECOND;
@@ -30,6 +29,7 @@ use crate::wire::display::Printable;
 use crate::wire::frame::{Caps, Dialect, Ext, Frame, Hash};
 use crate::wire::hello::{self, Greeting};
 use crate::wire::seal::{self, Seals, Secret};
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
@@ -181,6 +181,8 @@ pub(super) struct Meeting {
 const WHAT: &str = "no direct connection";
 /// The same where there was never to be another one.
 const WHAT_OF_DAEMON: &str = "no connection";
+/// What failed where nothing came.
+const IN_TIME: &str = "the server did not answer in time";
 const NOT_PLAIN: &str = "the server does not allow plaintext: it must be `haul serve --allow-plaintext`, and not be told \
     HAUL_PLAINTEXT=never";
 /// True of a connection that is not sealed, where `asked` was asked for and this agreed on; or why it is not to be.
@@ -248,7 +250,7 @@ impl Meeting {
                 _ => cx.submit(0, 0, OpKind::CloseStream { stream }),
             },
             (OpKind::Connect { address }, Err(errno)) => {
-                self.refused = Some(refusal(format!("{address}: {errno}. {}", to_open(self.ports))));
+                self.refused = Some(no_direct(format!("{address}: {errno}. {}", to_open(self.ports))));
             }
             _ => {}
         }
@@ -281,7 +283,7 @@ impl Meeting {
 
     fn go_on(&mut self, control: &mut Link, quota: &Quota, cx: &mut Context<'_>) -> Result<Step, Failure> {
         if let State::Asking = self.state {
-            control.frame(&Frame::OpenDirectChannel).map_err(|error| Failure::connection(WHAT, error))?;
+            control.frame(&Frame::OpenDirectChannel).map_err(no_direct)?;
             self.deadline = Some(cx.now.after(self.patience));
             self.state = State::Asked;
         }
@@ -306,7 +308,8 @@ impl Meeting {
                 && deadline <= cx.now
                 && self.connected.is_none()
             {
-                self.refused.get_or_insert(refusal(unanswered(*address, self.ports)));
+                let late = no_direct(unanswered(*address, self.ports)).because(Reason::Late);
+                self.refused.get_or_insert(late);
             }
             if let Some(failure) = self.refused.take() {
                 return self.give_up(failure);
@@ -326,27 +329,27 @@ impl Meeting {
     }
 
     fn ask(&mut self, control: &mut Link, cx: &mut Context<'_>) -> Result<(), Failure> {
-        let next = control.next().map_err(|error| Failure::connection("protocol error", error))?;
+        let next = control.next().map_err(Failure::protocol)?;
         match next {
             None if self.deadline.is_some_and(|deadline| deadline <= cx.now) => {
-                return Err(Failure::connection(WHAT, "the server did not answer in time"));
+                return Err(no_direct(IN_TIME).because(Reason::Late));
             }
             None | Some(Incoming::Frame(Frame::Pulse)) => {}
             Some(Incoming::Frame(Frame::DirectChannelReady { address, key })) => {
                 let parsed = std::str::from_utf8(&address).ok().and_then(|text| text.parse::<SocketAddr>().ok());
                 let Some(address) = parsed else {
-                    self.refused = Some(refusal(format!("`{}` is no address", Printable(&address))));
+                    self.refused = Some(no_direct(format!("`{}` is no address", Printable(&address))));
                     return Ok(());
                 };
                 self.ready = Some((address, Secret::from_bytes(key)));
                 self.state = State::Invited;
             }
             Some(Incoming::Frame(Frame::Error { message, .. })) => {
-                self.refused = Some(refusal(Printable(&message).to_string()));
+                self.refused = Some(no_direct(Printable(&message)));
             }
             Some(_) => {
                 let why = "the server sent another reply than asked for";
-                return Err(Failure::connection("protocol error", why));
+                return Err(Failure::protocol(why));
             }
         }
         Ok(())
@@ -368,15 +371,15 @@ impl Meeting {
 
     fn greet(&mut self, quota: &Quota, cx: &mut Context<'_>) -> Result<Step, Failure> {
         while let Some(link) = self.link() {
-            let next = link.next().map_err(|error| Failure::connection(WHAT, error))?;
+            let next = link.next().map_err(no_direct)?;
             let Some(incoming) = next else {
                 link.flush(cx);
                 link.pump_recv(quota, cx);
                 if link.at_end() {
-                    return Err(Failure::connection(WHAT, self.closed()));
+                    return Err(no_direct(self.closed()));
                 }
                 if self.deadline.is_some_and(|deadline| deadline <= cx.now) {
-                    return Err(Failure::connection(WHAT, "the server did not answer in time"));
+                    return Err(no_direct(IN_TIME).because(Reason::Late));
                 }
                 break;
             };
@@ -398,7 +401,7 @@ impl Meeting {
 
     fn on_incoming(&mut self, incoming: Incoming, cx: &mut Context<'_>) -> Result<Option<Step>, Failure> {
         let Some((address, secret)) = &self.ready else { return Ok(None) };
-        let refused = |why: &str| Err(Failure::connection(WHAT, why));
+        let refused = |why: &str| Err(no_direct(why));
         match (std::mem::replace(&mut self.state, State::Asked), incoming) {
             (State::Challenged(mut link), Incoming::Frame(Frame::AuthChallenge { nonce })) => {
                 let sent = self.greeting;
@@ -406,7 +409,7 @@ impl Meeting {
                     let Seat { random, index, .. } = self.seat;
                     let asked = (sent.caps, sent.ext.unwrap_or(Ext::NONE));
                     let (hello, knock) = Knock::new(secret, &nonce, (random, index), asked, entropy);
-                    link.frame(&hello).map_err(|error| Failure::connection(WHAT, error))?;
+                    link.frame(&hello).map_err(no_direct)?;
                     self.state = State::Knocking { link, knock };
                     return Ok(None);
                 }
@@ -423,7 +426,7 @@ impl Meeting {
                     frames.push(sent.hello());
                 }
                 for frame in frames {
-                    link.frame(&frame).map_err(|error| Failure::connection(WHAT, error))?;
+                    link.frame(&frame).map_err(no_direct)?;
                 }
                 self.state = State::Greeting { link, sent, transcript };
                 Ok(None)
@@ -460,8 +463,7 @@ impl Meeting {
                 Ok(Some(Step::Met(Box::new(link), Terms { dialect, caps }, *address)))
             }
             (State::Knocking { mut link, knock }, Incoming::Frame(Frame::DaemonWelcome { public, caps, ext, mac })) => {
-                let (seals, terms) =
-                    knock.answered(&public, (caps, ext), &mac).map_err(|why| Failure::connection(WHAT, why))?;
+                let (seals, terms) = knock.answered(&public, (caps, ext), &mac).map_err(no_direct)?;
                 link.set_dialect(terms.dialect);
                 match seals {
                     Some(seals) => link.seal(seals, Records::Keyed, cx),
@@ -469,7 +471,7 @@ impl Meeting {
                 }
                 Ok(Some(Step::Met(Box::new(link), terms, *address)))
             }
-            (_, Incoming::Frame(Frame::Error { message, .. })) => Err(Failure::connection(WHAT, Printable(&message))),
+            (_, Incoming::Frame(Frame::Error { message, .. })) => Err(no_direct(Printable(&message))),
             _ => refused("the server sent another frame than it should"),
         }
     }
@@ -494,6 +496,7 @@ impl Meeting {
     }
 }
 
-fn refusal(why: String) -> Failure {
-    Failure::connection(WHAT, why)
+/// There is no direct connection.
+pub(super) fn no_direct(why: impl fmt::Display) -> Failure {
+    Failure::connection(WHAT, why).because(Reason::NoConnection)
 }

@@ -54,6 +54,7 @@ mod preamble;
 mod proof;
 mod put;
 mod range;
+mod reason;
 mod receiver;
 pub mod rendezvous;
 mod request;
@@ -74,6 +75,8 @@ use crate::wire::decode::DecodeError;
 use crate::wire::frame::{Caps, Dialect, ErrorCode, Ext};
 use std::borrow::Cow;
 use std::fmt;
+
+pub use reason::Reason;
 
 /// What a session may use during a call.
 pub struct Context<'a> {
@@ -221,8 +224,10 @@ pub struct Failure {
     pub path: Vec<u8>,
     /// What failed, as a phrase: `cannot read`.
     pub what: &'static str,
-    /// Why.
+    /// Why, for those who read it.
     pub cause: Cause,
+    /// Why, for what is decided: exit codes and hints.
+    pub kind: Reason,
 }
 
 /// Why something did not work.
@@ -243,27 +248,43 @@ pub enum Cause {
     Connection(String),
 }
 
-/// The number in the words of a base peer, which end as the standard library of Rust has it: `(os error 28)`.
-fn number_in(message: &[u8]) -> Option<ErrorCode> {
-    let text = std::str::from_utf8(message.strip_suffix(b")")?).ok()?;
-    let number: u16 = text.rsplit_once("(os error ")?.1.parse().ok()?;
-    number.checked_add(ErrorCode::ERRNO_BASE).filter(|_| number < 200).map(ErrorCode)
-}
-
 impl Failure {
     /// A failure of this system.
     pub fn here(path: &[u8], what: &'static str, errno: Errno) -> Failure {
-        Failure { path: path.to_vec(), what, cause: Cause::Here(errno) }
+        Failure { path: path.to_vec(), what, cause: Cause::Here(errno), kind: Reason::of(errno.code()) }
+    }
+
+    /// A failure of the peer's, in its words.
+    pub fn there(path: &[u8], what: &'static str, code: ErrorCode, message: Vec<u8>) -> Failure {
+        Failure { path: path.to_vec(), what, cause: Cause::There { code, message }, kind: Reason::of(code) }
     }
 
     /// A failure of a rule.
     pub fn rule(path: &[u8], what: &'static str, rule: impl Into<Cow<'static, str>>) -> Failure {
-        Failure { path: path.to_vec(), what, cause: Cause::Rule(rule.into()) }
+        Failure { path: path.to_vec(), what, cause: Cause::Rule(rule.into()), kind: Reason::Rule }
     }
 
     /// A failure of the connection as a whole.
     pub fn connection(what: &'static str, why: impl fmt::Display) -> Failure {
-        Failure { path: Vec::new(), what, cause: Cause::Connection(why.to_string()) }
+        Failure { path: Vec::new(), what, cause: Cause::Connection(why.to_string()), kind: Reason::Lost }
+    }
+
+    /// The peer broke the protocol.
+    pub fn protocol(why: impl fmt::Display) -> Failure {
+        Failure::connection("protocol error", why).because(Reason::Protocol)
+    }
+
+    /// The same, for this reason.
+    #[must_use]
+    pub fn because(self, kind: Reason) -> Failure {
+        Failure { kind, ..self }
+    }
+
+    /// The same, of a source that was found a moment ago.
+    #[must_use]
+    pub fn of_source(self) -> Failure {
+        let kind = if self.kind == Reason::Missing { Reason::Vanished } else { self.kind };
+        self.because(kind)
     }
 
     /// What arrived cannot be understood, or not be trusted.
@@ -272,7 +293,7 @@ impl Failure {
             // As where a stream that is not sealed just ends.
             DecodeError::CutOff => Failure::connection("connection lost", "the server closed it"),
             DecodeError::Forged | DecodeError::Exhausted => Failure::connection("connection lost", error),
-            error => Failure::connection("protocol error", error),
+            error => Failure::protocol(error),
         }
     }
 
@@ -280,10 +301,20 @@ impl Failure {
     pub fn code(&self) -> ErrorCode {
         match &self.cause {
             Cause::Here(errno) => errno.code(),
-            Cause::There { code: ErrorCode::NONE, message } => number_in(message).unwrap_or(ErrorCode::NONE),
             Cause::There { code, .. } => *code,
+            Cause::Rule(_) if self.kind == Reason::Unexpected => ErrorCode::PROTOCOL,
             Cause::Rule(_) => ErrorCode::OTHER,
             Cause::Connection(_) => ErrorCode::PROTOCOL,
+        }
+    }
+
+    /// Why, without what failed: `Permission denied`.
+    pub fn why(&self) -> String {
+        match &self.cause {
+            Cause::Here(errno) => errno.to_string(),
+            Cause::There { .. } => self.reason(),
+            Cause::Rule(rule) => rule.to_string(),
+            Cause::Connection(why) => why.clone(),
         }
     }
 
@@ -308,16 +339,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_numbers_in_the_words_of_base_peers_count_as_reasons() {
-        let code = |message: &[u8]| {
-            let cause = Cause::There { code: ErrorCode::NONE, message: message.to_vec() };
-            Failure { path: Vec::new(), what: "cannot put", cause }.code()
-        };
-        assert_eq!(code(b"write: No space left on device (os error 28)"), Errno::NO_SPACE.code());
-        for words in
-            [&b"os error 28"[..], b"(os error x)", b"(os error 65535)", b"(os error 28) or not", b"\xff(os error 28)"]
-        {
-            assert_eq!(code(words), ErrorCode::NONE, "{}", words.escape_ascii());
+    fn words_decide_nothing_and_numbers_do() {
+        let of = |code: ErrorCode, message: &[u8]| Failure::there(b"f", "cannot put", code, message.to_vec());
+        for words in ["No space left on device (os error 28)", "version mismatch", "it has said nothing for 60 s"] {
+            let failure = of(ErrorCode::NONE, words.as_bytes());
+            assert_eq!((failure.kind, failure.code()), (Reason::Other, ErrorCode::NONE), "{words}");
+            assert_eq!(failure.reason(), words);
         }
+        let full = Errno::NO_SPACE.code();
+        assert_eq!(
+            (of(full, b"fine").kind, Failure::here(b"f", "cannot write", Errno::NO_SPACE).kind),
+            (Reason::Full, Reason::Full)
+        );
+        assert_eq!(of(ErrorCode::READ_ONLY, b"").kind, Reason::ReadOnlyServer);
     }
 }

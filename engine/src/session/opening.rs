@@ -17,15 +17,16 @@
 use super::link::{Incoming, Link};
 pub use super::meeting::{Entropy, Invitation, Invited, Seat, Wish};
 use super::preamble::{Found, Preamble};
-use super::report::Report;
-use super::{Failure, Terms};
+use super::report::{Program, Report};
+use super::{Failure, Reason, Terms};
 use crate::backend::{Errno, Time};
 use crate::limits::{
     ALIVE_TIMEOUT, ANSWER_TIMEOUT, HANDSHAKE_TIMEOUT, PREAMBLE_SILENCE, REDIAL_TIMEOUT, STALL_TIMEOUT,
 };
 use crate::wire::display::Printable;
 use crate::wire::frame::{Caps, Ext, Frame};
-use crate::wire::hello::{self, Greeting, LATEST_VERSION};
+use crate::wire::hello::{self, Greeting};
+use std::fmt;
 
 /// What failed when nobody could be started.
 const NO_START: &str = "cannot start haul on the remote side";
@@ -157,7 +158,7 @@ pub(super) struct Opener {
     times: Option<(Time, Time)>,
     /// The Hello that went out before it was known who answers.
     strict: Option<Greeting>,
-    peer: Option<String>,
+    peer: Option<Program>,
 }
 
 impl Opener {
@@ -181,7 +182,7 @@ impl Opener {
     }
 
     /// What the start line said about the program that answers.
-    pub(super) fn peer(&mut self) -> Option<String> {
+    pub(super) fn peer(&mut self) -> Option<Program> {
         self.peer.take()
     }
 
@@ -198,11 +199,12 @@ impl Opener {
             }
             if preamble.is_too_long() {
                 let why = self.printed().unwrap_or_default();
-                return Err(Failure::connection(NO_START, why).into());
+                return Err(Failure::connection(NO_START, why).because(Reason::NoStart).into());
             }
         }
         if started.after(self.opening.patience.login) <= now {
-            return Err(Failure::connection(NO_ANSWER, self.printed().unwrap_or_default()).into());
+            let why = self.printed().unwrap_or_default();
+            return Err(Failure::connection(NO_ANSWER, why).because(Reason::Late).into());
         }
         let silent = heard.after(self.opening.patience.silence) <= now;
         if self.strict.is_none() && (silent || self.opening.redialled.is_some()) {
@@ -215,24 +217,24 @@ impl Opener {
 
     fn on_found(&mut self, found: Found, link: &mut Link, now: Time) -> Result<(), Report> {
         let wanted = match found {
-            Found::Haul(peer) => {
-                self.peer = Some(peer);
+            Found::Haul(words) => {
+                self.peer = Some(Program { words, base: false });
                 self.opening.greeting
             }
-            Found::Base(peer, version) => {
+            Found::Base(words, version) => {
                 if let Some(rule) = self.opening.refuse_base {
                     return Err(Failure::rule(b"", "cannot do this with a bcmr peer", rule).into());
                 }
-                self.peer = Some(peer);
+                self.peer = Some(Program { words, base: true });
                 self.base_greeting(version)
             }
-            Found::Nobody => return Err(Report::Absent("it is not installed there".to_string())),
+            Found::Nobody => return Err(absent("it is not installed there".to_string(), Reason::NotInstalled)),
             Found::Unusable => {
                 let why = "the program there cannot be run, or is not haul";
-                return Err(Failure::connection(NO_START, why).into());
+                return Err(Failure::connection(NO_START, why).because(Reason::Unusable).into());
             }
             Found::Frame(head) => {
-                link.begin_frame(&head).map_err(|error| Failure::connection("handshake", error))?;
+                link.begin_frame(&head).map_err(not_greeted)?;
                 self.strict.unwrap_or(self.opening.greeting)
             }
         };
@@ -258,9 +260,10 @@ impl Opener {
                     false
                 }
             };
-            match link.next().map_err(|error| Failure::connection("handshake", error))? {
+            match link.next().map_err(not_greeted)? {
                 None if late => {
-                    return Err(Failure::connection("handshake", "the server did not answer in time").into());
+                    let why = "the server did not answer in time";
+                    return Err(Failure::connection("handshake", why).because(Reason::Late).into());
                 }
                 None => return Ok(None),
                 Some(Incoming::Frame(Frame::Welcome { version, caps, ext })) => match then.take() {
@@ -276,18 +279,17 @@ impl Opener {
                     return Err(self.refused(sent, &message));
                 }
                 Some(_) => {
-                    let why = "the server's first frame was not Welcome";
-                    return Err(Failure::connection("handshake", why).into());
+                    return Err(not_greeted("the server's first frame was not Welcome").into());
                 }
             }
         }
     }
 
+    /// Which version the server would rather have stands in its words, which decide nothing: there are two.
     fn refused(&self, sent: Greeting, message: &[u8]) -> Report {
-        let other = hello::server_version(message).filter(|version| (1..=LATEST_VERSION).contains(version));
-        match other {
-            Some(version) if self.may_redial(sent) && version != sent.version => Report::Redial { version },
-            _ => Failure::connection("handshake", Printable(message)).into(),
+        match self.may_redial(sent) {
+            true => another(sent),
+            false => Failure::connection("handshake", Printable(message)).because(Reason::Refused).into(),
         }
     }
 
@@ -300,7 +302,7 @@ impl Opener {
             (State::Listening(_), _) => self.no_start_line(),
             (State::Greeting { sent, .. }, Some(_)) if closed && self.may_redial(*sent) => another(*sent),
             (State::Greeting { .. }, _) if closed => {
-                Failure::connection("handshake", "the server closed the connection without an answer").into()
+                not_greeted("the server closed the connection without an answer").into()
             }
             (State::Greeting { .. }, _) => {
                 Failure::connection("connection lost", errno.map_or(String::new(), |errno| errno.to_string())).into()
@@ -323,7 +325,8 @@ impl Opener {
     }
 
     fn no_start_line(&self) -> Report {
-        Report::Absent(self.printed().unwrap_or_else(|| "the connection closed without a word".to_string()))
+        let why = self.printed().unwrap_or_else(|| "the connection closed without a word".to_string());
+        absent(why, Reason::NoStart)
     }
 
     pub(super) fn next_deadline(&self) -> Option<Time> {
@@ -346,6 +349,16 @@ impl Opener {
             (State::Greeting { .. }, _) => "client greeting",
         }
     }
+}
+
+/// Nobody is there who could answer.
+fn absent(why: String, kind: Reason) -> Report {
+    Report::Absent(Failure::connection(NO_START, why).because(kind))
+}
+
+/// Something came that is no greeting.
+fn not_greeted(why: impl fmt::Display) -> Failure {
+    Failure::connection("handshake", why).because(Reason::Greeting)
 }
 
 /// Hello always fits.

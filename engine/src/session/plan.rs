@@ -1,6 +1,6 @@
 //! What the two copying drivers share: operands, options, and rsync's rule for where a source lands.
 
-use super::{Cause, Failure};
+use super::Failure;
 use crate::backend::Errno;
 use crate::wire::frame::{ErrorCode, Kind, Preserve, TreeEntry};
 use crate::wire::path::{RelPath, RequestPath, Target};
@@ -102,7 +102,7 @@ pub fn skip_reason(kind: Kind) -> &'static str {
 pub(crate) fn unreadable(path: Vec<u8>, base: bool, entry: &TreeEntry) -> Failure {
     let what = if base || entry.attributes.kind == Kind::Directory { "cannot list" } else { "cannot stat" };
     let message = [what.as_bytes(), b": ", &describe(entry.error)].concat();
-    Failure { path, what, cause: Cause::There { code: entry.error, message } }
+    Failure::there(&path, what, entry.error, message)
 }
 
 /// The words for a number the server gave.

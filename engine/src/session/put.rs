@@ -18,7 +18,7 @@ use super::link::Incoming;
 use super::receiver::{Order, Receiver, Way};
 use super::source::{Purpose, Source};
 use super::verb::{Body, Verb, reply, reply_done, reply_failure};
-use super::{Cause, Failure, Io, Outcome};
+use super::{Failure, Io, Outcome};
 use crate::backend::{DirId, Errno, Finish, OpKind, Place};
 use crate::limits::DEDUP_BYTES;
 use crate::tree_hash::{BlockHash, HASH_BLOCK_BYTES};
@@ -131,12 +131,10 @@ impl Verb for Serve {
                 self.receiver.finish(Some(hash), io);
             }
             Body::Abandon(code) => {
-                let cause = Cause::There {
-                    code: ErrorCode::ABANDONED,
-                    message: format!("given up by the sender, code {}", code.0).into(),
-                };
-                let path = self.receiver.order().path.clone();
-                self.receiver.fail(Failure { path, what: "given up by the sender", cause }, io);
+                let message = format!("given up by the sender, code {}", code.0).into_bytes();
+                let path = &self.receiver.order().path;
+                let failure = Failure::there(path, "given up by the sender", ErrorCode::ABANDONED, message);
+                self.receiver.fail(failure, io);
                 self.receiver.finish(None, io);
             }
         }
@@ -439,13 +437,13 @@ impl Ask for Upload {
             // A body that ended too early has been accepted all the same: an empty rest of a file that changed.
             Incoming::Frame(Frame::Ok { .. }) if self.failure.is_some() => Ok(true),
             Incoming::Frame(Frame::Error { message, code }) => {
-                let failure = Failure { path: path(), what: "cannot put", cause: Cause::There { code, message } };
+                let failure = Failure::there(&path(), "cannot put", code, message);
                 self.refused = true;
                 self.phase = Phase::Sending;
                 self.give_up(failure, io);
                 Ok(true)
             }
-            _ => Err(Failure::connection("protocol error", "the server answered Put with another reply")),
+            _ => Err(Failure::protocol("the server answered Put with another reply")),
         }
     }
 

@@ -20,7 +20,7 @@ use super::client::{Answer, Ask, Reply, Sent, Simple};
 use super::hashing::Hashing;
 use super::link::Incoming;
 use super::verb::{Verb, reply, reply_done, reply_failure, unkept};
-use super::{Cause, Failure, Io, Outcome};
+use super::{Failure, Io, Outcome};
 use crate::backend::{Errno, FileId, Finish, FsOp, OpKind, OpenMode, Output, Place};
 use crate::limits::{MAX_RANGED_FILES, MAX_RANGES, RANGE_BYTES};
 use crate::session::dedup::block_count;
@@ -508,12 +508,12 @@ impl Ask for Match {
             Incoming::Frame(Frame::Error { message, code }) => {
                 let what = if up { "cannot put" } else { "cannot get" };
                 self.ours.limit(0);
-                self.failure =
-                    Some(Failure { path: self.paths.0.clone(), what, cause: Cause::There { code, message } });
+                let failure = Failure::there(&self.paths.0, what, code, message);
+                self.failure = Some(if up { failure } else { failure.of_source() });
             }
             _ => {
                 let why = "the server answered the beginning of a file in ranges with another reply";
-                return Err(Failure::connection("protocol error", why));
+                return Err(Failure::protocol(why));
             }
         }
         Ok(true)

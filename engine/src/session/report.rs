@@ -62,6 +62,15 @@ pub enum Direction {
     Local,
 }
 
+/// Who answers at the other end.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Program {
+    /// In its own words: `haul 0.1.0`.
+    pub words: String,
+    /// It speaks the base protocol only.
+    pub base: bool,
+}
+
 /// Something worth telling.
 #[derive(Clone, Debug)]
 pub enum Report {
@@ -121,8 +130,8 @@ pub enum Report {
     Fatal(Failure),
     /// A finding for whoever asks how the job was done.
     Stats(String),
-    /// Who answers at the other end, in its own words: `haul 0.1.0`.
-    Peer(String),
+    /// Who answers at the other end.
+    Peer(Program),
     /// Content goes over a direct connection.
     Direct {
         /// Where to.
@@ -133,7 +142,7 @@ pub enum Report {
     /// There is no direct connection to be had, for this reason; nothing is lost, and nothing follows.
     NotDirect(Failure),
     /// There is nobody at the other end who speaks the protocol, for this reason; nothing was asked for, and nothing follows.
-    Absent(String),
+    Absent(Failure),
     /// The other end may answer to a Hello of this version on a new connection; nothing was asked for, and nothing follows.
     Redial {
         /// The version.

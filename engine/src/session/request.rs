@@ -2,7 +2,7 @@
 
 use super::range::{self, Files};
 use super::verb::Verb;
-use super::{Cause, Failure, Io};
+use super::{Failure, Io, Reason};
 use super::{chunked, get, hash, list, mkdir, put, resume, stat, tree};
 use crate::backend::{DirId, Place};
 use crate::wire::frame::{ErrorCode, Frame, PathField};
@@ -37,11 +37,51 @@ pub(super) fn request_path(request: &Frame) -> Option<&PathField> {
     }
 }
 
-/// Why a server that only reads refuses a request: as a read-only file system does, in other words.
+/// Why a server that only reads refuses a request.
 pub(super) fn read_only() -> Failure {
-    const EROFS: u16 = 30;
-    let (code, message) = (ErrorCode(ErrorCode::ERRNO_BASE + EROFS), b"this server is read-only".to_vec());
-    Failure { path: Vec::new(), what: "cannot write", cause: Cause::There { code, message } }
+    Failure::there(b"", "cannot write", ErrorCode::READ_ONLY, b"this server is read-only".to_vec())
+}
+
+/// What a request does there, which decides what it may be worked on beside.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Class {
+    Read,
+    Write,
+}
+
+/// `None`: it is no request. Everything is named, so that whatever comes new is in no class until somebody has decided.
+pub(super) fn class_of(frame: &Frame) -> Option<Class> {
+    match frame {
+        Frame::List { .. }
+        | Frame::Stat { .. }
+        | Frame::Lookup { .. }
+        | Frame::Hash { .. }
+        | Frame::Get { .. }
+        | Frame::GetChunked { .. }
+        | Frame::Resume { .. }
+        | Frame::Tree { .. }
+        | Frame::TreeNext { .. }
+        | Frame::Blocks { .. }
+        | Frame::Ping
+        | Frame::OpenDirectChannel => Some(Class::Read),
+        Frame::Put { .. }
+        | Frame::Continue { .. }
+        | Frame::PutChunked { .. }
+        | Frame::Truncate { .. }
+        | Frame::Mkdir { .. }
+        | Frame::SetMeta { .. }
+        | Frame::Symlink { .. }
+        | Frame::RangeBegin { .. }
+        | Frame::RangePut { .. }
+        | Frame::RangeCommit { .. }
+        | Frame::RangeAbandon { .. } => Some(Class::Write),
+        _ => None,
+    }
+}
+
+/// A frame that came where it makes no sense.
+pub(super) fn unexpected(name: &'static str) -> Failure {
+    Failure::rule(b"", "unexpected message", name).because(Reason::Unexpected)
 }
 
 /// Starts the verb of a request.
@@ -96,11 +136,11 @@ pub(super) fn begin(
         (Frame::RangeAbandon { token }, _) => files.abandon(token),
         (Frame::Blocks { length, .. }, Some(place)) => Box::new(range::Serve::start(place, length, io)),
         (Frame::TreeNext { walk }, _) => Box::new(walks.next(walk)?),
-        (other, _) => return Err(Failure::rule(b"", "unexpected message", name_of(&other))),
+        (other, _) => return Err(unexpected(name_of(&other))),
     })
 }
 
-fn name_of(frame: &Frame) -> &'static str {
+pub(super) fn name_of(frame: &Frame) -> &'static str {
     match frame {
         Frame::Hello { .. } => "Hello",
         Frame::HaveBlocks { .. } => "HaveBlocks",
@@ -108,5 +148,30 @@ fn name_of(frame: &Frame) -> &'static str {
         Frame::AuthHello { .. } => "AuthHello",
         Frame::Skip { .. } => "Skip",
         _ => "a frame that only servers send",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::frame::{Attributes, ErrorCode, Kind, Timestamp};
+
+    #[test]
+    fn what_is_no_request_is_in_no_class() {
+        let mtime = Timestamp { seconds: 0, nanoseconds: 0 };
+        let attributes = Attributes { kind: Kind::Regular, size: 0, mode: 0, mtime, uid: 0, gid: 0 };
+        let path = || PathField(b"f".to_vec());
+        for frame in [
+            Frame::Ok { hash: None },
+            Frame::Error { message: Vec::new(), code: ErrorCode::NONE },
+            Frame::AttributesResponse { attributes, link: Vec::new() },
+            Frame::Pulse,
+            Frame::AuthHello { mac: [0; 32] },
+            Frame::Skip { offset: 0 },
+        ] {
+            assert_eq!(class_of(&frame), None, "{frame:?}");
+        }
+        assert_eq!(class_of(&Frame::Stat { path: path() }), Some(Class::Read));
+        assert_eq!(class_of(&Frame::Mkdir { path: path() }), Some(Class::Write));
     }
 }

@@ -51,7 +51,7 @@ impl Ask for Same {
             Incoming::Frame(Frame::HashResponse { hash }) => self.theirs = Some(hash),
             // It is not there, or cannot be read: not the same.
             Incoming::Frame(Frame::Error { .. }) => {}
-            _ => return Err(Failure::connection("protocol error", "the server answered Hash with another reply")),
+            _ => return Err(Failure::protocol("the server answered Hash with another reply")),
         }
         Ok(true)
     }

@@ -16,11 +16,11 @@ use super::opening::Patience;
 use super::range::Files;
 use super::rendezvous::{self, Direct, SharedMeeting};
 use super::report::Progress;
-use super::request::{begin, has_body, read_only, request_path};
+use super::request::{Class, begin, class_of, has_body, name_of, read_only, request_path, unexpected};
 use super::sealed::Records;
 use super::tree;
 use super::verb::{Body, Verb, reply_failure};
-use super::{Context, Failure, Flow, Io, Outcome, Quotas, Session, Terms};
+use super::{Context, Failure, Flow, Io, Outcome, Quotas, Reason, Session, Terms};
 use crate::backend::{Completion, DirId, OpKind, StreamId, Time, Token};
 use crate::block::Quota;
 use crate::limits::{MAX_ACTIVE_REQUESTS, MAX_MEETINGS, MAX_REQUEST_PATH_BYTES, OFFLOAD_THREADS, PULSE_INTERVAL};
@@ -40,12 +40,6 @@ pub(super) const DIRECT_CAPS: Caps = Caps(CAPS | Caps::AEAD.0);
 pub(super) const PLAIN_CAPS: Caps = Caps(CAPS);
 /// Extensions of every kind of session between two hauls.
 pub(super) const SESSION_EXT: Ext = Ext(Ext::ALL.0 | Ext::PULSE.0);
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Class {
-    Read,
-    Write,
-}
 
 struct Exchange {
     transfer: u32,
@@ -312,7 +306,7 @@ impl Server {
 
     /// Answers with an Error that belongs to no request.
     fn refuse(&mut self, name: &'static str) {
-        self.pending = Some(Pending::Refusal(Failure::rule(b"", "unexpected message", name)));
+        self.pending = Some(Pending::Refusal(unexpected(name)));
     }
 
     fn unexpected(&mut self, name: &'static str) {
@@ -378,19 +372,8 @@ impl Server {
                 return true;
             }
         };
-        let class = match request {
-            Frame::Put { .. }
-            | Frame::Continue { .. }
-            | Frame::PutChunked { .. }
-            | Frame::Truncate { .. }
-            | Frame::Mkdir { .. }
-            | Frame::SetMeta { .. }
-            | Frame::Symlink { .. }
-            | Frame::RangeBegin { .. }
-            | Frame::RangePut { .. }
-            | Frame::RangeCommit { .. }
-            | Frame::RangeAbandon { .. } => Class::Write,
-            _ => Class::Read,
+        let Some(class) = class_of(&request) else {
+            return self.admit(Pending::Refusal(unexpected(name_of(&request))), cx);
         };
         let target = request_path(&request)
             .and_then(|path| Target::decode(path, self.terms.dialect.ext).ok())
@@ -498,10 +481,12 @@ impl Server {
         if let Phase::AwaitHello { deadline: Some(deadline) } = self.phase
             && deadline <= now
         {
-            return Err(Failure::connection("handshake", "the client did not greet in time"));
+            return Err(Failure::connection("handshake", "the client did not greet in time").because(Reason::Late));
         }
         if self.link.stall_deadline().is_some_and(|deadline| deadline <= now) {
-            return Err(Failure::connection("cut off", "the client has read nothing for a minute"));
+            return Err(
+                Failure::connection("cut off", "the client has read nothing for a minute").because(Reason::Silent)
+            );
         }
         Ok(())
     }
@@ -650,6 +635,8 @@ impl Verb for Refused {
 
 /// What cannot be understood. A client that is gone without a word has broken no rule.
 fn broken(error: DecodeError) -> Failure {
-    let what = if error == DecodeError::CutOff { "connection" } else { "protocol error" };
-    Failure::connection(what, error)
+    match error {
+        DecodeError::CutOff => Failure::connection("connection", error),
+        error => Failure::protocol(error),
+    }
 }

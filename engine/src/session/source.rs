@@ -161,7 +161,7 @@ impl Source {
             }
             (OpKind::Load { .. } | OpKind::Open { .. }, Err(errno)) => {
                 self.state = State::Done;
-                self.failure.get_or_insert(Failure::here(&self.path, "cannot open", errno));
+                self.failure.get_or_insert(Failure::here(&self.path, "cannot open", errno).of_source());
             }
             (OpKind::Read { offset, into, len, .. }, outcome) => match outcome {
                 Ok(Output::Bytes(got)) if got == len => self.on_read(offset, into.share().slice(0..len), io),

@@ -13,7 +13,7 @@ use super::lead::Lead;
 use super::plan::{Landing, Operand, skip_reason};
 use super::report::{Report, Reporter, SharedProgress};
 use super::walk::{Found, Step, Walker};
-use super::{Failure, Outcome, mkdir, stat};
+use super::{Failure, Outcome, Reason, mkdir, stat};
 use crate::backend::{DirId, Errno, FsOp, OpKind, Output, Place, StreamId};
 use crate::queue::Queue;
 use crate::wire::frame::{Attributes, ErrorCode, Ext, Kind};
@@ -176,7 +176,9 @@ impl Upload {
             }
             Kind::Directory => {
                 let rule = "it is a directory, and -r was not given";
-                desk.report(Report::Failed(Failure::rule(&source.shown, "left out", rule)));
+                desk.report(Report::Failed(
+                    Failure::rule(&source.shown, "left out", rule).because(Reason::NeedsRecursive),
+                ));
             }
             Kind::Regular => {
                 let from = Target { operand: source.path, below: None };

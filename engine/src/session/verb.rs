@@ -1,6 +1,6 @@
 //! What a server does with one request: the counterpart of [`super::ask`].
 
-use super::{Cause, Failure, Io, Outcome};
+use super::{Failure, Io, Outcome};
 use crate::backend::{OpKind, Output};
 use crate::block::Slice;
 use crate::wire::compress::Codec;
@@ -69,9 +69,5 @@ pub(super) fn reply_failure(failure: &Failure, io: &mut Io<'_, '_>) {
     if io.terms.dialect.ext == Ext::NONE && !failure.path.is_empty() {
         message = [&failure.path[..failure.path.len().min(4096)], b": ", &message].concat();
     }
-    let code = match failure.cause {
-        Cause::Rule(_) if failure.what.starts_with("unexpected") => ErrorCode::PROTOCOL,
-        _ => failure.code(),
-    };
-    let _ = io.link.frame(&Frame::Error { message, code });
+    let _ = io.link.frame(&Frame::Error { message, code: failure.code() });
 }

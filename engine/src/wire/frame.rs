@@ -279,6 +279,8 @@ impl ErrorCode {
     pub const HASH_MISMATCH: ErrorCode = ErrorCode(4);
     /// The path leads out of the served root.
     pub const OUTSIDE_ROOT: ErrorCode = ErrorCode(5);
+    /// The server was told to change nothing.
+    pub const READ_ONLY: ErrorCode = ErrorCode(6);
     /// Codes from here on are `4096 + errno`, with Linux numbering whatever the system.
     pub const ERRNO_BASE: u16 = 4096;
 }

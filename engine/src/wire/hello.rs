@@ -99,18 +99,9 @@ pub fn accept(sent: Greeting, welcome: Greeting) -> Agreed {
     Agreed { dialect: Dialect { version: sent.version, ext }, caps: sent.caps.and(welcome.caps) }
 }
 
-/// The version a refusing server speaks, from the text of its Error: the one to dial again with.
-pub fn server_version(message: &[u8]) -> Option<u8> {
-    let message = std::str::from_utf8(message).ok()?;
-    let (_, numbers) = message.split_once(MISMATCH)?;
-    let (_, number) = numbers.split_once("server=")?;
-    let end = number.find(|character: char| !character.is_ascii_digit()).unwrap_or(number.len());
-    number[..end].parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Agreed, Greeting, ServerOffer, accept, answer, server_version};
+    use super::{Agreed, Greeting, ServerOffer, accept, answer};
     use crate::wire::frame::{Caps, Dialect, Ext};
 
     const OFFER: ServerOffer = ServerOffer { caps: Caps(0xbf), ext: Ext(0x0f) };
@@ -151,23 +142,6 @@ mod tests {
         for version in [0, 3, 9, 255] {
             let mismatch = answer(greeting(version, 0, None), OFFER).unwrap_err();
             assert_eq!(mismatch.to_string(), format!("protocol version mismatch: client={version} server=2"));
-            assert_eq!(server_version(mismatch.to_string().as_bytes()), Some(2));
-        }
-    }
-
-    #[test]
-    fn only_a_mismatch_text_yields_a_version() {
-        let cases: [(&[u8], Option<u8>); 7] = [
-            (b"protocol version mismatch: client=2 server=1", Some(1)),
-            (b"error: protocol version mismatch: client=2 server=1, goodbye", Some(1)),
-            (b"protocol version mismatch: client=2", None),
-            (b"protocol version mismatch: client=2 server=", None),
-            (b"protocol version mismatch: client=2 server=300", None),
-            (b"no such file: server=1", None),
-            (b"\xff server=1", None),
-        ];
-        for (message, version) in cases {
-            assert_eq!(server_version(message), version, "{message:?}");
         }
     }
 }
