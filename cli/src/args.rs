@@ -219,6 +219,9 @@ pub(crate) struct CopyArgs {
     /// Keep exact permission bits, set-ID bits included. (Modification times are kept always.)
     #[arg(short = 'p', long = "preserve", visible_alias = "perms")]
     pub(crate) preserve: bool,
+    /// Leave the modification times of directories alone.
+    #[arg(short = 'O', long)]
+    pub(crate) omit_dir_times: bool,
     /// Copy symbolic links as links; without it they are left out of directories and counted.
     #[arg(short, long)]
     pub(crate) links: bool,
@@ -228,6 +231,9 @@ pub(crate) struct CopyArgs {
     /// DST is the name itself, never a directory to copy into.
     #[arg(short = 'T', long)]
     pub(crate) no_target_directory: bool,
+    /// Make the directories above DST that are missing, too. Without it only DST itself is made.
+    #[arg(long)]
+    pub(crate) mkpath: bool,
     /// Go on where an interrupted run stopped: what is there is proved by its hash and not sent again, and what arrives is
     /// kept beside the target, as .haul-<16 hex>.part, until it is complete.
     #[arg(short = 'C', long, visible_alias = "partial")]

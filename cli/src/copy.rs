@@ -147,6 +147,8 @@ fn options(args: &CopyArgs) -> Options {
         links: args.links || args.archive,
         preserve,
         exact_target: args.no_target_directory,
+        make_path: args.mkpath,
+        omit_directory_times: args.omit_dir_times,
         resume: args.resume || args.partial_progress,
         sync: args.sync,
         connections: args.connections.over_ssh(),

@@ -32,6 +32,8 @@ impl Errno {
     pub const STALE_ID: Errno = Errno(rustix::io::Errno::BADF.raw_os_error());
     /// The peer is gone.
     pub const BROKEN_PIPE: Errno = Errno(rustix::io::Errno::PIPE.raw_os_error());
+    /// Permission denied.
+    pub const ACCESS: Errno = Errno(rustix::io::Errno::ACCESS.raw_os_error());
     /// No such file or directory.
     pub const NOT_FOUND: Errno = Errno(rustix::io::Errno::NOENT.raw_os_error());
     /// Out of space.

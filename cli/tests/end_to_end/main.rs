@@ -119,3 +119,5 @@ mod silence_base;
 mod stop;
 #[cfg(target_os = "linux")]
 mod striped;
+#[cfg(target_os = "linux")]
+mod target_dirs;

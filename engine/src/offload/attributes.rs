@@ -107,7 +107,14 @@ pub(super) fn apply_to_dir(fd: BorrowedFd<'_>, attributes: &Attributes, preserve
         // On a directory set-group-ID gives no rights; it says whose group new files get, and is kept.
         unkept.note(Unkept::MODE, rustix::fs::fchmod(fd, raw_mode(attributes.mode & 0o7777 & !SET_UID)))?;
     }
-    unkept.note(Unkept::TIMES, rustix::fs::futimens(fd, &times))?;
+    if preserve.has(Preserve::NO_TIMES) {
+        return Ok(unkept);
+    }
+    match rustix::fs::futimens(fd, &times) {
+        // Into a directory of somebody else's, as the one for temporary files, others copy as well, and nobody asked for its time.
+        Err(E::PERM | E::ACCESS) if !preserve.has(Preserve::MODE) => {}
+        set => unkept.note(Unkept::TIMES, set)?,
+    }
     Ok(unkept)
 }
 

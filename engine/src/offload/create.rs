@@ -96,8 +96,8 @@ pub(super) fn create(
     }
     check_space(spot.dir.as_fd(), wanted)?;
     let replaced = present.filter(|stat| kind(stat) == Kind::Regular).map(|stat| from_stat(&stat).mode);
-    let NewFile { fd, temp, asked } =
-        open_temp(spot.dir.as_fd(), wanted.brief && present.is_some(), wanted.mode.filter(|_| replaced.is_none()))?;
+    let (named, mode) = (wanted.brief && present.is_some(), wanted.mode.filter(|_| replaced.is_none()));
+    let NewFile { fd, temp, asked } = root.writing(spot.dir.as_fd(), || open_temp(spot.dir.as_fd(), named, mode))?;
     let Spot { dir, name, .. } = spot;
     let making = Making { dir: dir.into_owned()?, name: name.into(), temp, replaced, asked, wanted };
     let mut attributes = present.map_or(NO_ATTRIBUTES, |stat| from_stat(&stat));

@@ -111,7 +111,11 @@ pub(super) fn set_meta(
 ) -> Result<Unkept, Errno> {
     let handle = resolve::directory_to_change(root, target)?;
     let dir = open_at(handle.as_fd(), b".", DIR_READ)?;
-    attributes::apply_to_dir(dir.as_fd(), attributes, preserve)
+    let unkept = attributes::apply_to_dir(dir.as_fd(), attributes, preserve)?;
+    if preserve.has(Preserve::MODE) {
+        root.has_mode(handle.as_fd());
+    }
+    Ok(unkept)
 }
 
 /// A symbolic link, in place of a file or link of that name.
@@ -126,8 +130,8 @@ pub(super) fn make_link(
     let spot = resolve::new(root, target)?;
     let dir = spot.dir.as_fd();
     let owner = preserve.has(Preserve::OWNER).then(|| attributes::owner(attributes));
-    match rustix::fs::symlinkat(text, dir, &*spot.name) {
-        Err(E::EXIST) => {}
+    match root.writing(dir, || Ok(rustix::fs::symlinkat(text, dir, &*spot.name)?)) {
+        Err(Errno::EXISTS) => {}
         result => {
             result?;
             return finish_link(dir, &spot.name, text, owner, &times);

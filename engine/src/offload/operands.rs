@@ -9,10 +9,11 @@
 //! session --Holder--> Operand (directory, made directories) <--Weak-- KEPT, of the whole process
 //! ```
 
+use super::attributes::from_stat;
 use super::resolve::Handle;
 use crate::backend::Errno;
-use crate::limits::{DIRS_HELD, DIRS_KNOWN, OPERANDS_HELD};
-use rustix::fs::Stat;
+use crate::limits::{DIRS_HELD, DIRS_KNOWN, DIRS_OPENED_UP, OPERANDS_HELD};
+use rustix::fs::{Mode, RawMode, Stat};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -27,7 +28,7 @@ pub(super) struct Name {
 }
 
 /// Device and inode.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
 pub(super) struct Identity(u64, u64);
 
 impl Identity {
@@ -40,6 +41,9 @@ impl Identity {
         Ok(Identity::of(&rustix::fs::fstat(fd)?))
     }
 }
+
+/// Read, write and search for the owner.
+const OWNER_ALL: u32 = 0o700;
 
 /// All that are held by anybody in this process.
 static KEPT: Mutex<BTreeMap<Name, Weak<Operand>>> = Mutex::new(BTreeMap::new());
@@ -131,9 +135,20 @@ impl AsFd for Operand {
     }
 }
 
-/// What one session holds, the one used last at the end. Shared by the helper threads that work for it.
+/// What one session holds. Shared by the helper threads that work for it.
 #[derive(Default)]
-pub(super) struct Holder(Mutex<Vec<(Name, Arc<Operand>)>>);
+pub(super) struct Holder {
+    /// The one used last at the end.
+    operands: Mutex<Vec<(Name, Arc<Operand>)>>,
+    opened_up: Mutex<HashMap<Identity, OpenedUp>>,
+}
+
+/// A directory of ours that did not let us write to it, and does now.
+struct OpenedUp {
+    dir: OwnedFd,
+    /// Its mode before.
+    mode: u32,
+}
 
 impl Holder {
     /// The directory that `name` is held as; `open` opens it if nobody in this process holds it. What another session
@@ -146,7 +161,7 @@ impl Holder {
         open: impl Fn() -> Result<OwnedFd, Errno>,
     ) -> Result<Arc<Operand>, Errno> {
         {
-            let mut held = lock(&self.0);
+            let mut held = lock(&self.operands);
             if let Some(index) = held.iter().rposition(|(held, _)| *held == name) {
                 let last = held.len() - 1;
                 held.swap(index, last);
@@ -169,13 +184,67 @@ impl Holder {
                 Some(_) => {}
             }
         }
-        let mut held = lock(&self.0);
+        let mut held = lock(&self.operands);
         if held.len() >= OPERANDS_HELD {
             held.remove(0);
         }
         held.push((name, operand.clone()));
         Ok(operand)
     }
+}
+
+impl Holder {
+    /// Lets us write to a directory of our own that its mode keeps us from, until it gets its mode, or else until the session
+    /// ends: a copy of a read-only directory is made, and made again over itself. False where that is not what is in the way.
+    pub(super) fn open_up(&self, dir: BorrowedFd<'_>) -> Result<bool, Errno> {
+        let stat = rustix::fs::fstat(dir)?;
+        let mode = from_stat(&stat).mode;
+        let user = rustix::process::geteuid();
+        if user.is_root() || stat.st_uid != user.as_raw() || mode & OWNER_ALL == OWNER_ALL {
+            return Ok(false);
+        }
+        let mut opened_up = lock(&self.opened_up);
+        if opened_up.len() >= DIRS_OPENED_UP {
+            return Ok(false);
+        }
+        let dir = rustix::io::fcntl_dupfd_cloexec(dir, 0)?;
+        set_mode(dir.as_fd(), mode | OWNER_ALL)?;
+        opened_up.insert(Identity::of(&stat), OpenedUp { dir, mode });
+        Ok(true)
+    }
+
+    /// It has the mode that it is to have.
+    pub(super) fn has_mode(&self, dir: BorrowedFd<'_>) {
+        let mut opened_up = lock(&self.opened_up);
+        if !opened_up.is_empty()
+            && let Ok(identity) = Identity::of_open(dir)
+        {
+            opened_up.remove(&identity);
+        }
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let opened_up = self.opened_up.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for OpenedUp { dir, mode } in opened_up.values() {
+            // Nobody is left to tell.
+            let _ = set_mode(dir.as_fd(), *mode);
+        }
+    }
+}
+
+/// The mode of a directory that may be open only to reach what is in it.
+fn set_mode(dir: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
+    let mode = Mode::from_raw_mode(mode as RawMode);
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::fd::AsRawFd;
+        let path = format!("/proc/self/fd/{}", dir.as_raw_fd());
+        Ok(rustix::fs::chmodat(rustix::fs::CWD, path, mode, rustix::fs::AtFlags::empty())?)
+    }
+    #[cfg(not(target_os = "linux"))]
+    Ok(rustix::fs::fchmod(dir, mode)?)
 }
 
 /// What somebody in this process has under this name, or a new one.

@@ -44,7 +44,7 @@ pub(super) fn open(
     let Spot { dir, name, .. } = spot;
     let dir = dir.into_owned()?;
     let partial = name_of(dir.as_fd(), &name)?;
-    let NewFile { fd, temp, asked } = match take(dir.as_fd(), &partial, give_up)? {
+    let NewFile { fd, temp, asked } = match root.writing(dir.as_fd(), || take(dir.as_fd(), &partial, give_up))? {
         Some(fd) => {
             let temp = TempName { name: partial.into(), stays: true, gone: AtomicBool::new(false) };
             NewFile { fd, temp: Some(temp), asked: PRIVATE }

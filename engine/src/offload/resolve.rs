@@ -90,6 +90,21 @@ impl Root {
         Root::of(Inner { strangers: true, ..Inner::clone(&self.inner) })
     }
 
+    /// Does what needs to write to `dir`, once more where its mode was in the way and is ours to change.
+    pub(super) fn writing<T>(&self, dir: BorrowedFd<'_>, act: impl Fn() -> Result<T, Errno>) -> Result<T, Errno> {
+        match (act(), &self.holder) {
+            (Err(Errno::ACCESS), Some(holder)) if holder.open_up(dir)? => act(),
+            (result, _) => result,
+        }
+    }
+
+    /// A directory has the mode that it is to have.
+    pub(super) fn has_mode(&self, dir: BorrowedFd<'_>) {
+        if let Some(holder) = &self.holder {
+            holder.has_mode(dir);
+        }
+    }
+
     /// The same root for one session.
     pub(super) fn held_by(&self, holder: &Arc<Holder>) -> Root {
         Root { inner: self.inner.clone(), holder: Some(holder.clone()) }
@@ -279,9 +294,22 @@ pub(super) fn make_directory(root: &Root, target: &Target) -> Result<(), Errno> 
     root.check_writable()?;
     let operand = operand(root, root.rest(target)?, Missing::Make)?;
     let Some(below) = &target.below else { return Ok(()) };
-    let base = if let Handle::Operand(operand) = &operand { Some(operand.clone()) } else { None };
-    let made = dirs_below(operand, below.as_bytes(), Missing::Make)?;
-    base.map_or(Ok(()), |base| base.note_made(below.as_bytes(), made))
+    let Handle::Operand(operand) = operand else {
+        return dirs_below(operand, below.as_bytes(), Missing::Make).map(|_| ());
+    };
+    let make = || dirs_below(Handle::Operand(operand.clone()), below.as_bytes(), Missing::Make);
+    let made = match make() {
+        Err(Errno::ACCESS) => {
+            let parent = below_parent(Handle::Operand(operand.clone()), below, Missing::Fail)?;
+            root.writing(parent.as_fd(), &make)?
+        }
+        result => result?,
+    };
+    if let Some(holder) = &root.holder {
+        // What it was made for is to be written to it.
+        holder.open_up(made.as_fd())?;
+    }
+    operand.note_made(below.as_bytes(), made)
 }
 
 fn below_parent<'r>(operand: Handle<'r>, below: &RelPath, missing: Missing) -> Result<Handle<'r>, Errno> {

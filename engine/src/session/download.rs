@@ -18,7 +18,7 @@ use crate::backend::{DirId, Errno, FsOp, NO_ATTRIBUTES, OpKind, Output, Place, S
 use crate::limits::PAGE_ENTRIES;
 use crate::queue::Queue;
 use crate::wire::frame::{Attributes, ErrorCode, Ext, Kind, ListEntry, Timestamp, TreeEntry};
-use crate::wire::path::{RelPath, Target};
+use crate::wire::path::{RelPath, RequestPath, Target};
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering;
 
@@ -54,6 +54,8 @@ struct Listing {
 enum State {
     LookAtTarget,
     AwaitTarget,
+    /// Of a target that is not there: its directory.
+    AwaitParent,
     NextSource,
     AwaitSource,
     Listing(Box<Listing>),
@@ -116,16 +118,32 @@ impl Download {
     }
 
     fn look_at_target(&mut self, desk: &mut Desk<'_, '_>) {
-        let place = self.local_place(Target { operand: self.landing.target.path.clone(), below: None });
-        desk.io.submit(LOOK, OpKind::Fs(Box::new(FsOp::Stat { place, follow: true })));
+        self.look_at(self.landing.target.path.clone(), desk);
         self.state = State::AwaitTarget;
     }
 
+    fn look_at(&mut self, operand: RequestPath, desk: &mut Desk<'_, '_>) {
+        let place = self.local_place(Target { operand, below: None });
+        desk.io.submit(LOOK, OpKind::Fs(Box::new(FsOp::Stat { place, follow: true })));
+    }
+
+    /// What stands at the target, or at the directory that it needs, is known.
     fn on_target(&mut self, outcome: Outcome, desk: &mut Desk<'_, '_>) {
+        let parent = matches!(self.state, State::AwaitParent);
         self.state = State::NextSource;
         match outcome {
+            Ok(Output::Attributes { .. }) if parent => {}
             Ok(Output::Attributes { attributes, .. }) => self.landing.present = Some(attributes.kind),
-            Ok(_) | Err(Errno::NOT_FOUND) => {}
+            Err(Errno::NOT_FOUND) if parent => {
+                desk.report(Report::Failed(self.landing.without_parent()));
+                self.sources.clear();
+            }
+            Ok(_) | Err(Errno::NOT_FOUND) => {
+                if let Some(operand) = self.landing.parent_needed() {
+                    self.look_at(operand, desk);
+                    self.state = State::AwaitParent;
+                }
+            }
             Err(errno) => {
                 desk.report(Report::Failed(Failure::here(&self.landing.target.shown, "cannot stat", errno)));
                 self.sources.clear();
@@ -296,7 +314,7 @@ impl Download {
             && !self.names.iter().any(|(_, place, _)| is_inside(&place.target, &next.place.target))
             && let Some(leaving) = self.leaving.pop_front()
         {
-            let preserve = self.landing.options.preserve;
+            let preserve = self.landing.options.of_directories();
             let (place, attributes) = (leaving.place.clone(), leaving.attributes);
             let op = FsOp::SetMeta { place, attributes, preserve };
             let number = self.lead.begin();
@@ -373,7 +391,7 @@ impl Driver for Download {
                         break;
                     }
                 }
-                State::AwaitTarget | State::AwaitSource | State::Done => break,
+                State::AwaitTarget | State::AwaitParent | State::AwaitSource | State::Done => break,
             }
         }
         self.lead.pump(desk);
@@ -415,7 +433,7 @@ impl Driver for Download {
 
     fn state(&self) -> &'static str {
         match self.state {
-            State::LookAtTarget | State::AwaitTarget => "download looking at target",
+            State::LookAtTarget | State::AwaitTarget | State::AwaitParent => "download looking at target",
             State::NextSource | State::AwaitSource => "download looking at source",
             State::Listing(_) => "download listing",
             State::Done => "download done",

@@ -44,8 +44,19 @@ pub struct Options {
     pub sync: bool,
     /// The target is the name itself, never a directory to copy into.
     pub exact_target: bool,
+    /// Directories above the target that are missing are made, not only the target itself.
+    pub make_path: bool,
     /// Connections the run is meant to have; 0 counts as 1.
     pub connections: u16,
+    /// Directories keep the times that they get from what is put into them.
+    pub omit_directory_times: bool,
+}
+
+impl Options {
+    /// What is kept of directories.
+    pub(crate) fn of_directories(&self) -> Preserve {
+        if self.omit_directory_times { self.preserve.or(Preserve::NO_TIMES) } else { self.preserve }
+    }
 }
 
 /// Where sources land.
@@ -78,6 +89,18 @@ impl Landing {
             Some(name) if !directory && into => exact.child(Some(&name)),
             _ => exact,
         })
+    }
+
+    /// The directory that must be there when the target is not: no more than the target itself is made, unless the user says
+    /// so, because a wrong letter in a path would else become a directory. `None`: it is certain to be there, or may be made.
+    pub fn parent_needed(&self) -> Option<RequestPath> {
+        let parent = self.target.path.parent().filter(|parent| !matches!(parent.as_bytes(), b"" | b"/"));
+        parent.filter(|_| !self.options.make_path)
+    }
+
+    /// What is said where it is not.
+    pub fn without_parent(&self) -> Failure {
+        Failure::rule(&self.target.shown, "cannot create", "its directory is not there; --mkpath makes it")
     }
 
     /// The target as the user knows it.

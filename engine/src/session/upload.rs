@@ -17,12 +17,14 @@ use super::{Failure, Outcome, Reason, mkdir, stat};
 use crate::backend::{DirId, Errno, FsOp, OpKind, Output, Place, StreamId};
 use crate::queue::Queue;
 use crate::wire::frame::{Attributes, ErrorCode, Ext, Kind};
-use crate::wire::path::Target;
+use crate::wire::path::{RequestPath, Target};
 use std::collections::HashMap;
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
 const LOOK: u32 = 80;
+
+const MISSING: ErrorCode = ErrorCode(ErrorCode::ERRNO_BASE + 2);
 
 /// What to copy from here, and where to.
 pub struct Plan {
@@ -56,6 +58,8 @@ struct Pending {
 
 enum What {
     Target,
+    /// Of a target that is not there: its directory.
+    Parent,
     Directory,
     Link(Vec<u8>),
     Attributes,
@@ -106,10 +110,10 @@ impl Upload {
         self.next_tag
     }
 
-    fn look_at_target(&mut self, desk: &mut Desk<'_, '_>) {
-        let target = Target { operand: self.landing.target.path.clone(), below: None };
+    fn look_at(&mut self, operand: RequestPath, what: What, desk: &mut Desk<'_, '_>) {
+        let target = Target { operand, below: None };
         let shown = self.landing.target.shown.clone();
-        let tag = self.tag(What::Target, shown.clone());
+        let tag = self.tag(what, shown.clone());
         if desk.io.terms.ext(Ext::TREE) {
             desk.ask(tag, Box::new(stat::ask_lookup(target, true, shown)));
         } else {
@@ -123,15 +127,26 @@ impl Upload {
         match answer {
             Ok(Reply::Attributes(attributes)) => self.landing.present = Some(attributes.kind),
             Ok(_) => {}
-            Err(failure) => {
-                // Base peers give no number: whatever is wrong will show when the first file is put.
-                let missing = ErrorCode(ErrorCode::ERRNO_BASE + 2);
-                if ![missing, ErrorCode::NONE, ErrorCode::OTHER].contains(&failure.code()) {
-                    desk.report(Report::Failed(failure));
-                    self.sources.clear();
+            Err(failure) if is_missing(&failure) => {
+                if let Some(operand) = self.landing.parent_needed() {
+                    self.look_at(operand, What::Parent, desk);
                 }
             }
+            Err(failure) => {
+                desk.report(Report::Failed(failure));
+                self.sources.clear();
+            }
         }
+    }
+
+    /// The directory of a target that is not there.
+    fn on_parent(&mut self, answer: Answer, desk: &mut Desk<'_, '_>) {
+        self.state = State::NextSource;
+        let Err(failure) = answer else { return };
+        let missing = failure.code() == MISSING;
+        let failure = if missing { self.landing.without_parent() } else { failure };
+        desk.report(Report::Failed(failure));
+        self.sources.clear();
     }
 
     fn next_source(&mut self, desk: &mut Desk<'_, '_>) {
@@ -256,7 +271,7 @@ impl Upload {
             }
             let shown = self.landing.shown(&leaving.target);
             let tag = self.tag(What::Attributes, shown.clone());
-            let preserve = self.landing.options.preserve;
+            let preserve = self.landing.options.of_directories();
             desk.ask(tag, Box::new(mkdir::ask_set_meta(leaving.target, leaving.attributes, preserve, shown)));
         }
     }
@@ -269,13 +284,18 @@ impl Upload {
     }
 }
 
+/// Base peers give no number: what is wrong with a target will show when the first file is put, if it is not that.
+fn is_missing(failure: &Failure) -> bool {
+    [MISSING, ErrorCode::NONE, ErrorCode::OTHER].contains(&failure.code())
+}
+
 impl Driver for Upload {
     fn pump(&mut self, desk: &mut Desk<'_, '_>) {
         self.lead.pump(desk);
         self.leave(desk);
         while desk.has_room() && self.lead.has_room() {
             match &self.state {
-                State::LookAtTarget => self.look_at_target(desk),
+                State::LookAtTarget => self.look_at(self.landing.target.path.clone(), What::Target, desk),
                 State::NextSource => self.next_source(desk),
                 State::Walking { .. } => {
                     self.walk(desk);
@@ -298,6 +318,7 @@ impl Driver for Upload {
         }
         match (what, answer) {
             (What::Target, answer) => self.on_target(answer, desk),
+            (What::Parent, answer) => self.on_parent(answer, desk),
             (What::Directory, Ok(_)) => desk.report(Report::Directory { target }),
             (What::Link(text), Ok(_)) => desk.report(Report::Link { target, text }),
             (_, Ok(_)) => {}

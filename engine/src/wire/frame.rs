@@ -197,6 +197,9 @@ impl Preserve {
     /// The content is read again from where it was written, and compared, before the file gets its name.
     pub const VERIFY: Preserve = Preserve(4);
 
+    /// The time of a directory is left alone.
+    pub const NO_TIMES: Preserve = Preserve(8);
+
     /// True when every bit of `other` is set here.
     pub fn has(self, other: Preserve) -> bool {
         self.0 & other.0 == other.0
