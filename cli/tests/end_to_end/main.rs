@@ -74,6 +74,7 @@ mod hostile_striped;
 #[cfg(target_os = "linux")]
 mod hostile_striped_server;
 #[cfg(target_os = "linux")]
+mod hostile_tokens;
 mod hostile_tree;
 #[cfg(target_os = "linux")]
 mod hostile_unhashed;

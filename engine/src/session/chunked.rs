@@ -11,25 +11,23 @@
 
 use super::client::{Answer, Ask, Reply, Sent, Simple};
 use super::link::Incoming;
+use super::range::{Scope, Writer};
 use super::receiver::{Order, Receiver, Way};
 use super::source::{Purpose, Source};
 use super::verb::{Body, Verb, reply, reply_failure};
-use super::{Failure, Io, Outcome, get, range};
+use super::{Failure, Io, Outcome, get};
 use crate::backend::{DirId, Errno, FileId, Finish, OpKind, OpenMode, Output, Place};
 use crate::queue::Range;
 use crate::tree_hash::HASH_BLOCK_BYTES;
 use crate::wire::frame::{Attributes, Caps, Ext, Frame, Hash, Preserve};
 use crate::wire::path::{RequestPath, Target};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 const OPEN: u32 = 75;
 const FLUSH: u32 = 76;
 
-/// The next attempt at a file in ranges: no two in a process have the same number, whichever end counts.
-static TOKENS: AtomicU64 = AtomicU64::new(1);
-
-pub(super) fn next_token() -> u64 {
-    TOKENS.fetch_add(1, Ordering::Relaxed)
+/// Names the next attempt at a file in ranges. Random: whoever is let in could name the files of others if he could guess.
+pub(super) fn next_token() -> Result<u64, Errno> {
+    getrandom::u64().map_err(|error| error.raw_os_error().map_or(Errno::IO, Errno))
 }
 
 pub(super) fn path_of(place: &Place) -> Vec<u8> {
@@ -48,7 +46,14 @@ fn finish(io: &Io<'_, '_>) -> Finish {
 /// The server's half of PutChunked.
 pub(super) struct Put {
     receiver: Receiver,
+    /// Of a range of a file that others write to as well, while this one does.
+    writer: Option<Writer>,
+    /// The chaining values of such a range, once they count.
+    kept: Vec<Hash>,
 }
+
+/// Why a range does not count that came as it should.
+const REVOKED: &str = "the same range was begun again, or the file was ended";
 
 impl Put {
     pub(super) fn start(place: Place, offset: u64, length: u64, io: &mut Io<'_, '_>) -> Result<Box<dyn Verb>, Failure> {
@@ -59,12 +64,12 @@ impl Put {
         let finish = finish(io);
         let order =
             Order { place, path, size, offset, overwrite: true, way: Way::InPlace, unhashed: true, alone: 0, finish };
-        Ok(Box::new(Put { receiver: Receiver::start(order, io) }))
+        Ok(Box::new(Put { receiver: Receiver::start(order, io), writer: None, kept: Vec::new() }))
     }
 
-    /// Of RangePut: a range of a file that was begun over some connection of this process.
+    /// Of RangePut: a range of a file that was begun by a session of this scope.
     pub(super) fn join(
-        root: DirId,
+        (root, scope): (DirId, &Scope),
         token: u64,
         (offset, length): (u64, u64),
         io: &mut Io<'_, '_>,
@@ -73,7 +78,7 @@ impl Put {
         let Some(size) = end else {
             return Err(Failure::rule(b"", "cannot put", "the range does not begin where a block does"));
         };
-        range::forget(token, (offset, length));
+        let writer = Writer::new(token, (offset, length), scope, io.cx.waker)?;
         // The token says which file; the root, only whose backend.
         let target = Target { operand: RequestPath::default(), below: None };
         let order = Order {
@@ -87,7 +92,25 @@ impl Put {
             alone: 0,
             finish: finish(io),
         };
-        Ok(Box::new(Put { receiver: Receiver::start(order, io) }))
+        Ok(Box::new(Put { receiver: Receiver::start(order, io), writer: Some(writer), kept: Vec::new() }))
+    }
+
+    /// Lets the range count once it is there, and gives it up when it no longer may be written.
+    fn watch(&mut self, io: &mut Io<'_, '_>) {
+        let Some(writer) = &self.writer else { return };
+        if self.receiver.result().is_none() && writer.is_revoked() {
+            self.receiver.fail(Failure::rule(b"", "cannot put", REVOKED), io);
+        }
+        // Nothing of it is on its way any more.
+        if let Some(result) = self.receiver.result()
+            && let Some(writer) = self.writer.take()
+            && result.is_ok()
+        {
+            self.kept = self.receiver.take_range();
+            if !writer.done(&self.kept) {
+                self.receiver.refuse(Failure::rule(b"", "cannot put", REVOKED));
+            }
+        }
     }
 }
 
@@ -116,15 +139,20 @@ impl Verb for Put {
         }
     }
 
+    fn let_go(&mut self, io: &mut Io<'_, '_>) -> bool {
+        if self.writer.is_some() {
+            self.receiver.fail(Failure::rule(b"", "cannot put", "the session has ended"), io);
+            self.watch(io);
+        }
+        self.writer.is_none()
+    }
+
     fn advance(&mut self, head: bool, io: &mut Io<'_, '_>) -> bool {
+        self.watch(io);
         match self.receiver.result().filter(|_| head) {
             None => return false,
             Some(Ok(_)) => match self.receiver.order().way {
-                Way::Joined(token) => {
-                    let (offset, blocks) = (self.receiver.order().offset, self.receiver.take_range());
-                    range::put(token, offset, &blocks);
-                    reply(&Frame::Kept { blocks }, io);
-                }
+                Way::Joined(_) => reply(&Frame::Kept { blocks: std::mem::take(&mut self.kept) }, io),
                 _ => reply(&Frame::Ok { hash: None }, io),
             },
             Some(Err(failure)) => reply_failure(&failure, io),

@@ -13,7 +13,7 @@ use super::acceptor::OnSessionEnd;
 use super::meeting::Entropy;
 use super::opening::Patience;
 use super::rendezvous::{self, Guest, Meeting, Proof, Served, SharedMeeting};
-use super::{Context, Flow, Session, Terms, meeting};
+use super::{Context, Flow, Session, Terms, meeting, range};
 use crate::backend::{Completion, DirId, OpKind, Output, StreamId, Time, Token};
 use crate::wire::decode::Role;
 use crate::wire::frame::{Caps, Dialect, Ext, Frame, Hash};
@@ -62,7 +62,7 @@ impl Doorman {
     pub fn new(listener: StreamId, daemon: Daemon) -> Doorman {
         let Daemon { root, store, read_only, plain, patience, key, entropy, on_session_end } = daemon;
         let meeting = Meeting::new(key, Proof::Key(Door { entropy, on_session_end }), plain);
-        let served = Served { root, store, patience, read_only };
+        let served = Served { root, store, patience, read_only, scope: range::new_scope() };
         Doorman { listener, meeting, entropy, served, accepting: false, accepted: Vec::new() }
     }
 }

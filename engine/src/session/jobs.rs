@@ -217,7 +217,13 @@ impl Jobs {
     }
 
     fn begin_ranges(&mut self, job: Job, desk: &mut Desk<'_, '_>) {
-        let token = chunked::next_token();
+        let token = match chunked::next_token() {
+            Ok(token) => token,
+            Err(errno) => {
+                let failure = Failure::here(&job.target_shown, "cannot create", errno);
+                return self.finish(job, Err(failure));
+            }
+        };
         let size = job.attributes.size;
         let (target, mode) = match self.queue.direction() {
             Direction::Down if self.keeps(&job) => (&job.target, OpenMode::Continue { size, token: Some(token) }),

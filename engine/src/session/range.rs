@@ -11,9 +11,18 @@
 //! and the client compares them. Their merger is the hash of the whole, which the client commits. What an interrupted
 //! transfer left is compared block by block, so that whatever is there counts, wherever it stands.
 //!
-//! A token names a file to every connection of the process that opened it. It protects nothing: who may ask for a range
-//! may ask for the file. The chaining values are kept here as well, and a file of which blocks are missing, or whose blocks
-//! make another hash than the committed one, gets no name.
+//! A token names a file to the connections that may write to it: those of the same scope, which are the ones that proved
+//! to know the same secret. It is random, so that nobody else who is let in there can name a file that he was not told of.
+//! The chaining values are kept here as well, and a file of which blocks are missing, or whose blocks make another hash
+//! than the committed one, gets no name.
+//!
+//! ```text
+//! RangePut: written -> done: its blocks count
+//!                  \-> revoked, by a range that overlaps it or by RangeCommit: what is on its way is waited for
+//! RangeCommit: revokes what is open -> waits until none is -> compares -> names
+//! ```
+//! So nothing is written any more to a file that was compared. Where two ranges were written to the same place at the same
+//! time nobody knows whose bytes stayed, and the whole is read again for its hash.
 
 use super::chunked;
 use super::client::{Answer, Ask, Reply, Sent, Simple};
@@ -21,7 +30,7 @@ use super::hashing::Hashing;
 use super::link::Incoming;
 use super::verb::{Verb, reply, reply_done, reply_failure, unkept};
 use super::{Failure, Io, Outcome};
-use crate::backend::{Errno, FileId, Finish, FsOp, OpKind, OpenMode, Output, Place};
+use crate::backend::{Errno, FileId, Finish, FsOp, OpKind, OpenMode, Output, Place, Waker};
 use crate::limits::{MAX_RANGED_FILES, MAX_RANGES, RANGE_BYTES};
 use crate::session::dedup::block_count;
 use crate::tree_hash::{HASH_BLOCK_BYTES, TreeHash};
@@ -31,32 +40,115 @@ use crate::wire::path::Target;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const OPEN: u32 = 100;
 const PUBLISH: u32 = 101;
 const CLOSE: u32 = 102;
 
-/// What is there of each file that was begun, by its token: chaining values by the number of the block. Connections of one
-/// process may be on several threads.
-static THERE: Mutex<BTreeMap<u64, BTreeMap<u64, Hash>>> = Mutex::new(BTreeMap::new());
+/// Names the sessions that may write to each other's files in ranges: those that proved to know the same secret.
+pub(super) type Scope = Hash;
 
-fn there() -> MutexGuard<'static, BTreeMap<u64, BTreeMap<u64, Hash>>> {
+/// The scope of a session that has nothing in common with any other.
+pub(super) fn new_scope() -> Scope {
+    static SCOPES: AtomicU64 = AtomicU64::new(1);
+    let mut scope = [0; 32];
+    scope[..8].copy_from_slice(&SCOPES.fetch_add(1, Ordering::Relaxed).to_le_bytes());
+    scope
+}
+
+/// A range that is being written.
+struct Open {
+    writer: u64,
+    /// The numbers of its blocks.
+    blocks: std::ops::Range<u64>,
+    revoked: bool,
+}
+
+/// What is there of a file that was begun.
+struct There {
+    scope: Scope,
+    /// Chaining values by the number of the block.
+    blocks: BTreeMap<u64, Hash>,
+    open: Vec<Open>,
+    /// Two ranges were written to the same place at the same time.
+    overlapped: bool,
+    /// It is being committed: nobody writes to it any more.
+    sealed: bool,
+}
+
+/// The files that were begun, by their tokens. Connections of one process may be on several threads.
+static THERE: Mutex<BTreeMap<u64, There>> = Mutex::new(BTreeMap::new());
+
+fn there() -> MutexGuard<'static, BTreeMap<u64, There>> {
     THERE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A range of the file with this token is being written: what was known of these blocks says nothing any more.
-pub(super) fn forget(token: u64, (offset, length): (u64, u64)) {
-    let block = HASH_BLOCK_BYTES as u64;
-    if let Some(there) = there().get_mut(&token) {
-        there.retain(|number, _| !(offset / block..offset.saturating_add(length).div_ceil(block)).contains(number));
+/// The right to write a range of a file that was begun, until it is dropped or revoked.
+pub(super) struct Writer {
+    token: u64,
+    number: u64,
+    /// Of the worker whose session waits until nobody writes.
+    waker: Waker,
+}
+
+impl Writer {
+    /// For the file with this token, if sessions of this scope may write to it. What was known of the blocks of this range
+    /// says nothing any more.
+    pub(super) fn new(
+        token: u64,
+        (offset, length): (u64, u64),
+        scope: &Scope,
+        waker: &Waker,
+    ) -> Result<Writer, Failure> {
+        static WRITERS: AtomicU64 = AtomicU64::new(1);
+        let mut all = there();
+        let file = all.get_mut(&token).filter(|file| file.scope == *scope && !file.sealed);
+        let Some(file) = file else {
+            return Err(Failure::rule(b"", "cannot put", "no such file was begun here"));
+        };
+        let block = HASH_BLOCK_BYTES as u64;
+        let blocks = offset / block..offset.saturating_add(length).div_ceil(block);
+        file.blocks.retain(|number, _| !blocks.contains(number));
+        let overlaps = |open: &&mut Open| open.blocks.start < blocks.end && blocks.start < open.blocks.end;
+        for open in file.open.iter_mut().filter(overlaps) {
+            open.revoked = true;
+            file.overlapped = true;
+        }
+        let number = WRITERS.fetch_add(1, Ordering::Relaxed);
+        file.open.push(Open { writer: number, blocks, revoked: false });
+        Ok(Writer { token, number, waker: waker.clone() })
+    }
+
+    /// True once nothing of it counts any more.
+    pub(super) fn is_revoked(&self) -> bool {
+        let all = there();
+        let open = all.get(&self.token).and_then(|file| file.open.iter().find(|open| open.writer == self.number));
+        open.is_none_or(|open| open.revoked)
+    }
+
+    /// The range is there: the chaining values of its blocks count from here on. False if it was revoked.
+    pub(super) fn done(self, blocks: &[Hash]) -> bool {
+        let mut all = there();
+        let Some(file) = all.get_mut(&self.token) else { return false };
+        let Some(open) = file.open.iter().find(|open| open.writer == self.number && !open.revoked) else {
+            return false;
+        };
+        file.blocks.extend((open.blocks.start..).zip(blocks.iter().copied()));
+        true
     }
 }
 
-/// A range of the file with this token is there: the chaining values of its blocks.
-pub(super) fn put(token: u64, offset: u64, blocks: &[Hash]) {
-    if let Some(there) = there().get_mut(&token) {
-        there.extend((offset / HASH_BLOCK_BYTES as u64..).zip(blocks.iter().copied()));
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let mut all = there();
+        if let Some(file) = all.get_mut(&self.token) {
+            file.open.retain(|open| open.writer != self.number);
+            if file.sealed && file.open.is_empty() {
+                self.waker.wake();
+            }
+        }
     }
 }
 
@@ -67,15 +159,29 @@ struct Blocks {
 }
 
 impl Blocks {
-    fn new(token: u64, size: u64, known: &[Hash]) -> Blocks {
-        there().insert(token, (0..).zip(known.iter().copied()).collect());
+    fn new(token: u64, size: u64, known: &[Hash], scope: Scope) -> Blocks {
+        let blocks = (0..).zip(known.iter().copied()).collect();
+        there().insert(token, There { scope, blocks, open: Vec::new(), overlapped: false, sealed: false });
         Blocks { token, size }
     }
 
-    /// What the blocks say of the hash of the whole: nothing of a file that is only one.
-    fn check(&self, hash: Hash) -> Result<(), Failure> {
+    /// Lets nobody write to it any more. True once nobody does.
+    fn seal(&self, waker: &Waker) -> bool {
+        let mut all = there();
+        let Some(file) = all.get_mut(&self.token) else { return true };
+        if !std::mem::replace(&mut file.sealed, true) && !file.open.is_empty() {
+            file.open.iter_mut().for_each(|open| open.revoked = true);
+            // Who is revoked is told by nothing else.
+            waker.wake();
+        }
+        file.open.is_empty()
+    }
+
+    /// What the blocks say of the hash of the whole: nothing of a file that is only one. True where it must be read again.
+    fn check(&self, hash: Hash) -> Result<bool, Failure> {
         let (there, count) = (there(), block_count(self.size));
-        let of_ours = there.get(&self.token).into_iter().flat_map(|blocks| blocks.range(..count));
+        let file = there.get(&self.token);
+        let of_ours = file.into_iter().flat_map(|file| file.blocks.range(..count));
         let mut tree = TreeHash::new();
         let mut number = 0;
         for (_, &chaining) in of_ours {
@@ -89,7 +195,7 @@ impl Blocks {
         if count != 1 && tree.finalize() != hash {
             return Err(Failure::here(b"", "not published", Errno::HASH_MISMATCH));
         }
-        Ok(())
+        Ok(count == 1 || file.is_none_or(|file| file.overlapped))
     }
 }
 
@@ -108,16 +214,26 @@ struct Begun {
 }
 
 /// Those of one session, and the process it is in.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(super) struct Files {
     begun: Rc<RefCell<BTreeMap<u64, Begun>>>,
     /// Names the process in which their tokens mean something.
     process: Option<Hash>,
+    /// Whose sessions may write to them, and to whose files this one may.
+    scope: Scope,
 }
 
 impl Files {
+    pub(super) fn new(scope: Scope) -> Files {
+        Files { begun: Rc::default(), process: None, scope }
+    }
+
     pub(super) fn of_process(process: Hash) -> Files {
-        Files { process: Some(process), ..Files::default() }
+        Files { process: Some(process), ..Files::new(process) }
+    }
+
+    pub(super) fn scope(&self) -> &Scope {
+        &self.scope
     }
 
     /// True where clients can be told which process this is.
@@ -143,7 +259,7 @@ impl Files {
             return Err(Failure::rule(&path, "cannot put", "it is too large to come in ranges"));
         }
         self.check_room(&path)?;
-        let token = chunked::next_token();
+        let token = chunked::next_token().map_err(|errno| Failure::here(&path, "cannot put", errno))?;
         let mode = match keep {
             true => OpenMode::Continue { size, token: Some(token) },
             false => OpenMode::Shared { size, token },
@@ -275,7 +391,12 @@ impl Verb for Begin {
             return true;
         }
         let path = std::mem::take(&mut self.looking.path);
-        let begun = Begun { file, path, finish: self.finish, blocks: Blocks::new(self.token, self.size, &blocks) };
+        let begun = Begun {
+            file,
+            path,
+            finish: self.finish,
+            blocks: Blocks::new(self.token, self.size, &blocks, self.files.scope),
+        };
         self.files.begun.borrow_mut().insert(self.token, begun);
         reply(&Frame::RangeBegun { token: self.token, blocks }, io);
         true
@@ -287,7 +408,7 @@ impl Verb for Begin {
 }
 
 enum Step {
-    /// For its turn: ranges that were sent before over the same connection are written by then.
+    /// For its turn: ranges that were sent before over the same connection are written by then. Then until nobody writes.
     Waiting,
     Out,
     Done(Outcome),
@@ -313,12 +434,14 @@ impl End {
             io.submit(CLOSE, OpKind::Close { file });
             return Ok(());
         };
-        if let Err(failure) = blocks.check(hash) {
-            io.submit(CLOSE, OpKind::Close { file });
-            return Err(failure);
-        }
-        // Whose only block has no hash but its place is read for it.
-        let verify = finish.preserve.has(Preserve::VERIFY) || block_count(blocks.size) == 1;
+        let again = match blocks.check(hash) {
+            Ok(again) => again,
+            Err(failure) => {
+                io.submit(CLOSE, OpKind::Close { file });
+                return Err(failure);
+            }
+        };
+        let verify = finish.preserve.has(Preserve::VERIFY) || again;
         let finish = Box::new(Finish { verify: verify.then_some(hash), ..finish });
         io.submit(PUBLISH, OpKind::Publish { file, finish });
         Ok(())
@@ -336,6 +459,9 @@ impl Verb for End {
         }
         match &self.step {
             Step::Waiting => {
+                if self.files.begun.borrow().get(&self.token).is_some_and(|begun| !begun.blocks.seal(io.cx.waker)) {
+                    return false;
+                }
                 self.step = Step::Out;
                 let Err(failure) = self.start(io) else { return false };
                 reply_failure(&failure, io);

@@ -364,6 +364,11 @@ impl Receiver {
         }
     }
 
+    /// What has come counts for nothing after all, for this reason.
+    pub(crate) fn refuse(&mut self, failure: Failure) {
+        self.failure.get_or_insert(failure);
+    }
+
     /// Lets go of what nobody needs any more: its reply may have to wait for long.
     fn forget(&mut self) {
         self.inflow.clear();

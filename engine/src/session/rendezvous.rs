@@ -15,6 +15,7 @@
 use super::doorman::{self, Door};
 use super::link::{Incoming, Link};
 use super::opening::Patience;
+use super::range::Scope;
 use super::sealed::Records;
 use super::server::{self, Server};
 use super::verb::{Verb, reply, reply_failure};
@@ -72,6 +73,8 @@ pub(super) struct Served {
     pub(super) store: Option<DirId>,
     pub(super) patience: Patience,
     pub(super) read_only: bool,
+    /// Whose files in ranges they may write to.
+    pub(super) scope: Scope,
 }
 
 /// What whoever comes has to prove, and how.
@@ -430,8 +433,9 @@ impl Guest {
         meeting.guests -= 1;
         // A base client comes once.
         meeting.over |= matches!(meeting.proof, Proof::Base);
-        let Served { store, patience, read_only, .. } = self.served;
-        self.server = Some(server.with_store(store).with_patience(patience).with_read_only(read_only));
+        let Served { store, patience, read_only, scope, .. } = self.served;
+        let server = server.with_store(store).with_patience(patience).with_read_only(read_only);
+        self.server = Some(server.with_scope(scope));
         Some(())
     }
 }
@@ -466,6 +470,9 @@ impl Session for Guest {
 
     fn next_deadline(&self) -> Option<Time> {
         let Some(server) = &self.server else { return self.deadline() };
+        if server.is_ending() {
+            return None;
+        }
         // It is to be noted when that was.
         let left = (self.meeting.borrow().is_left() && self.left_at.is_none()).then_some(Time(0));
         [server.next_deadline(), self.parting(), left].into_iter().flatten().min()

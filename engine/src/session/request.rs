@@ -131,7 +131,9 @@ pub(super) fn begin(
         (Frame::RangeBegin { size, attributes, preserve, keep, .. }, Some(place)) => {
             files.begin(place, (size, attributes, preserve), keep, io)?
         }
-        (Frame::RangePut { token, offset, length }, _) => chunked::Put::join(root, token, (offset, length), io)?,
+        (Frame::RangePut { token, offset, length }, _) => {
+            chunked::Put::join((root, files.scope()), token, (offset, length), io)?
+        }
         (Frame::RangeCommit { token, hash }, _) => files.commit(token, hash),
         (Frame::RangeAbandon { token }, _) => files.abandon(token),
         (Frame::Blocks { length, .. }, Some(place)) => Box::new(range::Serve::start(place, length, io)),

@@ -13,7 +13,7 @@
 use super::codec::Policy;
 use super::link::{Incoming, Link};
 use super::opening::Patience;
-use super::range::Files;
+use super::range::{self, Files, Scope};
 use super::rendezvous::{self, Direct, SharedMeeting};
 use super::report::Progress;
 use super::request::{Class, begin, class_of, has_body, name_of, read_only, request_path, unexpected};
@@ -99,6 +99,8 @@ pub struct Server {
     next_transfer: u32,
     /// When it last had something to send, or nothing to do.
     said_at: Time,
+    /// How it ends, once what it writes where others write has come back.
+    ending: Option<Result<(), Failure>>,
     on_end: Option<OnEnd>,
     /// Where clients of this session may connect directly.
     direct: Option<Direct>,
@@ -142,9 +144,10 @@ impl Server {
             pending: None,
             body: BodyOf::Nobody,
             walks: tree::Walks::default(),
-            files: Files::default(),
+            files: Files::new(range::new_scope()),
             next_transfer: 1,
             said_at: Time(0),
+            ending: None,
             on_end: Some(on_end),
             direct: None,
             meetings: Vec::new(),
@@ -171,6 +174,13 @@ impl Server {
     #[must_use]
     pub fn with_process(mut self, process: Hash) -> Server {
         self.files = Files::of_process(process);
+        self
+    }
+
+    /// Lets it write ranges of the files that other sessions of this scope have begun, and them of its own.
+    #[must_use]
+    pub(super) fn with_scope(mut self, scope: Scope) -> Server {
+        self.files = Files::new(scope);
         self
     }
 
@@ -403,7 +413,13 @@ impl Server {
             (Frame::OpenDirectChannel, Some(direct)) if io.terms.caps.has(Caps::DIRECT_TCP) => {
                 self.meetings.retain(|meeting| !meeting.borrow().is_done());
                 if self.meetings.len() < MAX_MEETINGS {
-                    let served = rendezvous::Served { root, store, patience: self.patience, read_only: self.read_only };
+                    let served = rendezvous::Served {
+                        root,
+                        store,
+                        patience: self.patience,
+                        read_only: self.read_only,
+                        scope: *self.files.scope(),
+                    };
                     let (verb, meeting) = rendezvous::Serve::start(direct, served, &mut io);
                     self.meetings.push(meeting);
                     Box::new(verb)
@@ -469,12 +485,41 @@ impl Server {
     }
 
     pub(super) fn finish(&mut self, result: Result<(), Failure>, cx: &mut Context<'_>) -> Flow {
+        // What is on its way to a file of others must not arrive there once one of them has named it.
+        if !self.let_go(cx) {
+            self.ending.get_or_insert(result);
+            return Flow::Continue;
+        }
+        let result = self.ending.take().unwrap_or(result);
         self.meetings.iter().for_each(|meeting| meeting.borrow_mut().abandon());
         self.link.close(cx);
         if let Some(on_end) = self.on_end.take() {
             on_end(result);
         }
         Flow::Finished
+    }
+
+    /// True once nothing that it writes to a file of others is on its way.
+    fn let_go(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut all = true;
+        for exchange in &mut self.active {
+            let mut io = Io {
+                cx,
+                link: &mut self.link,
+                quotas: &self.quotas,
+                terms: self.terms,
+                progress: &self.progress,
+                codec: &mut self.codec,
+                transfer: exchange.transfer,
+            };
+            all &= exchange.verb.let_go(&mut io);
+        }
+        all
+    }
+
+    /// It is over but for what it writes.
+    pub(super) fn is_ending(&self) -> bool {
+        self.ending.is_some()
     }
 
     fn check_time(&self, now: Time) -> Result<(), Failure> {
@@ -582,6 +627,9 @@ impl Session for Server {
     }
 
     fn on_turn(&mut self, cx: &mut Context<'_>) -> Flow {
+        if let Some(result) = self.ending.take() {
+            return self.finish(result, cx);
+        }
         match self.turn(cx) {
             Ok(flow) => flow,
             Err(failure) => {
@@ -593,6 +641,9 @@ impl Session for Server {
     }
 
     fn next_deadline(&self) -> Option<Time> {
+        if self.is_ending() {
+            return None;
+        }
         let greeting = match self.phase {
             Phase::AwaitHello { deadline } => deadline,
             _ => None,

@@ -38,6 +38,10 @@ pub(super) trait Verb {
     }
     /// Goes on as far as possible; replies only at the `head` of the queue. True once the reply is complete.
     fn advance(&mut self, head: bool, io: &mut Io<'_, '_>) -> bool;
+    /// The session is about to end. True once nothing is on its way to a file that others write to and may name.
+    fn let_go(&mut self, _io: &mut Io<'_, '_>) -> bool {
+        true
+    }
     /// For the simulator's coverage table.
     fn state(&self) -> &'static str;
 }
