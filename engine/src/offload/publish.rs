@@ -112,9 +112,9 @@ fn mode_to_set(fd: BorrowedFd<'_>, making: &Making, finish: &Finish) -> Result<O
     Ok(Some(wanted & permitted))
 }
 
-/// True success of every write: NFS, AFS, CIFS and FUSE say only to close(2) that a quota is used up or the disk is full.
-/// Closing a second descriptor asks them as well, and leaves the file open to be named or given up. Where nothing is to be
-/// said that costs 0.2 us (2026-11-30).
+/// Makes sure that every write has succeeded: NFS, AFS, CIFS and FUSE say only to close(2) that a quota is used up or the disk
+/// is full. Closing a second descriptor asks them as well, and leaves the file open to be named or given up. Where nothing is
+/// to be said, on tmpfs and ext4, both calls take 0.5 us together (2026-11-30).
 fn closed_well(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     match rustix::io::fcntl_dupfd_cloexec(fd, 0) {
         Ok(second) => match nix::unistd::close(second) {
