@@ -115,7 +115,7 @@ const SOMEBODY: [Case; 7] = [
         code: 23,
     },
     Case {
-        args: &["SRC{d}/a/f", "DST{d}/locked/sub/f"],
+        args: &["--mkpath", "SRC{d}/a/f", "DST{d}/locked/sub/f"],
         says: "haul: DST{d}/locked/sub/f: cannot create: Permission denied\n",
         code: 23,
     },
