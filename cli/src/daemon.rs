@@ -133,7 +133,8 @@ impl Daemon {
             .ok_or_else(|| Failure::connection(WHAT, "there is no other address").because(Reason::NoConnection))?;
         let ext = greeting.ext.map(|ext| if self.plain { ext.or(Ext::PLAIN) } else { ext });
         let greeting = Greeting { ext, ..greeting };
-        Ok(Invitation::by_daemon(address, self.key.clone(), greeting, remote::random))
+        let invitation = Invitation::by_daemon(address, self.key.clone(), greeting, remote::random);
+        Ok(if self.has_more(number) { invitation.with_alternative() } else { invitation })
     }
 
     /// True when there is another address behind that of this number.

@@ -18,7 +18,7 @@ use haul_engine::limits::{
 };
 use haul_engine::offload::Root;
 use haul_engine::session::Session;
-use haul_engine::session::acceptor::Acceptor;
+use haul_engine::session::acceptor::{Acceptor, Fate, Visit};
 use haul_engine::session::doorman::{Daemon, Doorman};
 use haul_engine::session::rendezvous::Direct;
 use haul_engine::session::server::Server;
@@ -78,13 +78,20 @@ fn serve(args: &ServeArgs, choice: Choice) -> Result<Exit, (String, Exit)> {
         Origin::Listener(listener) => {
             let listener = backend.add_listener(listener).map_err(failed)?;
             let mut worker = Worker::new(backend, pool);
-            let on_session_end = Rc::new(|result| _ = said(result));
+            let on_visit = Rc::new(|visit: Visit| {
+                if let Fate::Served(result) = visit.fate {
+                    said(result);
+                }
+            });
             let (patience, entropy) = (remote::patience(None), remote::random);
             let session: Box<dyn Session> = match key {
-                None => Box::new(Acceptor::new(listener, root, store, on_session_end).with_read_only(read_only)),
+                None => {
+                    let acceptor = Acceptor::new(listener, root, store, on_visit).with_patience(patience);
+                    Box::new(acceptor.with_read_only(read_only))
+                }
                 Some(key) => {
                     let plain = args.allow_plaintext && !plaintext::is_forbidden();
-                    let daemon = Daemon { root, store, read_only, plain, patience, key, entropy, on_session_end };
+                    let daemon = Daemon { root, store, read_only, plain, patience, key, entropy, on_visit };
                     Box::new(Doorman::new(listener, daemon))
                 }
             };

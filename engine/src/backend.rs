@@ -432,6 +432,8 @@ pub enum Output {
     Accepted {
         /// Its id.
         stream: StreamId,
+        /// Who came, where that is known; nothing for a connection of our own.
+        peer: Option<SocketAddr>,
     },
     /// A new listening stream.
     Listening {

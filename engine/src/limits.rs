@@ -101,9 +101,16 @@ pub const MAX_GUESTS: usize = 64;
 pub const GUEST_BYTES: usize = 256;
 /// Nanoseconds each of them has.
 pub const GUEST_TIMEOUT: u64 = 4 * SECOND;
-/// The same while [`MAX_GUESTS`] wait: still several round trips of the longest way, and 200 strangers hold up the client for
-/// some 3 s, where its listener stays open for [`MEETING_TIMEOUT`].
-pub const CROWDED_TIMEOUT: u64 = SECOND;
+/// Guests that were told to give way to others and have not gone yet, while anybody else is let in.
+pub const MAX_LEAVING: usize = 2;
+/// Nanoseconds for which what is said last may be on its way before the connection is closed.
+pub const LAST_WORDS_TIMEOUT: u64 = SECOND;
+/// Guests of a daemon that have proved themselves and wait for one of its places; others are told at once that none is free.
+pub const MAX_WAITING: usize = 16;
+/// Bytes of the network prefix by which strangers from IPv6 count as one: whoever has one address there has all of a /64.
+pub const ORIGIN_BYTES: usize = 8;
+/// Bytes that a connection must move within the time of a stall to keep its place while others wait for one: 1 KiB/s.
+pub const LEAST_USE_BYTES: u64 = 64 * 1024;
 /// Nanoseconds in which the client of a session must come to the listener that was opened for it. Base clients give a
 /// connection 5 s, ours no more.
 pub const MEETING_TIMEOUT: u64 = 10 * SECOND;
@@ -254,8 +261,9 @@ pub const CAS_SPARE_BYTES: u64 = 64 * 1024 * 1024;
 /// Seconds after which a temporary file in the block store is what a killed process left.
 pub const CAS_STALE_SECONDS: i64 = 60 * 60;
 
-/// Connections that wait in the kernel to be accepted by one listening stream, at most.
-pub const LISTEN_BACKLOG: i32 = 64;
+/// Connections that wait in the kernel to be accepted by one listening stream, at most; what a Linux system allows
+/// (net.core.somaxconn). Where the queue is full a client's request to connect is dropped, and it asks again after 1 s.
+pub const LISTEN_BACKLOG: i32 = 4096;
 /// How long a TCP connection is silent before its peer is asked whether it is still there. Routers and firewalls forget
 /// silent connections, some after a minute.
 pub const TCP_KEEPALIVE_IDLE: Duration = Duration::from_secs(15);

@@ -20,6 +20,11 @@ pub fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Errno> {
     Ok((listener, address))
 }
 
+/// Who is at the other end of a connection, if he still is.
+pub fn peer(connection: impl AsFd) -> Option<SocketAddr> {
+    rustix::net::getpeername(connection).ok().flatten().and_then(|address| SocketAddr::try_from(address).ok())
+}
+
 /// Sets on a new connection what the system does not by itself: frames are gathered before they are sent, so they never
 /// wait for an acknowledgement, and a peer that is gone is noticed. A system that refuses keeps its own ways.
 pub fn tune(connection: impl AsFd) {

@@ -205,7 +205,7 @@ impl<B: Backend> Worker<B> {
     /// A connection that was accepted for a session that is gone is closed; files, and what it listened on, are the
     /// backend's to close.
     fn discard(&mut self, completion: Completion) {
-        if let Ok(Output::Accepted { stream }) = completion.result {
+        if let Ok(Output::Accepted { stream, .. }) = completion.result {
             let token = completion.op.token;
             self.slots[token.session.0 as usize].in_flight += 1;
             self.submissions.push(token, OpKind::CloseStream { stream });

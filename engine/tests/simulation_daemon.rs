@@ -214,7 +214,7 @@ fn run(seed: u64) -> Result<(), String> {
         patience: Patience::default(),
         key: Secret::from_bytes(KEY),
         entropy: never_twice,
-        on_session_end: Rc::new(|_| {}),
+        on_visit: Rc::new(|_| {}),
     };
     server.as_mut().expect("it lives").add(Box::new(Doorman::new(listener, daemon)));
     let (ours, reports, further) = client(client_host, address, KEY, &scenario);

@@ -225,8 +225,10 @@ impl Streams {
             Kind::Listener(listener) => {
                 let Some((token, accepted)) = listener.accept() else { return false };
                 let more = listener.can_step();
-                let result = accepted.and_then(|socket| self.add_stream(socket.into(), None, true));
-                let result = result.map(|(stream, _)| Output::Accepted { stream });
+                let result = accepted.and_then(|socket| {
+                    let peer = socket.peer_addr().ok();
+                    self.add_stream(socket.into(), None, true).map(|(stream, _)| Output::Accepted { stream, peer })
+                });
                 completions.push(Completion { op: Op { token, kind: OpKind::Accept { listener: id } }, result });
                 more
             }
@@ -236,7 +238,10 @@ impl Streams {
                     Progress::Failed(errno) => (None, connecting.ended(Err(errno))),
                     Progress::Connected(fd, registration) => {
                         let (read, write) = Half::connected(&self.surroundings, fd, registration, number);
-                        (Some(stream(id, read, write)), connecting.ended(Ok(Output::Accepted { stream: id })))
+                        (
+                            Some(stream(id, read, write)),
+                            connecting.ended(Ok(Output::Accepted { stream: id, peer: None })),
+                        )
                     }
                 };
                 completions.push(completion);

@@ -83,7 +83,7 @@ impl Bench {
 
 fn accepted(result: Result<Output, Errno>) -> StreamId {
     match result {
-        Ok(Output::Accepted { stream }) => stream,
+        Ok(Output::Accepted { stream, .. }) => stream,
         other => panic!("no connection: {other:?}"),
     }
 }

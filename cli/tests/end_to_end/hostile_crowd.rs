@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 const CROWD: u64 = 10_000;
 /// Descriptors that the other tests of this process may want meanwhile.
 const OTHERS: u64 = 1_000;
-/// Connections that wait to be proved, see `limits::MAX_GUESTS`, one that is accepted while another is closed,
-/// and one that was let in.
-const GUESTS: usize = 64 + 2;
+/// Connections that wait to be proved, see `limits::MAX_GUESTS`, those that were told to give way, see `MAX_LEAVING`, one
+/// that is accepted while another is closed, and one that was let in.
+const GUESTS: usize = 64 + 2 + 2;
 /// How long who is in is asked again and again.
 const WATCHED: Duration = Duration::from_secs(3);
 

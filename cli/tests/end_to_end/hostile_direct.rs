@@ -313,8 +313,8 @@ fn two_hundred_who_say_nothing_do_not_keep_the_client_out() {
             most = most.max(open_files(pid).saturating_sub(before));
             client.is_finished()
         }));
-        // Two more: one that is accepted while another is closed, and one that was let in.
-        assert!(most <= GUESTS + 2, "{most} connections at once");
+        // Four more: two that were told to give way, one that is accepted while another is closed, and one that was let in.
+        assert!(most <= GUESTS + 4, "{most} connections at once");
         scene.serving.assert_usable();
         client.join().unwrap().end(keyed);
         drop(crowd);

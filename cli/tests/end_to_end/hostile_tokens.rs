@@ -2,24 +2,19 @@
 //! sends in ranges, nor write to it once it was compared. What is committed is what was hashed.
 
 use crate::support::BACKENDS;
-use crate::support::daemon::Listening;
+use crate::support::daemon::{Bare, Listening};
 use crate::support::direct::{KEYED, Place, SealedEnd};
-use crate::support::frames::{
-    Frames, RESUMING, Received, Serving, attributes, blake3_of, bytes_of, data, field, hello,
-};
-use crate::support::processes::{LIMIT, names};
-use haul_engine::wire::decode::Role;
-use haul_engine::wire::frame::{Caps, Dialect, Frame, Kind, Preserve};
+use crate::support::frames::{Received, Serving, attributes, blake3_of, data, field};
+use crate::support::processes::names;
+use haul_engine::wire::frame::{Caps, Frame, Kind, Preserve};
 use std::fs;
-use std::io::Write as _;
-use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::LazyLock;
 
 const BLOCK: u64 = 4 << 20;
 const SIZE: u64 = 2 * BLOCK + 13;
 /// What the attacker writes, in each of its frames.
-const EVIL: [u8; 1 << 20] = [0xee; 1 << 20];
+static EVIL: [u8; 1 << 20] = [0xee; 1 << 20];
 
 static CONTENT: LazyLock<Vec<u8>> = LazyLock::new(|| (0..SIZE).map(|at| (at / BLOCK) as u8 + 1).collect());
 
@@ -206,38 +201,6 @@ fn who_listens_without_a_key_takes_every_connection_for_another_client() {
             client.send(&range(token, 0, 0));
             let reply = client.ask(&Frame::Done);
             assert_eq!(matches!(reply, Frame::Kept { .. }), theirs, "{reply:?}");
-        }
-    }
-}
-
-/// A connection on which nothing is sealed.
-struct Bare {
-    stream: TcpStream,
-    input: Frames<TcpStream>,
-}
-
-impl Bare {
-    #[track_caller]
-    fn greeted(address: SocketAddr) -> Bare {
-        let mut stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(LIMIT)).unwrap();
-        let mut input = Frames::new(stream.try_clone().unwrap(), Role::Client);
-        stream.write_all(&bytes_of(&hello(RESUMING), Dialect::BASE)).unwrap();
-        assert!(matches!(input.next(), Some(Received::Frame(Frame::Welcome { .. }))));
-        input.set_dialect(RESUMING);
-        Bare { stream, input }
-    }
-
-    fn send(&mut self, frame: &Frame) {
-        self.stream.write_all(&bytes_of(frame, RESUMING)).unwrap();
-    }
-
-    #[track_caller]
-    fn ask(&mut self, frame: &Frame) -> Frame {
-        self.send(frame);
-        match self.input.next() {
-            Some(Received::Frame(frame)) => frame,
-            other => panic!("no reply but {other:?}"),
         }
     }
 }

@@ -16,6 +16,7 @@ mod tidy;
 #[cfg(target_os = "linux")]
 mod both_send;
 #[cfg(target_os = "linux")]
+mod busy_daemon;
 mod called_bcmr;
 #[cfg(target_os = "linux")]
 mod connections;
@@ -70,6 +71,7 @@ mod hostile_resume;
 #[cfg(target_os = "linux")]
 mod hostile_server;
 #[cfg(target_os = "linux")]
+mod hostile_strangers;
 mod hostile_striped;
 #[cfg(target_os = "linux")]
 mod hostile_striped_server;

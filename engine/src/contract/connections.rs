@@ -33,7 +33,7 @@ impl<R: Rig> Driver<R> {
     fn assert_connects(&mut self, listener: StreamId, address: SocketAddr) {
         let parts = [self.submit(OpKind::Accept { listener }), self.submit(OpKind::Connect { address })];
         let [near, far] = parts.map(|part| match self.wait(part).result {
-            Ok(Output::Accepted { stream }) => stream,
+            Ok(Output::Accepted { stream, .. }) => stream,
             other => panic!("{other:?}"),
         });
         let expected = [b"head".to_vec(), pattern(1, 40_000)].concat();
@@ -133,7 +133,7 @@ pub fn a_sessions_end_frees_the_ports_it_listens_on<R: Rig>() {
     let parts =
         [driver.submit_for(OTHER, OpKind::Accept { listener }), driver.submit_for(OTHER, OpKind::Connect { address })];
     let [near, far] = parts.map(|part| match driver.wait(part).result {
-        Ok(Output::Accepted { stream }) => stream,
+        Ok(Output::Accepted { stream, .. }) => stream,
         other => panic!("{other:?}"),
     });
     let waiting = [driver.submit_for(OTHER, OpKind::Accept { listener }), driver.submit(OpKind::Accept { listener })];

@@ -6,15 +6,39 @@
 //! While [`limits::MAX_SESSIONS`](crate::limits::MAX_SESSIONS) are open no further connection is accepted: it waits in
 //! the kernel's queue, and memory stays bounded.
 
-use super::server::Server;
+use super::opening::Patience;
+use super::server::{Server, Traffic};
 use super::{Context, Failure, Flow, Session};
 use crate::backend::{Completion, DirId, OpKind, Output, StreamId, Time, Token};
 use crate::limits::{DAEMON_SESSION_BLOCKS, MAX_SESSIONS};
 use std::cell::Cell;
+use std::net::SocketAddr;
 use std::rc::Rc;
 
-/// Is told how each connection ended.
-pub type OnSessionEnd = Rc<dyn Fn(Result<(), Failure>)>;
+/// One connection that came to a listening server and is over.
+#[derive(Debug)]
+pub struct Visit {
+    /// From where, if that is known.
+    pub peer: Option<SocketAddr>,
+    /// Bytes that came and that left.
+    pub traffic: (u64, u64),
+    /// How it ended.
+    pub fate: Fate,
+}
+
+/// How a connection to a listening server ended.
+#[derive(Debug)]
+pub enum Fate {
+    /// It was served, and ended well or not.
+    Served(Result<(), Failure>),
+    /// It did not prove that it may come in.
+    Unproved(&'static str),
+    /// It did, and no place came free.
+    Full,
+}
+
+/// Is told of each connection when it is over.
+pub type OnVisit = Rc<dyn Fn(Visit)>;
 
 /// Accepts connections and serves them.
 pub struct Acceptor {
@@ -22,26 +46,38 @@ pub struct Acceptor {
     root: DirId,
     store: Option<DirId>,
     read_only: bool,
+    patience: Patience,
     open: Rc<Cell<usize>>,
+    /// Those of them that lose their place.
+    dismissed: Rc<Cell<usize>>,
     accepting: bool,
-    accepted: Vec<StreamId>,
-    on_session_end: OnSessionEnd,
+    accepted: Vec<(StreamId, Option<SocketAddr>)>,
+    on_visit: OnVisit,
 }
 
 impl Acceptor {
     /// Serves what is below `root` to whoever connects to `listener`.
-    pub fn new(listener: StreamId, root: DirId, store: Option<DirId>, on_session_end: OnSessionEnd) -> Acceptor {
+    pub fn new(listener: StreamId, root: DirId, store: Option<DirId>, on_visit: OnVisit) -> Acceptor {
         let open = Rc::new(Cell::new(0));
         Acceptor {
             listener,
             root,
             store,
             read_only: false,
+            patience: Patience::default(),
             open,
+            dismissed: Rc::default(),
             accepting: false,
             accepted: Vec::new(),
-            on_session_end,
+            on_visit,
         }
+    }
+
+    /// Waits for its clients for so long.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Patience) -> Acceptor {
+        self.patience = patience;
+        self
     }
 
     /// Refuses whatever would change anything.
@@ -56,20 +92,27 @@ impl Session for Acceptor {
     fn on_completion(&mut self, completion: Completion, _: &mut Context<'_>) {
         self.accepting = false;
         // A connection that was gone before it could be accepted is no reason to stop.
-        if let Ok(Output::Accepted { stream }) = completion.result {
-            self.accepted.push(stream);
+        if let Ok(Output::Accepted { stream, peer }) = completion.result {
+            self.accepted.push((stream, peer));
         }
     }
 
     fn on_turn(&mut self, cx: &mut Context<'_>) -> Flow {
-        for stream in self.accepted.drain(..) {
+        for (stream, peer) in self.accepted.drain(..) {
             self.open.set(self.open.get() + 1);
-            let (open, on_session_end) = (self.open.clone(), self.on_session_end.clone());
+            let (open, on_visit) = (self.open.clone(), self.on_visit.clone());
+            let traffic = Traffic::default();
+            let moved = traffic.clone();
             let on_end = Box::new(move |result| {
                 open.set(open.get() - 1);
-                on_session_end(result);
+                on_visit(Visit { peer, traffic: moved.get(), fate: Fate::Served(result) });
             });
-            let server = Server::new(stream, self.root, on_end);
+            let server = Server::new(stream, self.root, on_end).with_patience(self.patience).with_traffic(traffic);
+            let open = self.open.clone();
+            // Whoever comes then waits in the kernel's queue, where nobody sees him.
+            let dismissed = self.dismissed.clone();
+            let is_full = move || open.get() - dismissed.get() >= MAX_SESSIONS;
+            let server = server.with_place(self.dismissed.clone(), Rc::new(is_full));
             let server = server.with_store(self.store).with_large_blocks(DAEMON_SESSION_BLOCKS);
             cx.spawned.push(Box::new(server.with_read_only(self.read_only)));
         }

@@ -18,6 +18,7 @@ use crate::backend::{Completion, OpKind, Output, StreamId, Time, Token};
 use crate::limits::{CLIENT_LOAD_AHEAD, CLIENT_WINDOW_REQUESTS, LEAVE_TIMEOUT, LOOK_AGAIN, OFFLOAD_THREADS, SECOND};
 use crate::wire::compress::Codec;
 use crate::wire::decode::Role;
+use crate::wire::display::Printable;
 use crate::wire::frame::{Caps, Dialect, Ext, Frame, Unkept};
 use crate::wire::hello::Greeting;
 use std::collections::{BTreeMap, VecDeque};
@@ -401,6 +402,10 @@ impl Client {
                 continue;
             }
             let Some(&transfer) = self.asks.unanswered.front() else {
+                // Why it is about to close the connection.
+                if let Incoming::Frame(Frame::Error { message, .. }) = &incoming {
+                    return Err(Failure::connection("connection lost", Printable(message)));
+                }
                 return Err(Failure::protocol("the server sent a reply to nothing"));
             };
             if let Incoming::Frame(Frame::Unkept(what)) = incoming {
@@ -650,7 +655,7 @@ impl Session for Client {
                     meeting.on_completion(&completion.op.kind, completion.result, cx);
                 } else if let OpKind::Connect { .. } = completion.op.kind {
                     // It came about after it had been given up.
-                    if let Ok(Output::Accepted { stream }) = completion.result {
+                    if let Ok(Output::Accepted { stream, .. }) = completion.result {
                         cx.submit(0, 0, OpKind::CloseStream { stream });
                     }
                 } else if let Some(link) = self.link_of(&completion.op.kind) {

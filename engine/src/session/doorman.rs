@@ -9,7 +9,7 @@
 //! of, is in [`wire::seal::daemon`](crate::wire::seal::daemon). Guests and sessions are bounded apart: strangers cannot take
 //! the places of those who know the key. The doorman never ends by itself.
 
-use super::acceptor::OnSessionEnd;
+use super::acceptor::OnVisit;
 use super::meeting::Entropy;
 use super::opening::Patience;
 use super::rendezvous::{self, Guest, Meeting, Proof, Served, SharedMeeting};
@@ -19,6 +19,7 @@ use crate::wire::decode::Role;
 use crate::wire::frame::{Caps, Dialect, Ext, Frame, Hash};
 use crate::wire::seal::daemon::Transcript;
 use crate::wire::seal::{self, Exchange, Seals, Secret};
+use std::net::SocketAddr;
 
 /// What a daemon serves, and to whom.
 pub struct Daemon {
@@ -36,15 +37,15 @@ pub struct Daemon {
     pub key: Secret,
     /// Random bytes nobody can guess.
     pub entropy: Entropy,
-    /// Is told how each session ended.
-    pub on_session_end: OnSessionEnd,
+    /// Is told of everybody who has come, once he has gone.
+    pub on_visit: OnVisit,
 }
 
 /// What is the same for all who come to one daemon.
 #[derive(Clone)]
 pub(super) struct Door {
     pub(super) entropy: Entropy,
-    pub(super) on_session_end: OnSessionEnd,
+    pub(super) on_visit: OnVisit,
 }
 
 /// Lets those in who know the key.
@@ -54,14 +55,14 @@ pub struct Doorman {
     entropy: Entropy,
     served: Served,
     accepting: bool,
-    accepted: Vec<StreamId>,
+    accepted: Vec<(StreamId, Option<SocketAddr>)>,
 }
 
 impl Doorman {
     /// Serves what `daemon` says to whoever connects to `listener` and knows the key.
     pub fn new(listener: StreamId, daemon: Daemon) -> Doorman {
-        let Daemon { root, store, read_only, plain, patience, key, entropy, on_session_end } = daemon;
-        let meeting = Meeting::new(key, Proof::Key(Door { entropy, on_session_end }), plain);
+        let Daemon { root, store, read_only, plain, patience, key, entropy, on_visit } = daemon;
+        let meeting = Meeting::new(key, Proof::Key(Door { entropy, on_visit }), plain);
         let served = Served { root, store, patience, read_only, scope: range::new_scope() };
         Doorman { listener, meeting, entropy, served, accepting: false, accepted: Vec::new() }
     }
@@ -71,17 +72,17 @@ impl Session for Doorman {
     fn on_completion(&mut self, completion: Completion, _: &mut Context<'_>) {
         self.accepting = false;
         // A connection that was gone before it could be accepted is no reason to stop.
-        if let Ok(Output::Accepted { stream }) = completion.result {
-            self.accepted.push(stream);
+        if let Ok(Output::Accepted { stream, peer }) = completion.result {
+            self.accepted.push((stream, peer));
         }
     }
 
     fn on_turn(&mut self, cx: &mut Context<'_>) -> Flow {
-        // Accept was on its way when the last place was taken: whoever came waits here, and his time has not begun.
+        // Accept was on its way when there was too much to do: whoever came waits here, and his time has not begun.
         while self.meeting.borrow().has_room()
-            && let Some(stream) = self.accepted.pop()
+            && let Some(came) = self.accepted.pop()
         {
-            let guest = Guest::new(stream, self.meeting.clone(), (self.entropy)(), self.served.clone());
+            let guest = Guest::new(came, self.meeting.clone(), (self.entropy)(), self.served.clone());
             cx.spawned.push(Box::new(guest));
         }
         if !self.accepting && self.accepted.is_empty() && self.meeting.borrow().has_room() {
@@ -153,15 +154,23 @@ pub(super) struct LetIn {
     pub(super) agreed: (Caps, Ext),
 }
 
+/// True when `hello` proves that whoever says it to the challenge `nonce` knows the key, and asks for what he may have.
+pub(super) fn is_proved(key: &Secret, nonce: &Hash, hello: &Frame, plain: bool) -> bool {
+    let &Frame::DaemonHello { random, public, index, caps, ext, mac } = hello else { return false };
+    let transcript = Transcript::hello(nonce, &random, &public, index, (caps, ext));
+    let plain = plain && ext.has(Ext::PLAIN);
+    seal::is_same(&mac, &transcript.client_proof(key)) && (plain || caps.has(Caps::AEAD))
+}
+
 /// Whoever says `hello` to the challenge `nonce`, if he knows the key and wants to be sealed, or not to be where `plain`
 /// allows it.
 pub(super) fn admit(key: &Secret, nonce: &Hash, hello: &Frame, door: &Door, plain: bool) -> Option<LetIn> {
-    let &Frame::DaemonHello { random, public, index, caps, ext, mac } = hello else { return None };
-    let mut transcript = Transcript::hello(nonce, &random, &public, index, (caps, ext));
-    let plain = plain && ext.has(Ext::PLAIN);
-    if !seal::is_same(&mac, &transcript.client_proof(key)) || !(plain || caps.has(Caps::AEAD)) {
+    let &Frame::DaemonHello { random, public, index, caps, ext, .. } = hello else { return None };
+    if !is_proved(key, nonce, hello, plain) {
         return None;
     }
+    let mut transcript = Transcript::hello(nonce, &random, &public, index, (caps, ext));
+    let plain = plain && ext.has(Ext::PLAIN);
     let exchange = Exchange::new(&Secret::from_bytes((door.entropy)()));
     let ours = exchange.public();
     let shared = exchange.agree(&public)?;
@@ -193,7 +202,7 @@ mod tests {
     }
 
     fn door() -> Door {
-        Door { entropy, on_session_end: Rc::new(|_| {}) }
+        Door { entropy, on_visit: Rc::new(|_| {}) }
     }
 
     fn knock() -> (Frame, Knock) {

@@ -116,6 +116,8 @@ pub(crate) struct Link {
     left_bytes: u64,
     busy: u64,
     busy_since: Time,
+    /// Bytes that have come and that have left, in all.
+    traffic: (u64, u64),
     ended: bool,
     failed: Option<Errno>,
     shut: bool,
@@ -146,6 +148,7 @@ impl Link {
             left_bytes: 0,
             busy: 0,
             busy_since: Time(0),
+            traffic: (0, 0),
             ended: false,
             failed: None,
             shut: false,
@@ -275,6 +278,7 @@ impl Link {
         self.ended |= filled < at_least;
         if filled > 0 {
             self.heard_at = cx.now;
+            self.traffic.0 += filled as u64;
         }
         if let Some(sealed) = &mut self.sealed {
             sealed.on_received(into, filled, &mut self.spare, cx);
@@ -419,6 +423,7 @@ impl Link {
         self.unsent -= bytes;
         self.progress_at = now;
         self.left_bytes += bytes as u64;
+        self.traffic.1 += bytes as u64;
         self.busy += now.0.saturating_sub(self.busy_since.0);
         self.busy_since = now;
     }
@@ -524,6 +529,11 @@ impl Link {
     /// When something came last.
     pub(crate) fn heard_at(&self) -> Time {
         self.heard_at
+    }
+
+    /// Bytes that have come and that have left, in all.
+    pub(crate) fn traffic(&self) -> (u64, u64) {
+        self.traffic
     }
 
     /// Since when it is the peer's turn to say something, if it is.

@@ -10,6 +10,9 @@
 //! prove itself is an attack or a fault, and never a reason to go on with less. Nor is one that seals where the user wants
 //! plaintext, or the other way round: both ends have said the same, by what both prove, or there is no connection.
 //!
+//! A client for which there was no room, because others have every place or strangers push each other out, comes again for as
+//! long as it may: `Pausing`, then `Connecting` once more.
+//!
 //! Between two hauls one session asks and stays what it is; how to come is handed on to the connections that carry the
 //! content of the run, which begin with `Invited`. A base server ends the session that asked once somebody came, so the
 //! client moves to the new connection itself.
@@ -19,24 +22,29 @@ use super::link::{Incoming, Link};
 use super::rendezvous::keyed;
 use super::sealed::Records;
 use super::{Failure, Reason, Terms};
-use crate::backend::{OpKind, Output, StreamId, Time};
+use crate::backend::{Errno, OpKind, Output, StreamId, Time};
 use crate::block::Quota;
 use crate::limits::SECOND;
 use crate::session::Context;
 use crate::session::Outcome;
 use crate::wire::decode::Role;
 use crate::wire::display::Printable;
-use crate::wire::frame::{Caps, Dialect, Ext, Frame, Hash};
+use crate::wire::frame::{Caps, Dialect, ErrorCode, Ext, Frame, Hash};
 use crate::wire::hello::{self, Greeting};
 use crate::wire::seal::{self, Seals, Secret};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
-/// Nanoseconds in which a connection must come about.
+/// Nanoseconds after which a request to connect is made once more: where the queue of a listener is full the kernel drops it,
+/// and asks again after ever longer pauses.
 const CONNECT_TIMEOUT: u64 = 5 * SECOND;
-/// The same where there is another way.
+/// Nanoseconds in which a connection must come about where there is another way.
 const TRY_TIMEOUT: u64 = SECOND;
+/// Nanoseconds before a client comes again for which there was no room, at first; twice as long after each time.
+const PAUSE: u64 = SECOND / 10;
+/// The same at most.
+const LONGEST_PAUSE: u64 = SECOND;
 
 /// Whether a client wants a direct connection.
 #[derive(Clone, Debug)]
@@ -68,18 +76,29 @@ impl Invitation {
     pub fn by_daemon(address: SocketAddr, secret: Secret, greeting: Greeting, entropy: Entropy) -> Invitation {
         let greeting = Greeting { caps: greeting.caps.without(Caps::DIRECT_TCP).or(Caps::AEAD), ..greeting };
         let ports = Some((address.port(), address.port()));
-        Invitation(Arc::new(Invited { address, secret, greeting, daemon: Some(entropy), ports }.into()))
+        let invited = Invited { address, secret, greeting, daemon: Some(entropy), ports, alternative: false };
+        Invitation(Arc::new(invited.into()))
+    }
+
+    /// The same, where another address may be tried as well: a connection must come about sooner.
+    #[must_use]
+    pub fn with_alternative(self) -> Invitation {
+        let Some(invited) = self.get() else { return self };
+        let invited = Invited { alternative: true, ..invited.clone() };
+        Invitation(Arc::new(invited.into()))
     }
 }
 
 /// How to come to a server.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Invited {
     address: SocketAddr,
     secret: Secret,
     greeting: Greeting,
     daemon: Option<Entropy>,
     ports: Option<(u16, u16)>,
+    /// There is another address.
+    alternative: bool,
 }
 
 /// Random bytes nobody can guess.
@@ -89,18 +108,21 @@ impl Invited {
     /// The same for a connection that shall not compress.
     #[must_use]
     pub fn without_codecs(&self) -> Invited {
-        let Invited { address, ref secret, greeting, ports, daemon } = *self;
-        let greeting = Greeting { caps: greeting.caps.without(Caps::LZ4.or(Caps::ZSTD)), ..greeting };
-        Invited { address, secret: secret.clone(), greeting, ports, daemon }
+        let caps = self.greeting.caps.without(Caps::LZ4.or(Caps::ZSTD));
+        Invited { greeting: Greeting { caps, ..self.greeting }, ..self.clone() }
     }
 
     /// Why there is no connection where nothing has come from there.
     pub fn unanswered(&self) -> String {
-        unanswered(self.address, self.ports)
+        unanswered(self.address, self.ports, self.daemon.is_some())
     }
 }
 
-fn unanswered(address: SocketAddr, ports: Option<(u16, u16)>) -> String {
+fn unanswered(address: SocketAddr, ports: Option<(u16, u16)>, is_daemon: bool) -> String {
+    if is_daemon {
+        let open = to_open(ports);
+        return format!("{address} does not answer: its port may be filtered, or too many wait there. {open}");
+    }
     format!("{address} does not answer: is its port filtered? {}", to_open(ports))
 }
 
@@ -145,6 +167,10 @@ enum State {
     Connecting {
         deadline: Time,
     },
+    /// There was no room; it comes again then.
+    Pausing {
+        until: Time,
+    },
     Challenged(Link),
     Greeting {
         link: Link,
@@ -169,6 +195,11 @@ pub(super) struct Meeting {
     /// Whoever did decides what becomes of the run.
     was_invited: bool,
     patience: u64,
+    /// There is another address to try.
+    alternative: bool,
+    /// Until when it may come again, and how long it waits before that.
+    again_until: Option<Time>,
+    pause: u64,
     state: State,
     deadline: Option<Time>,
     ready: Option<(SocketAddr, Secret)>,
@@ -218,8 +249,8 @@ impl Meeting {
     pub(super) fn invited(invited: &Invited, seat: Seat, patience: u64) -> Meeting {
         let ready = Some((invited.address, invited.secret.clone()));
         let begun = Meeting::with(State::Invited, seat, invited.greeting, patience);
-        let (daemon, ports) = (invited.daemon, invited.ports);
-        Meeting { keyed: true, daemon, ports, was_invited: true, ready, ..begun }
+        let Invited { daemon, ports, alternative, .. } = *invited;
+        Meeting { keyed: true, daemon, ports, alternative, was_invited: true, ready, ..begun }
     }
 
     fn with(state: State, seat: Seat, greeting: Greeting, patience: u64) -> Meeting {
@@ -232,6 +263,9 @@ impl Meeting {
             ports: None,
             was_invited: false,
             patience,
+            alternative: false,
+            again_until: None,
+            pause: PAUSE,
             state,
             deadline: None,
             ready: None,
@@ -244,8 +278,10 @@ impl Meeting {
     /// Takes note of a completion of its own operations.
     pub(super) fn on_completion(&mut self, kind: &OpKind, outcome: Outcome, cx: &mut Context<'_>) {
         match (kind, outcome) {
-            (OpKind::Connect { .. }, Ok(Output::Accepted { stream })) => match self.state {
-                State::Connecting { .. } if self.refused.is_none() => self.connected = Some(stream),
+            (OpKind::Connect { .. }, Ok(Output::Accepted { stream, .. })) => match self.state {
+                State::Connecting { .. } if self.refused.is_none() && self.connected.is_none() => {
+                    self.connected = Some(stream);
+                }
                 // It came too late.
                 _ => cx.submit(0, 0, OpKind::CloseStream { stream }),
             },
@@ -296,20 +332,37 @@ impl Meeting {
             if let Some(Invitation(place)) = &self.invitation {
                 let (address, secret, greeting) = (*address, secret.clone(), self.greeting);
                 // Nobody else has asked.
-                let _ = place.set(Invited { address, secret, greeting, daemon: None, ports: self.ports });
+                let ports = self.ports;
+                let _ = place.set(Invited { address, secret, greeting, daemon: None, ports, alternative: false });
                 return Ok(Step::HandedOn { required: self.seat.required });
             }
-            let patience = self.patience.min(if self.seat.required { CONNECT_TIMEOUT } else { TRY_TIMEOUT });
-            cx.submit(0, 0, OpKind::Connect { address: *address });
-            self.state = State::Connecting { deadline: cx.now.after(patience) };
+            let address = *address;
+            self.connect(address, cx);
+        }
+        if let (State::Pausing { until }, Some((address, _))) = (&self.state, &self.ready)
+            && *until <= cx.now
+        {
+            let address = *address;
+            // No two connections say the same.
+            self.seat.random = match self.daemon {
+                Some(entropy) => entropy(),
+                None => *blake3::hash(&self.seat.random).as_bytes(),
+            };
+            self.connect(address, cx);
         }
         if let State::Connecting { deadline } = self.state {
             if let Some((address, _)) = &self.ready
                 && deadline <= cx.now
                 && self.connected.is_none()
+                && self.refused.is_none()
             {
-                let late = no_direct(unanswered(*address, self.ports)).because(Reason::Late);
-                self.refused.get_or_insert(late);
+                let address = *address;
+                if self.may_come_again(cx.now) {
+                    self.connect(address, cx);
+                } else {
+                    let late = no_direct(unanswered(address, self.ports, self.daemon.is_some()));
+                    self.refused = Some(late.because(Reason::Late));
+                }
             }
             if let Some(failure) = self.refused.take() {
                 return self.give_up(failure);
@@ -322,6 +375,37 @@ impl Meeting {
             return self.give_up(failure);
         }
         self.greet(quota, cx)
+    }
+
+    fn connect(&mut self, address: SocketAddr, cx: &mut Context<'_>) {
+        let until = *self.again_until.get_or_insert(cx.now.after(self.patience));
+        let once = cx.now.after(if self.seat.required { CONNECT_TIMEOUT } else { TRY_TIMEOUT });
+        cx.submit(0, 0, OpKind::Connect { address });
+        self.state = State::Connecting { deadline: until.min(once) };
+    }
+
+    /// There is no other way, and time left.
+    fn may_come_again(&self, now: Time) -> bool {
+        self.seat.required && !self.alternative && self.again_until.is_some_and(|until| now < until)
+    }
+
+    /// Nobody there has said that he does not know us: there was no room.
+    fn come_again(&mut self, why: String, cx: &mut Context<'_>) -> Result<(), Failure> {
+        let until = cx.now.after(self.pause);
+        if !self.seat.required || !self.keyed || self.again_until.is_none_or(|last| last <= until) {
+            let waited = if self.seat.required {
+                format!("; it was waited for {} s", self.patience / SECOND)
+            } else {
+                String::new()
+            };
+            return Err(no_direct(format!("{why}{waited}")).because(Reason::Late));
+        }
+        if let Some(stream) = self.stream.take() {
+            cx.submit(0, 0, OpKind::CloseStream { stream });
+        }
+        self.pause = (2 * self.pause).min(LONGEST_PAUSE);
+        (self.state, self.deadline) = (State::Pausing { until }, None);
+        Ok(())
     }
 
     fn give_up(&self, failure: Failure) -> Result<Step, Failure> {
@@ -376,6 +460,12 @@ impl Meeting {
                 link.flush(cx);
                 link.pump_recv(quota, cx);
                 if link.at_end() {
+                    // Whoever is turned away while he speaks may not hear that any more; whoever is not believed is.
+                    let reset = link.failure().is_some_and(|errno| errno != Errno::BROKEN_PIPE);
+                    if reset && self.daemon.is_some() {
+                        self.come_again("the server closed it at once: too many may wait there".to_string(), cx)?;
+                        break;
+                    }
                     return Err(no_direct(self.closed()));
                 }
                 if self.deadline.is_some_and(|deadline| deadline <= cx.now) {
@@ -471,6 +561,9 @@ impl Meeting {
                 }
                 Ok(Some(Step::Met(Box::new(link), terms, *address)))
             }
+            (_, Incoming::Frame(Frame::Error { message, code: ErrorCode::BUSY })) => {
+                self.come_again(Printable(&message).to_string(), cx).map(|()| None)
+            }
             (_, Incoming::Frame(Frame::Error { message, .. })) => Err(no_direct(Printable(&message))),
             _ => refused("the server sent another frame than it should"),
         }
@@ -478,7 +571,7 @@ impl Meeting {
 
     pub(super) fn next_deadline(&self) -> Option<Time> {
         match self.state {
-            State::Connecting { deadline } => Some(deadline),
+            State::Connecting { deadline } | State::Pausing { until: deadline } => Some(deadline),
             _ => self.deadline,
         }
     }
@@ -489,6 +582,7 @@ impl Meeting {
             State::Asking | State::Asked => "client asking for a direct connection",
             State::Invited => "client invited",
             State::Connecting { .. } => "client connecting",
+            State::Pausing { .. } => "client waiting for room",
             State::Challenged(_) => "client challenged",
             State::Greeting { .. } => "client greeting directly",
             State::Knocking { .. } => "client knocking",

@@ -8,28 +8,33 @@
 //! Guest: Challenged -proof-> a Server over records  +-wrong, late or silent-> closed without a word
 //! ```
 //! The secret goes to the client through the control session, which ssh protects. Whoever proves to know it is the client;
-//! with [`Ext::KEYED`] it may come again, as often as it has connections, and every connection has keys of its own. Guests
-//! are bounded in number and time, so nobody else can keep the client out. With [`Ext::PLAIN`], which takes the user's word at
+//! with [`Ext::KEYED`] it may come again, as often as it has connections, and every connection has keys of its own.
+//!
+//! Strangers cannot keep a client out: everybody who comes is let in to prove himself, and where no place is left for that,
+//! another one gives way. Whoever has the most guests loses his oldest one, so that many connections from one address only
+//! push out each other; where all come from the same address, as on loopback, whoever proves himself soon stays. Who must
+//! give way is told so, which says nothing of the secret, and a haul client comes again. With [`Ext::PLAIN`], which takes the user's word at
 //! both ends, only the proofs stand: what follows them is neither sealed nor proved to be whole.
 
+use super::acceptor::{Fate, Visit};
 use super::doorman::{self, Door};
 use super::link::{Incoming, Link};
 use super::opening::Patience;
 use super::range::Scope;
 use super::sealed::Records;
-use super::server::{self, Server};
+use super::server::{self, Server, Traffic};
 use super::verb::{Verb, reply, reply_failure};
 use super::{Context, Failure, Flow, Io, Outcome, Session};
 use crate::backend::{Completion, DirId, Errno, OpKind, Output, StreamId, Time, Token};
 use crate::block::{Class, Pool, Quota};
 use crate::limits::{
-    CROWDED_TIMEOUT, DOOR_SESSION_BLOCKS, GUEST_BYTES, GUEST_TIMEOUT, MAX_GUESTS, MAX_SERVED, MAX_SESSIONS,
-    MEETING_TIMEOUT, PARTING_TIMEOUT,
+    DOOR_SESSION_BLOCKS, GUEST_BYTES, GUEST_TIMEOUT, LAST_WORDS_TIMEOUT, MAX_GUESTS, MAX_LEAVING, MAX_SERVED,
+    MAX_SESSIONS, MAX_WAITING, MEETING_TIMEOUT, ORIGIN_BYTES, PARTING_TIMEOUT,
 };
 use crate::wire::decode::Role;
-use crate::wire::frame::{Caps, Dialect, Ext, Frame, Hash};
+use crate::wire::frame::{Caps, Dialect, ErrorCode, Ext, Frame, Hash};
 use crate::wire::seal::{self, Seals, Secret};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
@@ -98,14 +103,42 @@ pub(super) struct Meeting {
     address: Option<Result<SocketAddr, Failure>>,
     /// What guests receive into. None of it is the worker's, whose sessions would wait for blocks that guests hold.
     blocks: Pool,
-    /// Connections that wait to be proved.
-    guests: usize,
+    /// Connections that wait to be proved, or proved themselves and wait for a place; the oldest first.
+    guests: Vec<Waiting>,
+    /// The number of the next one.
+    next: u64,
+    /// Those that proved themselves and wait for a place.
+    waiting: usize,
+    /// Those that were told to give way and have not gone yet.
+    leaving: usize,
+    /// Those that are served and lose their place.
+    dismissed: Rc<Cell<usize>>,
     /// One was proved, once.
     met: bool,
     /// Connections that were proved and have not ended.
     serving: usize,
     /// Nobody new is let in.
     over: bool,
+}
+
+/// A guest, as its meeting sees it.
+struct Waiting {
+    number: u64,
+    from: Option<Origin>,
+    proved: bool,
+}
+
+/// Where strangers come from who count as one: an address of IPv4, a network of IPv6.
+type Origin = [u8; ORIGIN_BYTES];
+
+fn origin(peer: SocketAddr) -> Origin {
+    let mut origin = [0; ORIGIN_BYTES];
+    match peer.ip().to_canonical() {
+        // No network of IPv6 begins so that is in use.
+        IpAddr::V4(ip) => origin[ORIGIN_BYTES - 4..].copy_from_slice(&ip.octets()),
+        IpAddr::V6(ip) => origin.copy_from_slice(&ip.octets()[..ORIGIN_BYTES]),
+    }
+    origin
 }
 
 pub(super) type SharedMeeting = Rc<RefCell<Meeting>>;
@@ -118,21 +151,55 @@ impl Meeting {
             plain,
             address: None,
             blocks: Pool::new(MAX_GUESTS, 0),
-            guests: 0,
+            guests: Vec::new(),
+            next: 0,
+            waiting: 0,
+            leaving: 0,
+            dismissed: Rc::default(),
             met: false,
             serving: 0,
             over: false,
         }))
     }
 
-    /// True while one more may be asked to prove itself, and is then counted as such.
+    /// True while one more may be asked to prove itself.
     pub(super) fn has_room(&self) -> bool {
-        !self.is_crowded() && !self.is_full()
+        self.leaving < MAX_LEAVING
     }
 
-    /// True while somebody must go before anybody else may be asked.
-    fn is_crowded(&self) -> bool {
-        self.guests >= MAX_GUESTS
+    /// Counts one more guest, and lets another one give way where there are too many. Returns his number.
+    fn enter(&mut self, peer: Option<SocketAddr>) -> u64 {
+        let from = peer.map(origin);
+        if self.guests.len() >= MAX_GUESTS {
+            let number_from = |from: Option<Origin>| self.guests.iter().filter(|other| other.from == from).count();
+            let unproved = self.guests.iter().enumerate().filter(|(_, guest)| !guest.proved);
+            // The first of those who share the largest number; the newcomer counts with those from where he comes.
+            let oldest = unproved.max_by_key(|(at, guest)| {
+                (number_from(guest.from) + usize::from(guest.from == from), std::cmp::Reverse(*at))
+            });
+            if let Some((at, _)) = oldest {
+                self.guests.remove(at);
+                self.leaving += 1;
+            }
+        }
+        let number = self.next;
+        self.next += 1;
+        self.guests.push(Waiting { number, from, proved: false });
+        number
+    }
+
+    /// True while this guest need not give way.
+    fn has_guest(&self, number: u64) -> bool {
+        self.guests.iter().any(|guest| guest.number == number)
+    }
+
+    fn leave(&mut self, number: u64) {
+        self.guests.retain(|guest| guest.number != number);
+    }
+
+    /// True while more wait for a place than there are.
+    fn is_wanted(&self) -> bool {
+        self.waiting > (MAX_SESSIONS + self.dismissed.get()).saturating_sub(self.serving)
     }
 
     /// True while nobody more can be served.
@@ -142,7 +209,7 @@ impl Meeting {
 
     /// True once nothing of it is left.
     pub(super) fn is_done(&self) -> bool {
-        self.over && self.guests == 0 && self.serving == 0
+        self.over && self.guests.is_empty() && self.serving == 0
     }
 
     /// Whoever it was opened for is gone.
@@ -218,7 +285,7 @@ struct Rendezvous {
     served: Served,
     state: State,
     accepting: bool,
-    accepted: Vec<StreamId>,
+    accepted: Vec<(StreamId, Option<SocketAddr>)>,
     deadline: Time,
 }
 
@@ -243,8 +310,8 @@ impl Session for Rendezvous {
             (OpKind::Accept { .. }, result) => {
                 self.accepting = false;
                 // A connection that was gone before it could be accepted is no reason to stop.
-                if let Ok(Output::Accepted { stream }) = result {
-                    self.accepted.push(stream);
+                if let Ok(Output::Accepted { stream, peer }) = result {
+                    self.accepted.push((stream, peer));
                 }
             }
             _ => {}
@@ -257,12 +324,12 @@ impl Session for Rendezvous {
             self.state = State::Listening;
             cx.submit(0, 0, OpKind::Listen { address: SocketAddr::new(self.direct.ip, port) });
         }
-        for stream in self.accepted.drain(..) {
+        for (stream, peer) in self.accepted.drain(..) {
             if self.meeting.borrow().over {
                 cx.submit(0, 0, OpKind::CloseStream { stream });
                 continue;
             }
-            let guest = Guest::new(stream, self.meeting.clone(), self.direct.random(), self.served.clone());
+            let guest = Guest::new((stream, peer), self.meeting.clone(), self.direct.random(), self.served.clone());
             cx.spawned.push(Box::new(guest));
         }
         let mut meeting = self.meeting.borrow_mut();
@@ -296,14 +363,26 @@ impl Session for Rendezvous {
     }
 }
 
+/// What is said to a guest that must make room for another one, and to a client for which a daemon has no place. Clients
+/// know either by its code.
+const CROWDED: &str = "too many connections wait there to prove themselves";
+const FULL: &str = "all 16 connections there are in use";
+const _: () = assert!(MAX_SESSIONS == 16, "as the words have it");
+
 /// A connection that must prove to be the client's; the client's, once it has.
 pub(super) struct Guest {
     link: Option<Link>,
     meeting: SharedMeeting,
     nonce: Hash,
     served: Served,
-    /// When it was asked to prove itself.
+    number: u64,
+    peer: Option<SocketAddr>,
+    /// When it was asked to prove itself, or did so and began to wait for a place.
     asked_at: Option<Time>,
+    /// What it said, if that is proved and there is no place for it yet.
+    proved: Option<Frame>,
+    /// It was told why it must go, which may take until then.
+    told_until: Option<Time>,
     server: Option<Server>,
     /// When it was seen that the client is done where it has asked to come here.
     left_at: Option<Time>,
@@ -319,14 +398,31 @@ pub(super) fn direct_terms((caps, ext): (Caps, Ext), plain: bool) -> (Caps, Ext)
 
 impl Guest {
     /// From here on it counts in its meeting.
-    pub(super) fn new(stream: StreamId, meeting: SharedMeeting, nonce: Hash, served: Served) -> Guest {
-        meeting.borrow_mut().guests += 1;
+    pub(super) fn new(
+        (stream, peer): (StreamId, Option<SocketAddr>),
+        meeting: SharedMeeting,
+        nonce: Hash,
+        served: Served,
+    ) -> Guest {
+        let number = meeting.borrow_mut().enter(peer);
         let mut link = Link::new(stream, Role::Server);
         if !matches!(meeting.borrow().proof, Proof::Base) {
             link.set_dialect(Dialect { version: 1, ext: Ext::KEYED });
         }
         let link = Some(link);
-        Guest { link, meeting, nonce, served, asked_at: None, server: None, left_at: None }
+        Guest {
+            link,
+            meeting,
+            nonce,
+            served,
+            number,
+            peer,
+            asked_at: None,
+            proved: None,
+            told_until: None,
+            server: None,
+            left_at: None,
+        }
     }
 
     /// Goes on until it is known who that is. `None`: nobody who is to be served.
@@ -338,9 +434,18 @@ impl Guest {
         }
         // Whoever is ready while others have every place waits for one of them to end.
         let full = self.meeting.borrow().is_full();
-        if let Some(incoming) = if full { None } else { link.next().ok()? } {
+        if !full && let Some(hello) = self.proved.take() {
+            self.meeting.borrow_mut().waiting -= 1;
+            return self.admit(&hello, cx).map(|()| Flow::Continue);
+        }
+        let late = self.asked_at.is_some_and(|asked| asked.after(GUEST_TIMEOUT) <= cx.now);
+        if self.proved.is_some() && late {
+            return Some(self.turn_away(FULL, cx));
+        }
+        let incoming = if self.proved.is_some() { None } else { link.next().ok()? };
+        if let Some(incoming) = incoming {
             let Incoming::Frame(frame) = incoming else { return None };
-            return self.admit(&frame, cx).map(|()| Flow::Continue);
+            return if full { self.wait(frame, cx) } else { self.admit(&frame, cx).map(|()| Flow::Continue) };
         }
         link.flush(cx);
         if link.needs_block()
@@ -353,11 +458,100 @@ impl Guest {
         (!over && self.deadline().is_none_or(|deadline| cx.now < deadline)).then_some(Flow::Continue)
     }
 
-    /// When a connection that has not been proved is given up. Where others wait for its place that is sooner, and for as
-    /// many as wait: the first to go is no longer counted when the next is asked.
+    /// When a connection that has not been proved, or for which there is no place, is given up.
     fn deadline(&self) -> Option<Time> {
-        let patience = if self.meeting.borrow().is_crowded() { CROWDED_TIMEOUT } else { GUEST_TIMEOUT };
-        self.asked_at.map(|asked| asked.after(patience))
+        self.told_until.or(self.asked_at.map(|asked| asked.after(GUEST_TIMEOUT)))
+    }
+
+    /// Every place of the daemon is taken. Whoever has proved that he may have one waits, and if that was for nothing is
+    /// told so.
+    fn wait(&mut self, hello: Frame, cx: &mut Context<'_>) -> Option<Flow> {
+        let shared = self.meeting.clone();
+        let mut meeting = shared.borrow_mut();
+        if !doorman::is_proved(&meeting.secret, &self.nonce, &hello, meeting.plain) {
+            return None;
+        }
+        if meeting.waiting >= MAX_WAITING {
+            drop(meeting);
+            return Some(self.turn_away(FULL, cx));
+        }
+        meeting.waiting += 1;
+        meeting.guests.iter_mut().filter(|guest| guest.number == self.number).for_each(|guest| guest.proved = true);
+        self.asked_at = Some(cx.now);
+        self.proved = Some(hello);
+        Some(Flow::Continue)
+    }
+
+    /// Tells why there is no place.
+    fn turn_away(&mut self, why: &str, cx: &mut Context<'_>) -> Flow {
+        {
+            let mut meeting = self.meeting.borrow_mut();
+            meeting.waiting -= usize::from(self.proved.take().is_some());
+            if meeting.has_guest(self.number) {
+                meeting.leave(self.number);
+                meeting.leaving += 1;
+            }
+        }
+        self.told_until = Some(cx.now.after(LAST_WORDS_TIMEOUT));
+        if let Some(link) = &mut self.link {
+            let _ = link.frame(&Frame::Error { message: why.as_bytes().to_vec(), code: ErrorCode::BUSY });
+            link.flush(cx);
+        }
+        if why == FULL {
+            self.tell(Fate::Full);
+        }
+        Flow::Continue
+    }
+
+    /// It is over before it was served.
+    fn end_unserved(&mut self, cx: &mut Context<'_>) -> Flow {
+        {
+            let mut meeting = self.meeting.borrow_mut();
+            match self.told_until {
+                Some(_) => meeting.leaving -= 1,
+                None => meeting.leave(self.number),
+            }
+            meeting.waiting -= usize::from(self.proved.take().is_some());
+        }
+        // Whoever that was learns nothing from being refused.
+        if let Some(link) = &mut self.link {
+            link.close(cx);
+        }
+        Flow::Finished
+    }
+
+    fn tell(&self, fate: Fate) {
+        let meeting = self.meeting.borrow();
+        if let Proof::Key(door) = &meeting.proof {
+            let traffic = self.link.as_ref().map_or((0, 0), Link::traffic);
+            (door.on_visit)(Visit { peer: self.peer, traffic, fate });
+        }
+    }
+
+    /// Goes on until it is over, or served.
+    fn greet(&mut self, cx: &mut Context<'_>) -> Flow {
+        if let Some(until) = self.told_until {
+            let Some(link) = &mut self.link else { return self.end_unserved(cx) };
+            link.flush(cx);
+            let said = link.is_drained() || link.failure().is_some() || until <= cx.now;
+            return if said { self.end_unserved(cx) } else { Flow::Continue };
+        }
+        if !self.meeting.borrow().has_guest(self.number) {
+            return self.turn_away(CROWDED, cx);
+        }
+        match self.prove(cx) {
+            Some(flow) => flow,
+            None => {
+                let said = self.link.as_ref().is_some_and(|link| link.traffic().0 > 0);
+                let late = self.deadline().is_some_and(|deadline| deadline <= cx.now);
+                self.tell(Fate::Unproved(match (said, late) {
+                    (_, true) => "it did not prove that it knows the key in time",
+                    (true, false) => "it does not know the key, or speaks something else",
+                    (false, false) => "it went without a word",
+                }));
+                self.end_unserved(cx)
+            }
+        }
     }
 
     /// When a connection whose client is done is given up, unless more is heard. Records that are on their way are: the
@@ -377,11 +571,13 @@ impl Guest {
         };
         let may_come = !meeting.over && (door.is_some() || meeting.serving < MAX_SERVED);
         let mut link = self.link.take_if(|_| may_come)?;
-        let (shared, told) = (self.meeting.clone(), door.clone());
+        let (shared, told, peer) = (self.meeting.clone(), door.clone(), self.peer);
+        let traffic = Traffic::default();
+        let moved = traffic.clone();
         let on_end = Box::new(move |result| {
             shared.borrow_mut().serving -= 1;
             if let Some(door) = told {
-                (door.on_session_end)(result);
+                (door.on_visit)(Visit { peer, traffic: moved.get(), fate: Fate::Served(result) });
             }
         });
         let (root, secret) = (self.served.root, &meeting.secret);
@@ -421,7 +617,10 @@ impl Guest {
                     None => link.leave_bare(),
                     Some(seals) => link.seal(seals, Records::Keyed, cx),
                 }
-                Server::keyed(link, root, on_end, let_in.agreed).with_large_blocks(DOOR_SESSION_BLOCKS)
+                let wanted = self.meeting.clone();
+                Server::keyed(link, root, on_end, let_in.agreed)
+                    .with_large_blocks(DOOR_SESSION_BLOCKS)
+                    .with_place(meeting.dismissed.clone(), Rc::new(move || wanted.borrow().is_wanted()))
             }
             _ => {
                 self.link = Some(link);
@@ -430,12 +629,12 @@ impl Guest {
         };
         meeting.met = true;
         meeting.serving += 1;
-        meeting.guests -= 1;
+        meeting.leave(self.number);
         // A base client comes once.
         meeting.over |= matches!(meeting.proof, Proof::Base);
         let Served { store, patience, read_only, scope, .. } = self.served;
         let server = server.with_store(store).with_patience(patience).with_read_only(read_only);
-        self.server = Some(server.with_scope(scope));
+        self.server = Some(server.with_scope(scope).with_traffic(traffic));
         Some(())
     }
 }
@@ -450,13 +649,11 @@ impl Session for Guest {
     }
 
     fn on_turn(&mut self, cx: &mut Context<'_>) -> Flow {
-        if self.server.is_none() && self.prove(cx).is_none() {
-            self.meeting.borrow_mut().guests -= 1;
-            // Whoever that was learns nothing from being refused.
-            if let Some(link) = &mut self.link {
-                link.close(cx);
+        if self.server.is_none() {
+            let flow = self.greet(cx);
+            if self.server.is_none() {
+                return flow;
             }
-            return Flow::Finished;
         }
         if self.meeting.borrow().is_left() {
             self.left_at.get_or_insert(cx.now);

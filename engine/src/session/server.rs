@@ -23,14 +23,19 @@ use super::verb::{Body, Verb, reply_failure};
 use super::{Context, Failure, Flow, Io, Outcome, Quotas, Reason, Session, Terms};
 use crate::backend::{Completion, DirId, OpKind, StreamId, Time, Token};
 use crate::block::Quota;
-use crate::limits::{MAX_ACTIVE_REQUESTS, MAX_MEETINGS, MAX_REQUEST_PATH_BYTES, OFFLOAD_THREADS, PULSE_INTERVAL};
+use crate::limits::{
+    LAST_WORDS_TIMEOUT, LEAST_USE_BYTES, MAX_ACTIVE_REQUESTS, MAX_MEETINGS, MAX_REQUEST_PATH_BYTES, OFFLOAD_THREADS,
+    PULSE_INTERVAL,
+};
 use crate::wire::compress::Codec;
 use crate::wire::decode::{DecodeError, Role};
 use crate::wire::frame::{Caps, Dialect, ErrorCode, Ext, Frame, Hash, PathField};
 use crate::wire::hello::{self, Greeting, ServerOffer};
 use crate::wire::path::Target;
 use crate::wire::seal::{Seals, Secret};
+use std::cell::Cell;
 use std::collections::VecDeque;
+use std::rc::Rc;
 
 /// What this server offers, on every kind of session.
 const CAPS: u8 = Caps::LZ4.0 | Caps::ZSTD.0 | Caps::DEDUP.0 | Caps::FAST.0 | Caps::SYNC.0 | Caps::PUT_OFFSET.0;
@@ -74,6 +79,19 @@ enum BodyOf {
 /// How a server session ends: whoever started it is told once.
 pub type OnEnd = Box<dyn FnOnce(Result<(), Failure>)>;
 
+/// Bytes that came and that left over a session, once it has ended.
+pub(super) type Traffic = Rc<Cell<(u64, u64)>>;
+
+/// A place that others may want.
+struct Place {
+    /// Whether somebody waits for it.
+    is_wanted: Rc<dyn Fn() -> bool>,
+    /// Those who lose theirs and have not gone yet.
+    dismissed: Rc<Cell<usize>>,
+    /// When it was last seen to be of use, and the bytes that had been moved by then.
+    used: Option<(Time, u64)>,
+}
+
 /// A server session on one stream.
 pub struct Server {
     pub(super) link: Link,
@@ -99,8 +117,13 @@ pub struct Server {
     next_transfer: u32,
     /// When it last had something to send, or nothing to do.
     said_at: Time,
-    /// How it ends, once what it writes where others write has come back.
-    ending: Option<Result<(), Failure>>,
+    /// How it ends, once what it writes where others write has come back, and its last words are said or this time is over.
+    ending: Option<(Result<(), Failure>, Option<Time>)>,
+    /// Bytes that came and that left, once it has ended.
+    traffic: Traffic,
+    /// Its place is one of few.
+    place: Option<Place>,
+    was_dismissed: bool,
     on_end: Option<OnEnd>,
     /// Where clients of this session may connect directly.
     direct: Option<Direct>,
@@ -148,6 +171,9 @@ impl Server {
             next_transfer: 1,
             said_at: Time(0),
             ending: None,
+            traffic: Traffic::default(),
+            place: None,
+            was_dismissed: false,
             on_end: Some(on_end),
             direct: None,
             meetings: Vec::new(),
@@ -196,6 +222,21 @@ impl Server {
     #[must_use]
     pub fn with_read_only(mut self, read_only: bool) -> Server {
         self.read_only = read_only;
+        self
+    }
+
+    /// Has it keep its place only while it uses it: a body that has begun must come, and while somebody waits for the place,
+    /// as `is_wanted` says, something must be moved now and then. `dismissed` counts those who go for that.
+    #[must_use]
+    pub(super) fn with_place(mut self, dismissed: Rc<Cell<usize>>, is_wanted: Rc<dyn Fn() -> bool>) -> Server {
+        self.place = Some(Place { is_wanted, dismissed, used: None });
+        self
+    }
+
+    /// Tells here what it has moved, when it ends.
+    #[must_use]
+    pub(super) fn with_traffic(mut self, traffic: Traffic) -> Server {
+        self.traffic = traffic;
         self
     }
 
@@ -486,14 +527,20 @@ impl Server {
 
     pub(super) fn finish(&mut self, result: Result<(), Failure>, cx: &mut Context<'_>) -> Flow {
         // What is on its way to a file of others must not arrive there once one of them has named it.
-        if !self.let_go(cx) {
-            self.ending.get_or_insert(result);
+        let said = self.link.is_drained() || self.link.failure().is_some();
+        let (result, until) = self.ending.take().unwrap_or((result, None));
+        let until = until.filter(|&until| !said && cx.now < until);
+        if !self.let_go(cx) || until.is_some() {
+            self.ending = Some((result, until));
             return Flow::Continue;
         }
-        let result = self.ending.take().unwrap_or(result);
         self.meetings.iter().for_each(|meeting| meeting.borrow_mut().abandon());
         self.link.close(cx);
         if let Some(on_end) = self.on_end.take() {
+            self.traffic.set(self.link.traffic());
+            if let Some(Place { dismissed, .. }) = self.place.as_ref().filter(|_| self.was_dismissed) {
+                dismissed.set(dismissed.get() - 1);
+            }
             on_end(result);
         }
         Flow::Finished
@@ -520,6 +567,41 @@ impl Server {
     /// It is over but for what it writes.
     pub(super) fn is_ending(&self) -> bool {
         self.ending.is_some()
+    }
+
+    /// Ends it for this reason, of which the client is told.
+    fn dismiss(&mut self, why: &'static str, cx: &mut Context<'_>) -> Flow {
+        self.send(&Frame::Error { message: format!("cut off: {why}").into_bytes(), code: ErrorCode::BUSY });
+        self.link.flush(cx);
+        let result = Err(Failure::connection("cut off", why));
+        if let Some(Place { dismissed, .. }) = &self.place {
+            dismissed.set(dismissed.get() + 1);
+            self.was_dismissed = true;
+        }
+        self.ending = Some((result.clone(), Some(cx.now.after(LAST_WORDS_TIMEOUT))));
+        self.finish(result, cx)
+    }
+
+    /// When the rest of a body that has begun must have come. Only where places are few: a client that its user has stopped
+    /// may otherwise go on whenever he likes.
+    fn body_deadline(&self) -> Option<Time> {
+        let since = self.link.silent_since().filter(|_| self.place.is_some() && self.body != BodyOf::Nobody)?;
+        Some(since.after(self.patience.stall))
+    }
+
+    /// Until when it keeps its place without using it, now that somebody waits for that.
+    fn place_deadline(&self) -> Option<Time> {
+        let place = self.place.as_ref().filter(|place| (place.is_wanted)())?;
+        place.used.map(|(at, _)| at.after(self.patience.stall))
+    }
+
+    fn note_use(&mut self, now: Time) {
+        let (came, left) = self.link.traffic();
+        let (moved, works) = (came + left, self.is_at_work());
+        let Some(place) = &mut self.place else { return };
+        if works || place.used.is_none_or(|(_, before)| moved - before >= LEAST_USE_BYTES) {
+            place.used = Some((now, moved));
+        }
     }
 
     fn check_time(&self, now: Time) -> Result<(), Failure> {
@@ -627,8 +709,16 @@ impl Session for Server {
     }
 
     fn on_turn(&mut self, cx: &mut Context<'_>) -> Flow {
-        if let Some(result) = self.ending.take() {
-            return self.finish(result, cx);
+        if self.ending.is_some() {
+            self.link.flush(cx);
+            return self.finish(Ok(()), cx);
+        }
+        self.note_use(cx.now);
+        if self.body_deadline().is_some_and(|deadline| deadline <= cx.now) {
+            return self.dismiss("the client has not gone on with what it sends for a minute", cx);
+        }
+        if self.place_deadline().is_some_and(|deadline| deadline <= cx.now) {
+            return self.dismiss("the client did not use its connection for a minute, and others wait for one", cx);
         }
         match self.turn(cx) {
             Ok(flow) => flow,
@@ -641,14 +731,16 @@ impl Session for Server {
     }
 
     fn next_deadline(&self) -> Option<Time> {
-        if self.is_ending() {
-            return None;
+        if let Some((_, until)) = self.ending {
+            return until;
         }
         let greeting = match self.phase {
             Phase::AwaitHello { deadline } => deadline,
             _ => None,
         };
-        [greeting, self.link.stall_deadline(), self.pulse_deadline()].into_iter().flatten().min()
+        let of_place = [self.body_deadline(), self.place_deadline()];
+        let all = [greeting, self.link.stall_deadline(), self.pulse_deadline()].into_iter().chain(of_place);
+        all.flatten().min()
     }
 
     fn state_of(&self, token: Token) -> &'static str {

@@ -116,7 +116,7 @@ impl State {
         let [near, far] = self.connect([Some(host), Some(self.listeners[number].host)], capacity);
         let stream = self.hosts[host].streams.insert(Channel::End(near));
         self.listeners[number].backlog.push_back(far);
-        self.finish_soon(host, id, op, Ok(Output::Accepted { stream }));
+        self.finish_soon(host, id, op, Ok(Output::Accepted { stream, peer: None }));
         self.accept(number);
     }
 
@@ -145,7 +145,7 @@ impl State {
             && let Some((id, op)) = accepts.pop_front()
         {
             let stream = self.hosts[host].streams.insert(Channel::End(end));
-            self.finish_soon(host, id, op, Ok(Output::Accepted { stream }));
+            self.finish_soon(host, id, op, Ok(Output::Accepted { stream, peer: None }));
         }
     }
 

@@ -94,7 +94,7 @@ impl Side {
     fn connected(&mut self, world: &World, address: SocketAddr) -> Result<StreamId, Errno> {
         let part = self.submit(OpKind::Connect { address });
         match self.wait(world, part) {
-            Ok(Output::Accepted { stream }) => Ok(*stream),
+            Ok(Output::Accepted { stream, .. }) => Ok(*stream),
             Err(errno) => Err(*errno),
             other => panic!("{other:?}"),
         }
@@ -360,7 +360,7 @@ fn a_host_is_reached_at_its_addresses_by_others_and_at_loopback_by_itself() {
         let (listener, bound) = server.listening(&world, SocketAddr::new(at, 0)).unwrap();
         let accept = server.submit(OpKind::Accept { listener });
         let near = client.connected(&world, SocketAddr::new(reached, bound.port())).unwrap();
-        let Ok(Output::Accepted { stream: far }) = *server.wait(&world, accept) else { panic!("not accepted") };
+        let Ok(Output::Accepted { stream: far, .. }) = *server.wait(&world, accept) else { panic!("not accepted") };
         client.send(near, b"ping");
         let part = server.recv(far, 5);
         client.turn();

@@ -48,7 +48,10 @@ impl Uring {
         let OpKind::Accept { listener } = op.kind else { return };
         let closing = self.streams.slot(listener).is_none_or(|stream| stream.closing);
         let result = match (accepted, result) {
-            (Some(socket), _) => self.adopt(socket),
+            (Some(socket), _) => {
+                let peer = tcp::peer(&socket);
+                self.adopt(socket, peer)
+            }
             (None, _) if cancelled || closing => Err(Errno::CANCELLED),
             (None, Err(errno)) if is_again(errno) => return self.launch_accept(listener, op),
             (None, result) => Err(result.err().unwrap_or(Errno::IO)),
@@ -79,7 +82,7 @@ impl Uring {
     ) {
         let op = connecting.op();
         let result = match result {
-            Ok(_) => self.adopt(connecting.socket),
+            Ok(_) => self.adopt(connecting.socket, None),
             Err(_) if cancelled => Err(Errno::CANCELLED),
             // An interrupted connect goes on by itself and cannot be asked again; a fresh attempt is the caller's choice.
             Err(errno) => Err(errno),
@@ -87,10 +90,10 @@ impl Uring {
         out.push(Completion { op, result });
     }
 
-    fn adopt(&mut self, socket: OwnedFd) -> Result<Output, Errno> {
+    fn adopt(&mut self, socket: OwnedFd, peer: Option<SocketAddr>) -> Result<Output, Errno> {
         tcp::tune(&socket);
         let stream = self.streams.add(Stream::new(socket, None, true)?);
-        Ok(Output::Accepted { stream })
+        Ok(Output::Accepted { stream, peer })
     }
 
     pub(super) fn start_close(&mut self, token: Token, id: StreamId, out: &mut Vec<Completion>) {

@@ -195,8 +195,10 @@ fn connections_are_made_and_taken_with_nodelay_and_keepalive() {
     let address = listener.local_addr().unwrap();
     let listener = bench.ring.add_listener(listener).unwrap();
     let accept = bench.push(OpKind::Accept { listener });
-    let Ok(Output::Accepted { stream: near }) = bench.run(OpKind::Connect { address }) else { panic!("no connection") };
-    let Ok(Output::Accepted { stream: far }) = bench.wait(accept).result else { panic!("no connection") };
+    let Ok(Output::Accepted { stream: near, .. }) = bench.run(OpKind::Connect { address }) else {
+        panic!("no connection")
+    };
+    let Ok(Output::Accepted { stream: far, .. }) = bench.wait(accept).result else { panic!("no connection") };
     for stream in [near, far] {
         let fd = bench.ring.streams.slot(stream).unwrap().read_fd();
         assert!(sockopt::tcp_nodelay(fd).unwrap());

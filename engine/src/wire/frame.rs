@@ -284,6 +284,8 @@ impl ErrorCode {
     pub const OUTSIDE_ROOT: ErrorCode = ErrorCode(5);
     /// The server was told to change nothing.
     pub const READ_ONLY: ErrorCode = ErrorCode(6);
+    /// Every place is taken, for now: EBUSY.
+    pub const BUSY: ErrorCode = ErrorCode(ErrorCode::ERRNO_BASE + 16);
     /// Codes from here on are `4096 + errno`, with Linux numbering whatever the system.
     pub const ERRNO_BASE: u16 = 4096;
 }

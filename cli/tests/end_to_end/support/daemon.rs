@@ -7,7 +7,7 @@
 //! Transcript and proofs are put together here once more, so that what haul does is held against what is written down.
 
 use super::direct::{Guest, KEYED, SealedEnd};
-use super::frames::bytes_of;
+use super::frames::{Frames, RESUMING, Received, bytes_of, hello};
 use super::processes::{Ended, LIMIT, collect, complete, signal, wait_for};
 use super::{binary, haul};
 use haul_engine::wire::decode::Role;
@@ -17,7 +17,7 @@ use haul_engine::wire::seal::{Exchange, Seals, Secret, keyed_mac};
 use rustix::process::Signal;
 use std::ffi::OsString;
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -44,9 +44,20 @@ impl Listening {
         Listening::with(backend, &[], "127.0.0.1:0", true)
     }
 
+    /// With more flags, and these timeouts in ms; see `limits::LOGIN_TIMEOUT`.
+    #[track_caller]
+    pub fn hurried(backend: &str, flags: &[&str], timeouts: &str) -> Listening {
+        Listening::launched(backend, flags, "127.0.0.1:0", true, timeouts)
+    }
+
     /// With more flags, at this address, and with a key or without.
     #[track_caller]
     pub fn with(backend: &str, flags: &[&str], address: &str, keyed: bool) -> Listening {
+        Listening::launched(backend, flags, address, keyed, "")
+    }
+
+    #[track_caller]
+    pub fn launched(backend: &str, flags: &[&str], address: &str, keyed: bool, timeouts: &str) -> Listening {
         let dir = tempfile::Builder::new().prefix("haul-test-").tempdir().unwrap();
         fs::create_dir(dir.path().join("root")).unwrap();
         let key_file = dir.path().join("key");
@@ -54,6 +65,7 @@ impl Listening {
         let mut command = Command::new(binary());
         command.args(["--backend", backend, "serve", "--listen", address]).args(flags);
         command.arg("--root").arg(dir.path().join("root")).env("HAUL_CAS_DIR", dir.path().join("cas"));
+        command.env("HAUL_TIMEOUTS_MS", timeouts);
         if keyed {
             command.arg("--key-file").arg(&key_file);
         }
@@ -217,4 +229,36 @@ pub fn welcome(
     let shared = exchange.agree(&theirs).expect("a secret");
     let seals = public.is_none().then(|| transcript.seals(key, &shared, Role::Server));
     (hello.to_vec(), bytes_of(&Frame::DaemonWelcome { public: ours, caps, ext, mac }, KEYED), seals)
+}
+
+/// A connection on which nothing is sealed.
+pub struct Bare {
+    stream: TcpStream,
+    input: Frames<TcpStream>,
+}
+
+impl Bare {
+    #[track_caller]
+    pub fn greeted(address: SocketAddr) -> Bare {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        let mut input = Frames::new(stream.try_clone().unwrap(), Role::Client);
+        stream.write_all(&bytes_of(&hello(RESUMING), Dialect::BASE)).unwrap();
+        assert!(matches!(input.next(), Some(Received::Frame(Frame::Welcome { .. }))));
+        input.set_dialect(RESUMING);
+        Bare { stream, input }
+    }
+
+    pub fn send(&mut self, frame: &Frame) {
+        self.stream.write_all(&bytes_of(frame, RESUMING)).unwrap();
+    }
+
+    #[track_caller]
+    pub fn ask(&mut self, frame: &Frame) -> Frame {
+        self.send(frame);
+        match self.input.next() {
+            Some(Received::Frame(frame)) => frame,
+            other => panic!("no reply but {other:?}"),
+        }
+    }
 }

@@ -104,6 +104,16 @@ impl Guest {
         Guest::over(TcpStream::connect_timeout(&address, LIMIT).unwrap())
     }
 
+    /// From this address of loopback.
+    #[track_caller]
+    pub fn from(from: &str, address: SocketAddr) -> Guest {
+        let socket =
+            rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None).unwrap();
+        rustix::net::bind(&socket, &SocketAddr::new(from.parse().unwrap(), 0)).unwrap();
+        rustix::net::connect(&socket, &address).unwrap();
+        Guest::over(socket.into())
+    }
+
     #[track_caller]
     pub fn over(mut stream: TcpStream) -> Guest {
         patient(&stream);
