@@ -9,9 +9,11 @@
 use crate::args::{Connections, DirectWay, RemoteArgs};
 use crate::direct::Direct;
 use crate::keygen;
+use crate::links;
 use crate::remote;
 use crate::run::News;
 use crate::signals;
+use crate::threads;
 use haul_engine::session::client::{Invitation, Opening, Patience, Seat};
 use haul_engine::session::{Failure, Reason};
 use haul_engine::wire::frame::Ext;
@@ -64,14 +66,17 @@ impl Address {
         // A name server may take long, and the user may not want to wait for it.
         let (sender, found) = sync_channel(1);
         let Address { name, port } = self.clone();
-        std::thread::spawn(move || sender.send((name.as_str(), port).to_socket_addrs().map(Iterator::collect)));
+        let broken = sender.clone();
+        let look_up = move || _ = sender.send(Ok((name.as_str(), port).to_socket_addrs().map(Iterator::collect)));
+        threads::spawn("names", look_up, move |why| _ = broken.send(Err(why)));
         loop {
             match found.recv_timeout(TICK) {
-                Ok(Ok(addresses)) => {
+                Ok(Ok(Ok(addresses))) => {
                     let addresses: Vec<SocketAddr> = addresses;
                     return if addresses.is_empty() { Err(failed("the name has no address")) } else { Ok(addresses) };
                 }
-                Ok(Err(error)) => return Err(failed(&error.to_string())),
+                Ok(Ok(Err(error))) => return Err(failed(&error.to_string())),
+                Ok(Err(why)) => return Err(failed(&why)),
                 Err(RecvTimeoutError::Timeout) if !signals::stopped() => {}
                 Err(_) => return Err(failed("the name was not looked up")),
             }
@@ -157,13 +162,15 @@ impl Daemon {
 }
 
 /// Opens further connections once the first one is there, so that there are `number`. They end with the run.
-pub(crate) fn spawn(further: Direct, number: Connections, news: SyncSender<News>) -> JoinHandle<()> {
-    std::thread::spawn(move || {
+pub(crate) fn spawn(further: Direct, number: Connections, news: SyncSender<News>) -> Option<JoinHandle<()>> {
+    let (queue, told) = (further.queue.clone(), news.clone());
+    let work = move || {
         while further.progress.connected.load(Ordering::Acquire) == 0 && further.is_wanted() {
             std::thread::sleep(TICK);
         }
         if further.is_wanted() {
             further.assist(number, &news);
         }
-    })
+    };
+    threads::spawn("links", work, move |why| links::unused(&queue, &told, &why))
 }

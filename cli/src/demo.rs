@@ -242,8 +242,7 @@ fn transfer(
     let stream = TcpStream::connect(address).map_err(|error| format!("cannot connect: {error}"))?;
     let _ = stream.set_nodelay(true);
     let stream = backend.add_stream(stream.into(), None, true).map_err(|errno| errno.to_string())?;
-    let here = crate::run::working_directory().map_err(|error| error.to_string())?;
-    let local = backend.add_root(Root::plain(here));
+    let local = backend.add_root(Root::working_directory().map_err(|errno| errno.to_string())?);
     let contents = source.ends_with('/');
     let (source, target) = (operand(&dir.join(source), contents)?, operand(&dir.join(target), false)?);
     let options = Options { recursive: true, ..Options::default() };

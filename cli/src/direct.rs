@@ -14,12 +14,13 @@ use crate::args::{Choice, Connections};
 use crate::remote;
 use crate::run::{Link, News, Share, Start};
 use crate::signals;
+use crate::threads;
 use crate::tuner::{Seen, Tuner};
 use haul_engine::limits::{AUTO_CONNECTIONS, AUTO_DAEMON_CONNECTIONS, PACKING_CONNECTIONS};
 use haul_engine::queue::{Queue, Retirement};
 use haul_engine::session::client::{Invitation, Patience, Seat};
 use haul_engine::session::report::{Report, SharedProgress};
-use haul_engine::session::{Failure, helper};
+use haul_engine::session::{CANNOT_GO_ON, Failure, helper};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -133,7 +134,7 @@ struct Crew {
     fate: SharedFate,
     /// The first connection of the run is direct itself, and carries files beside these.
     beside: bool,
-    places: Vec<(Standing, JoinHandle<()>)>,
+    places: Vec<(Standing, Option<JoinHandle<()>>)>,
 }
 
 impl Crew {
@@ -150,12 +151,19 @@ impl Crew {
             let standing = Standing::default();
             let place = Place { index, share, packs, standing: standing.clone() };
             let (direct, news, fate, beside) = (self.direct.clone(), self.news.clone(), self.fate.clone(), self.beside);
-            let thread = std::thread::spawn(move || {
+            let end = move |direct: &Direct, news: &SyncSender<News>, fate: &SharedFate, lost| match beside {
+                true => direct.on_lost_beside(lost, fate, news),
+                false => direct.on_lost(lost, fate, news),
+            };
+            let (same, told, known) = (direct.clone(), news.clone(), fate.clone());
+            let work = move || {
                 let lost = direct.seat(&place, &news, &fate);
-                match beside {
-                    true => direct.on_lost_beside(lost, &fate, &news),
-                    false => direct.on_lost(lost, &fate, &news),
-                }
+                end(&direct, &news, &fate, lost);
+            };
+            // Whoever decides what becomes of the run without it hears of it, too.
+            let thread = threads::spawn("direct", work, move |why| {
+                let lost = Lost::Broken(Failure::connection(CANNOT_GO_ON, why));
+                end(&same, &told, &known, Some(lost));
             });
             self.places.push((standing, thread));
         }
@@ -163,8 +171,9 @@ impl Crew {
 
     /// Tells some to leave, so that `number` stay.
     fn keep(&self, number: u16) {
-        let living =
-            self.places.iter().filter(|(standing, thread)| !standing.retirement.is_told() && !thread.is_finished());
+        let living = self.places.iter().filter(|(standing, thread)| {
+            !standing.retirement.is_told() && thread.as_ref().is_some_and(|thread| !thread.is_finished())
+        });
         let living: Vec<&Standing> = living.map(|(standing, _)| standing).collect();
         for at in leaving(&living, number) {
             self.direct.queue.retire(&living[at].retirement);
@@ -211,7 +220,7 @@ impl Crew {
     }
 
     fn join(self) -> SharedFate {
-        for (_, thread) in self.places {
+        for thread in self.places.into_iter().filter_map(|(_, thread)| thread) {
             let _ = thread.join();
         }
         self.direct.queue.expect(None);
@@ -377,11 +386,11 @@ impl Direct {
                     }
                     report => _ = news.send(News::Report(Box::new(report))),
                 },
-                News::Broken(why) => lost = Some(Lost::Broken(Failure::connection("cannot go on", why))),
+                News::Broken(why) => lost = Some(Lost::Broken(Failure::connection(CANNOT_GO_ON, why))),
                 News::Backend(..) | News::Tuned(_) | News::Ended => {}
             }
         }
-        let _ = thread.join();
+        let _ = thread.map(JoinHandle::join);
         place.standing.open.store(false, Ordering::Release);
         if lost.is_none() && self.is_wanted() && !place.standing.retirement.is_told() {
             lost = Some(Lost::Broken(Failure::connection("connection lost", "it ended too early")));

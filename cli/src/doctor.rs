@@ -18,7 +18,7 @@ use crate::operand::{self, Machine as Address};
 use crate::output;
 use crate::remote::{Dial, Host};
 use crate::run;
-use crate::signals;
+use crate::signals::{self, Hangup};
 use far::{LOGINS, Login, Met, NoLogin, seconds};
 use haul_engine::limits::PEER_WORDS_BYTES;
 use haul_engine::wire::display::Printable;
@@ -151,7 +151,9 @@ pub(crate) fn run(args: &DoctorArgs, choice: Choice) -> Exit {
         Ok(target) => target,
         Err(why) => return run::usage(&why),
     };
-    signals::install();
+    if let Err(why) = signals::install(Hangup::Stops) {
+        return run::refused(&why);
+    }
     let path = if let Target::Here(Some(path)) = &target { Some(Path::new(path)) } else { None };
     let here = match Machine::here(choice, path) {
         Ok(here) => here,

@@ -21,7 +21,7 @@ pub(crate) enum Exit {
     FileIo = 11,
     /// The connection broke in the middle.
     Stream = 12,
-    /// INT or TERM.
+    /// INT, TERM or HUP.
     Interrupted = 20,
     /// Something was not copied.
     Partial = 23,

@@ -12,12 +12,13 @@ use crate::direct::Direct;
 use crate::remote::Dial;
 use crate::run::{self, Link, MakeClient, News, Share, Start};
 use crate::signals;
+use crate::threads;
 use haul_engine::limits::LOGINS_AT_A_TIME;
 use haul_engine::queue::Queue;
-use haul_engine::session::Failure;
 use haul_engine::session::client::Invitation;
 use haul_engine::session::helper;
 use haul_engine::session::report::{Report, SharedProgress};
+use haul_engine::session::{CANNOT_GO_ON, Failure};
 use haul_engine::wire::frame::Caps;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -48,8 +49,14 @@ pub(crate) struct More {
 
 impl More {
     /// Opens so many on threads of their own that `number` carry content. They end with the run.
-    pub(crate) fn spawn(self, number: Connections, news: SyncSender<News>) -> JoinHandle<()> {
-        std::thread::spawn(move || {
+    pub(crate) fn spawn(self, number: Connections, news: SyncSender<News>) -> Option<JoinHandle<()>> {
+        let (queue, told) = (self.queue.clone(), news.clone());
+        // Who was to open direct connections may have had all the files waiting for him.
+        let failed = move |why: String| {
+            queue.fail(Failure::connection(CANNOT_GO_ON, &why));
+            let _ = told.send(News::Broken(why));
+        };
+        let work = move || {
             let wanted = |more: &More| !signals::stopped() && !more.queue.is_over();
             // Who answers there, and whether anybody does, is found out once.
             while self.progress.connected.load(Ordering::Acquire) == 0 && wanted(&self) {
@@ -73,13 +80,21 @@ impl More {
                 }
                 logging_in.fetch_add(1, Ordering::Relaxed);
                 let (more, news, logging_in) = (self.clone(), news.clone(), logging_in.clone());
-                links.push(std::thread::spawn(move || more.link(&news, &logging_in)));
+                let (queue, told) = (self.queue.clone(), news.clone());
+                links.extend(threads::spawn(
+                    "login",
+                    move || more.link(&news, &logging_in),
+                    move |why| {
+                        unused(&queue, &told, &why);
+                    },
+                ));
             }
             drop(news);
             for link in links {
                 let _ = link.join();
             }
-        })
+        };
+        threads::spawn("links", work, failed)
     }
 
     /// One connection, to its end.
@@ -101,9 +116,8 @@ impl More {
         if !logged_in {
             logging_in.fetch_sub(1, Ordering::Relaxed);
         }
-        if let Some(why) = lost.filter(|_| !signals::stopped() && !self.queue.is_over()) {
-            let text = format!("a further connection is not used: {why}; the others carry its files");
-            let _ = news.send(News::Report(Box::new(Report::Notice(text))));
+        if let Some(why) = lost {
+            unused(&self.queue, news, &why);
         }
     }
 
@@ -126,7 +140,12 @@ impl More {
             helper::client(around.stream, around.opening, share, around.progress, around.reporter)
         });
         let start = Start::On(Some((stdout.into(), Some(stdin.into()))), opening.with_caps(self.caps), make);
-        let thread = link.spawn(start);
+        let Some(thread) = link.spawn(start) else {
+            let _ = child.kill();
+            let why = own.try_iter().find_map(|news| if let News::Broken(why) = news { Some(why) } else { None });
+            run::end_shell(&mut child, Duration::ZERO);
+            return Some(Report::Fatal(Failure::connection(CANNOT_GO_ON, why.unwrap_or_default())));
+        };
         let mut last = None;
         let mut greeted = false;
         loop {
@@ -150,12 +169,20 @@ impl More {
                     }
                     report => _ = news.send(News::Report(Box::new(report))),
                 },
-                News::Broken(why) => last = Some(Report::Fatal(Failure::connection("cannot go on", why))),
+                News::Broken(why) => last = Some(Report::Fatal(Failure::connection(CANNOT_GO_ON, why))),
                 News::Backend(..) | News::Tuned(_) | News::Ended => {}
             }
         }
         let _ = thread.join();
         run::end_shell(&mut child, SHELL_END);
         last
+    }
+}
+
+/// Says that a connection is not used, unless nobody needs it any more.
+pub(crate) fn unused(queue: &Queue, news: &SyncSender<News>, why: &str) {
+    if !signals::stopped() && !queue.is_over() {
+        let text = format!("a further connection is not used: {why}; the others carry its files");
+        let _ = news.send(News::Report(Box::new(Report::Notice(text))));
     }
 }

@@ -16,6 +16,7 @@ mod hash;
 mod keygen;
 mod links;
 mod list;
+mod open_files;
 mod operand;
 mod output;
 mod plaintext;
@@ -25,14 +26,25 @@ mod serve;
 mod sftp;
 mod signals;
 mod store;
+mod threads;
 mod tuner;
 mod unkept;
 
 use args::{Command, Haul};
 use exit::Exit;
+use haul_engine::panics;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    panics::quieten();
+    open_files::raise_limit();
+    panics::caught(begin).unwrap_or_else(|panicked| {
+        output::error(&panicked.to_string());
+        Exit::Stream.into()
+    })
+}
+
+fn begin() -> ExitCode {
     if bcmr::is_name(std::env::args_os().next().as_deref()) {
         return bcmr::run();
     }

@@ -556,6 +556,9 @@ fn hint(failure: &Failure) -> Option<&'static str> {
         Reason::Quota => "the target's disk quota is used up; the old file, if any, is untouched",
         Reason::ReadOnlyMount => "the target's file system is mounted read-only",
         Reason::NameTooLong => "most file systems allow 255 bytes for one name",
+        Reason::TooLarge => "the target's limit on the size of a file (ulimit -f) or its file system does not allow it",
+        Reason::NoMemory => "a limit on memory (ulimit -v) is too low, or the machine has none left",
+        Reason::NoDescriptors => "the limit on open files (ulimit -n) is too low; fewer --connections need fewer",
         Reason::NeedsRecursive => "use -r to copy directories",
         Reason::NotInstalled => "copy this program to a directory on the PATH there, or name it with --remote-path",
         Reason::Unusable => {

@@ -14,7 +14,8 @@ use crate::links;
 use crate::operand::{Machine, Parsed};
 use crate::output::Output;
 use crate::remote::Dial;
-use crate::signals;
+use crate::signals::{self, Hangup};
+use crate::threads;
 use crate::tuner::Decision;
 use haul_engine::backend::{Backend as _, DirId, StreamId};
 use haul_engine::block::Pool;
@@ -26,14 +27,16 @@ use haul_engine::session::client::{Client, Invitation, NOWHERE, Opening};
 use haul_engine::session::plan::{Operand, Options};
 use haul_engine::session::report::{Direction, Progress, Report, Reporter, SharedProgress};
 use haul_engine::session::server::Server;
-use haul_engine::session::{Cause, Failure, Reason};
+use haul_engine::session::{CANNOT_GO_ON, Cause, Failure, Reason};
 use haul_engine::wire::frame::Caps;
 use haul_engine::worker::Worker;
 use rustix::process::{Pid, Signal};
+use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, ExitStatus};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
@@ -110,7 +113,7 @@ pub(crate) fn peer<'a>(
     args: &RemoteArgs,
     operands: impl IntoIterator<Item = &'a Operand>,
 ) -> Result<Peer, String> {
-    signals::install();
+    signals::install(Hangup::Stops)?;
     Ok(match host {
         None => Peer::Here,
         Some(Machine::Ssh(_)) if args.key_file.is_some() => {
@@ -144,11 +147,6 @@ pub(crate) fn absent(output: &mut Output, failure: Failure, more: &str) -> Exit 
     let why = format!("{}{more}", failure.why());
     output.fatal(&Failure { cause: Cause::Connection(why), ..failure }, Exit::Start);
     output.finish()
-}
-
-/// The working directory, as the root of local operands.
-pub(crate) fn working_directory() -> io::Result<OwnedFd> {
-    std::fs::File::open(".").map(OwnedFd::from)
 }
 
 pub(crate) enum News {
@@ -242,34 +240,43 @@ fn attempt(
         work.links == Connections::Auto && work.moves && (required.is_some() || matches!(peer, Peer::Daemon(_)));
     let share = if is_tuned { direct::share_of(1).0 } else { Share::equal(queue.connections()) };
     let lead = Link { choice, progress: progress.clone(), queue: queue.clone(), share, sender: sender.clone() };
-    let mut threads = vec![lead.spawn(Start::On(stream, opening, work.make.clone()))];
-    threads.extend(server.map(|stream| std::thread::spawn(move || serve_here(choice, stream))));
+    let over = queue.clone();
+    let mut threads: Vec<_> = lead.spawn(Start::On(stream, opening, work.make.clone())).into_iter().collect();
+    threads.extend(server.and_then(|stream| serve_here(choice, stream, &sender)));
     match peer {
         Peer::Remote(dial) if work.links.over_ssh() > 1 || required.is_some() => {
             let (dial, caps, progress) = (dial.clone(), work.caps, progress.clone());
             let more =
                 links::More { dial, caps, choice, progress, queue, invitation, required: required == Some(true) };
-            threads.push(more.spawn(work.links, sender.clone()));
+            threads.extend(more.spawn(work.links, sender.clone()));
         }
         Peer::Daemon(daemon) if work.moves && work.links != Connections::Exactly(1) => {
             let (progress, patience) = (progress.clone(), daemon.patience);
             let further = Direct { choice, progress, queue, invitation, required: true, patience };
-            threads.push(crate::daemon::spawn(further, work.links, sender.clone()));
+            threads.extend(crate::daemon::spawn(further, work.links, sender.clone()));
         }
         _ => {}
     }
     // Those who may still say something have one of their own: when they have gone, everything is said.
     drop(sender);
-    let mut last = None;
-    let stopped = show(&news, &progress, output, &mut |report, output| match report {
+    let (mut last, mut broken) = (None, None);
+    let shown = show(&news, &progress, output, &mut |told, output| match told {
         // Told once it is known how ssh ended, which may be the reason.
-        report @ (Report::Fatal(_) | Report::Absent(_) | Report::Redial { .. } | Report::NotDirect(_)) => {
+        Told::Report(
+            report @ (Report::Fatal(_) | Report::Absent(_) | Report::Redial { .. } | Report::NotDirect(_)),
+        ) => {
             last = Some(report);
             None
         }
-        report => extra(report, output),
+        Told::Report(report) => extra(report, output),
+        Told::Broken(why) => {
+            // Whoever else waits for files would wait for ever.
+            over.end();
+            broken.get_or_insert(why);
+            None
+        }
     });
-    if stopped {
+    if shown == Shown::Stopped {
         output.interrupted(&progress);
         let until = Instant::now() + CLEAN_UP;
         while Instant::now() < until && !threads.iter().all(JoinHandle::is_finished) {
@@ -281,7 +288,12 @@ fn attempt(
         std::process::exit(Exit::Interrupted as i32);
     }
     for thread in threads {
-        let _ = thread.join();
+        if thread.join().is_err() {
+            broken.get_or_insert_with(|| "a thread ended by an internal error; please report it".to_string());
+        }
+    }
+    if shown == Shown::Silence && last.is_none() {
+        broken.get_or_insert_with(|| "the session ended without a word; please report it".to_string());
     }
     output.count(&progress);
     // Who has not answered for so long does not end by itself either.
@@ -289,6 +301,14 @@ fn attempt(
     let shell = child.and_then(|mut child| end_shell(&mut child, if late { Duration::ZERO } else { SHELL_END }));
     let connected = progress.connected.load(std::sync::atomic::Ordering::Relaxed) > 0;
     match last {
+        // What broke at this end is why the other one has nothing good to say.
+        last if broken.is_some() && !signals::stopped() => {
+            let failure = Failure::connection(CANNOT_GO_ON, broken.unwrap_or_default());
+            match connected && work.moves && last.is_none_or(|last| matches!(last, Report::Fatal(_))) {
+                true => output.broken_off(&failure, Exit::Stream, &progress),
+                false => output.fatal(&failure, Exit::Stream),
+            }
+        }
         // Before anybody has answered, only a shell that a signal has ended can be a sign of that.
         Some(_) if stopped_after_all(connected || shell.is_none()) => {
             output.interrupted(&progress);
@@ -419,16 +439,15 @@ pub(crate) enum Start {
 }
 
 impl Link {
-    pub(crate) fn spawn(self, start: Start) -> JoinHandle<()> {
-        std::thread::spawn(move || {
-            let sender = self.sender.clone();
-            match self.run(start) {
-                // Whoever was told to stop has not come to its end.
-                Ok(true) => _ = sender.send(News::Ended),
-                Ok(false) => {}
-                Err(why) => _ = sender.send(News::Broken(why)),
-            }
-        })
+    pub(crate) fn spawn(self, start: Start) -> Option<JoinHandle<()>> {
+        let (sender, broken) = (self.sender.clone(), self.sender.clone());
+        let work = move || match self.run(start) {
+            // Whoever was told to stop has not come to its end.
+            Ok(true) => _ = sender.send(News::Ended),
+            Ok(false) => {}
+            Err(why) => _ = sender.send(News::Broken(why)),
+        };
+        threads::spawn("link", work, move |why| _ = broken.send(News::Broken(why)))
     }
 
     /// Runs the client on this thread. True when it came to its own end.
@@ -453,20 +472,27 @@ impl Link {
     }
 }
 
-/// The server half of a copy within this machine.
-fn serve_here(choice: Choice, stream: UnixStream) {
-    let run = || -> Result<(), String> {
+/// The server half of a copy within this machine. What breaks it is told, because its client only sees that it is gone.
+fn serve_here(choice: Choice, stream: UnixStream, news: &SyncSender<News>) -> Option<JoinHandle<()>> {
+    let (news, failed) = (news.clone(), news.clone());
+    let run = move || -> Result<(), String> {
         let mut worker = worker(choice, Pool::one_of(1, 1), None)?;
         let root = local(&mut worker)?;
         let stream = attach(&mut worker, (stream.into(), None))?;
-        // Its client tells how it went.
-        worker.add(Box::new(Server::new(stream, root, Box::new(|_| {}))));
+        let ended = Rc::new(RefCell::new(Ok(())));
+        let same = ended.clone();
+        worker.add(Box::new(Server::new(stream, root, Box::new(move |result| *same.borrow_mut() = result))));
         worker.run(signals::stopped).map_err(|broken| broken.to_string())?;
         wind_up(worker);
-        Ok(())
+        // Its client tells how it went, but for what is wrong with this half.
+        match &*ended.borrow() {
+            Err(Failure { what: CANNOT_GO_ON, cause: Cause::Here(errno), .. }) => Err(errno.to_string()),
+            Err(Failure { what: CANNOT_GO_ON, cause: Cause::Connection(why), .. }) => Err(why.clone()),
+            _ => Ok(()),
+        }
     };
-    // A server that cannot start closes the stream, which its client reports.
-    let _ = run();
+    let work = move || run().map_or_else(|why| _ = news.send(News::Broken(why)), |()| {});
+    threads::spawn("server", work, move |why| _ = failed.send(News::Broken(why)))
 }
 
 fn worker(choice: Choice, pool: Pool, news: Option<&SyncSender<News>>) -> Result<Worker<AnyBackend>, String> {
@@ -483,8 +509,8 @@ fn worker(choice: Choice, pool: Pool, news: Option<&SyncSender<News>>) -> Result
 
 /// The working directory, as the root of local operands.
 fn local(worker: &mut Worker<AnyBackend>) -> Result<DirId, String> {
-    let failed = |error: io::Error| format!("the working directory: {}", crate::output::reason(&error));
-    Ok(worker.backend().add_root(Root::plain(working_directory().map_err(failed)?)))
+    let root = Root::working_directory().map_err(|errno| format!("the working directory: {errno}"))?;
+    Ok(worker.backend().add_root(root))
 }
 
 fn attach(worker: &mut Worker<AnyBackend>, (read, write): Ends) -> Result<StreamId, String> {
@@ -502,19 +528,37 @@ fn wind_up(mut worker: Worker<AnyBackend>) {
     }
 }
 
-/// Shows reports until the session has ended. True when the user stopped it.
+/// What `show` leaves to others.
+enum Told {
+    Report(Report),
+    /// The run cannot go on.
+    Broken(String),
+}
+
+/// How it ended that something was shown.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Shown {
+    /// The session has come to its end.
+    End,
+    /// The user stopped it.
+    Stopped,
+    /// Nobody who could say anything is left, and nobody has said that it was the end.
+    Silence,
+}
+
+/// Shows reports until the session has ended.
 fn show(
     news: &Receiver<News>,
     progress: &Progress,
     output: &mut Output,
-    extra: &mut impl FnMut(Report, &mut Output) -> Option<Report>,
-) -> bool {
+    extra: &mut impl FnMut(Told, &mut Output) -> Option<Report>,
+) -> Shown {
     let mut ticked = Instant::now();
     let mut ended = false;
     let mut unhurried = false;
     loop {
         if signals::stopped() && !ended {
-            return true;
+            return Shown::Stopped;
         }
         let told = match news.try_recv() {
             Ok(told) => Ok(told),
@@ -528,17 +572,19 @@ fn show(
         match told {
             Ok(News::Report(report)) => {
                 unhurried |= matches!(*report, Report::Copied { .. } | Report::Unchanged { .. });
-                if let Some(report) = extra(*report, output) {
+                if let Some(report) = extra(Told::Report(*report), output) {
                     output.report(report);
                 }
             }
             Ok(News::Backend(name, notes)) => output.backend(name, &notes),
             Ok(News::Tuned(tuned)) => output.tuned(tuned.0, tuned.1),
             Ok(News::Ended) => ended = true,
-            Ok(News::Broken(why)) => output.fatal(&Failure::connection("cannot go on", why), Exit::Stream),
+            Ok(News::Broken(why)) => _ = extra(Told::Broken(why), output),
             Err(RecvTimeoutError::Timeout) => {}
             // A signal may have ended the session before it was seen here.
-            Err(RecvTimeoutError::Disconnected) => return !ended && signals::stopped(),
+            Err(RecvTimeoutError::Disconnected) if ended => return Shown::End,
+            Err(RecvTimeoutError::Disconnected) if signals::stopped() => return Shown::Stopped,
+            Err(RecvTimeoutError::Disconnected) => return Shown::Silence,
         }
         if ticked.elapsed() >= TICK {
             ticked = Instant::now();

@@ -8,7 +8,7 @@ use crate::keygen;
 use crate::output;
 use crate::plaintext;
 use crate::remote;
-use crate::signals;
+use crate::signals::{self, Hangup};
 use crate::store;
 use haul_engine::backend::DirId;
 use haul_engine::block::Pool;
@@ -22,7 +22,7 @@ use haul_engine::session::acceptor::{Acceptor, Fate, Visit};
 use haul_engine::session::doorman::{Daemon, Doorman};
 use haul_engine::session::rendezvous::Direct;
 use haul_engine::session::server::Server;
-use haul_engine::session::{Failure, Reason};
+use haul_engine::session::{CANNOT_GO_ON, Failure, Reason};
 use haul_engine::worker::Worker;
 use std::cell::{Cell, RefCell};
 use std::io::Write;
@@ -34,8 +34,8 @@ use std::rc::Rc;
 
 /// Runs until the client has gone, or, listening, until told to stop.
 pub(crate) fn run(args: &ServeArgs, choice: Choice) -> Exit {
-    signals::install();
-    match serve(args, choice) {
+    let hangup = if args.listen.is_some() { Hangup::IsNothing } else { Hangup::Stops };
+    match signals::install(hangup).map_err(|why| (why, Exit::Start)).and_then(|()| serve(args, choice)) {
         Ok(exit) if signals::stopped() && exit == Exit::Success => Exit::Interrupted,
         Ok(exit) => exit,
         Err((why, exit)) => {
@@ -74,6 +74,7 @@ fn serve(args: &ServeArgs, choice: Choice) -> Result<Exit, (String, Exit)> {
     };
     let ended = Rc::new(RefCell::new(Exit::Success));
     let failed = |errno: haul_engine::backend::Errno| (errno.to_string(), Exit::Socket);
+    let listens = matches!(origin, Origin::Listener(_));
     let mut worker = match origin {
         Origin::Listener(listener) => {
             let listener = backend.add_listener(listener).map_err(failed)?;
@@ -124,7 +125,9 @@ fn serve(args: &ServeArgs, choice: Choice) -> Result<Exit, (String, Exit)> {
     while worker.is_busy() {
         worker.turn().map_err(|broken| (broken.to_string(), Exit::Stream))?;
     }
-    let exit = *ended.borrow();
+    // A listener ends by itself only when it broke, which it has said.
+    let broken = listens && !signals::stopped();
+    let exit = if broken { Exit::Stream } else { *ended.borrow() };
     Ok(exit)
 }
 
@@ -182,7 +185,9 @@ fn said(result: Result<(), Failure>) -> Exit {
         Ok(()) => Exit::Success,
         Err(failure) => {
             // What is said here comes out on the client's terminal, and a client that is gone knows that it is.
-            if failure.kind != Reason::Lost {
+            if failure.what == CANNOT_GO_ON {
+                output::error(&format!("the server {}", failure.reason()));
+            } else if failure.kind != Reason::Lost {
                 output::error(&failure.reason());
             }
             // As base servers: 1 for anything that is not the protocol.
@@ -203,7 +208,8 @@ fn root(args: &ServeArgs, is_daemon: bool) -> Result<Root, String> {
     let bounds = |root: Root| if args.read_only { root.read_only() } else { root };
     let bounds = |root: Root| if args.listen.is_some() { bounds(root).among_strangers() } else { bounds(root) };
     if dir == Path::new("/") && !is_daemon {
-        return Ok(bounds(Root::plain(std::fs::File::open(".").map_err(failed)?.into())));
+        let here = Root::working_directory();
+        return here.map(bounds).map_err(|errno| format!("{}: cannot serve: {errno}", dir.display()));
     }
     if !args.read_only {
         std::fs::create_dir_all(&dir).map_err(failed)?;

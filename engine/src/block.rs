@@ -67,10 +67,11 @@ struct Pages {
 }
 
 impl Pages {
-    fn new(class: Class) -> Pages {
+    /// `None` when the system gives no memory.
+    fn new(class: Class) -> Option<Pages> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        let pages = bytemuck::zeroed_slice_box((ROOM_BYTES + class.bytes() + ROOM_BYTES) / PAGE_BYTES);
-        Pages { number: NEXT.fetch_add(1, Ordering::Relaxed), pages }
+        let pages = bytemuck::try_zeroed_slice_box((ROOM_BYTES + class.bytes() + ROOM_BYTES) / PAGE_BYTES).ok()?;
+        Some(Pages { number: NEXT.fetch_add(1, Ordering::Relaxed), pages })
     }
 }
 
@@ -140,6 +141,7 @@ pub struct Pool {
     small: Arc<Shelf>,
     large: Arc<Shelf>,
     frame: Arc<Shelf>,
+    starved: bool,
 }
 
 impl Pool {
@@ -152,7 +154,7 @@ impl Pool {
     pub fn with_frames(small: usize, large: usize, frame: usize) -> Pool {
         let shelf =
             |limit| Arc::new(Shelf { free: Mutex::new(Vec::with_capacity(limit)), out: AtomicUsize::new(0), limit });
-        Pool { small: shelf(small), large: shelf(large), frame: shelf(frame) }
+        Pool { small: shelf(small), large: shelf(large), frame: shelf(frame), starved: false }
     }
 
     /// The pool of one of so many connections of a process, of which so many may compress. Two have the blocks that one has,
@@ -183,17 +185,25 @@ impl Pool {
         Some(block)
     }
 
+    /// True once after the system gave no memory for a block: nothing that this process waits for will bring it.
+    pub fn take_starved(&mut self) -> bool {
+        std::mem::take(&mut self.starved)
+    }
+
     /// A block that no quota counts: a session's receive block.
     pub fn take_reserved(&mut self, class: Class) -> Option<Block> {
-        let shelf = self.shelf(class);
+        let shelf = self.shelf(class).clone();
         if shelf.out.load(Ordering::Acquire) >= shelf.limit {
             return None;
         }
         let free = shelf.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let pages = free.unwrap_or_else(|| Pages::new(class));
+        let Some(pages) = free.or_else(|| Pages::new(class)) else {
+            self.starved = true;
+            return None;
+        };
         shelf.out.fetch_add(1, Ordering::AcqRel);
         let window = ROOM_BYTES..ROOM_BYTES + class.bytes();
-        Some(Block { storage: Box::new(Storage { pages, shelf: shelf.clone(), quota: None }), window })
+        Some(Block { storage: Box::new(Storage { pages, shelf, quota: None }), window })
     }
 
     /// Blocks of a class that could be taken now.

@@ -24,6 +24,8 @@ impl Errno {
     pub const BAD_RECORD: Errno = Errno(100_007);
     /// Somebody else has put something else in its place.
     pub const REPLACED: Errno = Errno(100_008);
+    /// This program is wrong: the panic of a helper thread.
+    pub const INTERNAL: Errno = Errno(100_009);
     /// The content is not what it should be.
     pub const HASH_MISMATCH: Errno = Errno(100_004);
     /// The operation was cancelled before it had any effect.
@@ -38,6 +40,14 @@ impl Errno {
     pub const NOT_FOUND: Errno = Errno(rustix::io::Errno::NOENT.raw_os_error());
     /// Out of space.
     pub const NO_SPACE: Errno = Errno(rustix::io::Errno::NOSPC.raw_os_error());
+    /// Out of memory.
+    pub const NO_MEMORY: Errno = Errno(rustix::io::Errno::NOMEM.raw_os_error());
+    /// This process has too many open files.
+    pub const TOO_MANY_FILES: Errno = Errno(rustix::io::Errno::MFILE.raw_os_error());
+    /// This system has too many open files.
+    pub const TOO_MANY_FILES_ALL: Errno = Errno(rustix::io::Errno::NFILE.raw_os_error());
+    /// A connection was gone before it was accepted.
+    pub const ABORTED: Errno = Errno(rustix::io::Errno::CONNABORTED.raw_os_error());
     /// Somebody else listens there.
     pub const ADDRESS_IN_USE: Errno = Errno(rustix::io::Errno::ADDRINUSE.raw_os_error());
     /// Input or output error.
@@ -94,6 +104,7 @@ impl fmt::Display for Errno {
             Errno::REPLACED => f.write_str("Somebody else has put something else in its place"),
             Errno::UNSUPPORTED => f.write_str("Not supported here"),
             Errno::HASH_MISMATCH => f.write_str("Content does not match its hash"),
+            Errno::INTERNAL => f.write_str("Internal error of haul; please report it"),
             Errno::BAD_BLOCK => f.write_str("Compressed content is damaged"),
             Errno::BAD_RECORD => f.write_str("What arrived is not what the peer sealed"),
             Errno(n) => {

@@ -20,6 +20,7 @@ mod errno;
 pub mod limits;
 #[cfg(unix)]
 pub mod offload;
+pub mod panics;
 pub mod queue;
 pub mod session;
 #[cfg(feature = "test-rig")]

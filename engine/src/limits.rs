@@ -261,6 +261,15 @@ pub const CAS_SPARE_BYTES: u64 = 64 * 1024 * 1024;
 /// Seconds after which a temporary file in the block store is what a killed process left.
 pub const CAS_STALE_SECONDS: i64 = 60 * 60;
 
+/// Nanoseconds for which nothing is accepted after that failed: as long as descriptors or memory are missing it would fail
+/// again at once, and no end of that comes by itself.
+pub const ACCEPT_PAUSE: u64 = SECOND / 10;
+/// How long a file operation waits for a descriptor before it is tried once more. Those that are in use come free when a
+/// file is done.
+pub const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(20);
+/// How long a process may get no descriptor at all before operations that need one fail: somebody holds all, and lets go
+/// of none.
+pub const DESCRIPTOR_PATIENCE: Duration = Duration::from_secs(10);
 /// Connections that wait in the kernel to be accepted by one listening stream, at most; what a Linux system allows
 /// (net.core.somaxconn). Where the queue is full a client's request to connect is dropped, and it asks again after 1 s.
 pub const LISTEN_BACKLOG: i32 = 4096;

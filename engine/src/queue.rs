@@ -276,7 +276,11 @@ impl Queue {
     /// `required`. It `begins` what goes in ranges. Its waker, to learn what becomes of them.
     pub(crate) fn hold(&self, (required, begins): (bool, bool), lead: &Waker) {
         let mut state = self.state();
-        (state.hold, state.only_direct, state.begins) = (Hold::All, required, begins);
+        (state.only_direct, state.begins) = (required, begins);
+        // What has broken the run before stays what broke it.
+        if !matches!(state.hold, Hold::Broken(_)) {
+            state.hold = Hold::All;
+        }
         state.lead = Some(lead.clone());
     }
 
@@ -467,7 +471,7 @@ impl Queue {
     }
 
     /// No job will come any more.
-    pub(crate) fn end(&self) {
+    pub fn end(&self) {
         let mut state = self.state();
         state.over = true;
         state.jobs.clear();

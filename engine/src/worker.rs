@@ -5,10 +5,14 @@
 //! ```text
 //! turn: submit_and_wait -> completions -> session.on_completion.. -> session.on_turn -> operations -> next turn
 //! ```
+//! A session that panics, or for whose blocks there is no memory, ends with that as its reason; the others go on.
 
-use crate::backend::{Backend, Broken, Cancel, Completion, OpKind, Output, SessionId, Submissions, Time, Token, Waker};
+use crate::backend::{
+    Backend, Broken, Cancel, Completion, Errno, OpKind, Output, SessionId, Submissions, Time, Token, Waker,
+};
 use crate::block::{Class, Pool};
-use crate::session::{Context, Flow, Session};
+use crate::panics::caught;
+use crate::session::{CANNOT_GO_ON, Context, Failure, Flow, Session};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -32,6 +36,7 @@ pub struct Worker<B: Backend> {
     waker: Waker,
     /// Somebody has used the waker.
     woken: Arc<AtomicBool>,
+    lets_panics_through: bool,
 }
 
 impl<B: Backend> Worker<B> {
@@ -52,7 +57,15 @@ impl<B: Backend> Worker<B> {
             submissions: Submissions::default(),
             completions: Vec::new(),
             spawned: Vec::new(),
+            lets_panics_through: false,
         }
+    }
+
+    /// Has panics of sessions end this thread, for tests that are to fail by them.
+    #[must_use]
+    pub fn letting_panics_through(mut self) -> Worker<B> {
+        self.lets_panics_through = true;
+        self
     }
 
     /// The backend, to give it streams and roots.
@@ -159,11 +172,14 @@ impl<B: Backend> Worker<B> {
             waker: &self.waker,
             spawned: &mut self.spawned,
         };
-        let flow = session.on_turn(&mut cx);
+        let flow = act(self.lets_panics_through, session.as_mut(), &mut cx, |session, cx| session.on_turn(cx));
         self.slots[index].in_flight += self.submissions.ops.len() - before;
         match flow {
             Flow::Continue => self.slots[index].session = Some(session),
-            Flow::Finished => self.submissions.cancel(Cancel::Session(session_id(index))),
+            Flow::Finished => {
+                drop_quietly(session);
+                self.submissions.cancel(Cancel::Session(session_id(index)));
+            }
         }
         for session in std::mem::take(&mut self.spawned) {
             self.add(session);
@@ -192,8 +208,17 @@ impl<B: Backend> Worker<B> {
                 spawned: &mut self.spawned,
             };
             let before = cx.submissions.ops.len();
-            session.on_completion(completion, &mut cx);
+            let flow = act(self.lets_panics_through, session.as_mut(), &mut cx, |session, cx| {
+                session.on_completion(completion, cx);
+                Flow::Continue
+            });
             slot.in_flight += self.submissions.ops.len() - before;
+            if flow == Flow::Finished {
+                slot.session.take().into_iter().for_each(drop_quietly);
+                self.submissions.cancel(Cancel::Session(id));
+                // Others may wait for the end of this one.
+                self.slots.iter_mut().for_each(|slot| slot.due |= slot.session.is_some());
+            }
         }
         self.completions = completions;
         // Blocks may have come back that a session of this worker waits for.
@@ -211,6 +236,30 @@ impl<B: Backend> Worker<B> {
             self.submissions.push(token, OpKind::CloseStream { stream });
         }
     }
+}
+
+/// Lets a session act. Where it panics, or there is no memory for its blocks, it is over, and tells whoever waits for it.
+fn act(
+    lets_panics_through: bool,
+    session: &mut dyn Session,
+    cx: &mut Context<'_>,
+    act: impl FnOnce(&mut dyn Session, &mut Context<'_>) -> Flow,
+) -> Flow {
+    let acted = if lets_panics_through { Ok(act(session, cx)) } else { caught(|| act(session, cx)) };
+    let starved = cx.pool.take_starved();
+    let failure = match acted {
+        Ok(Flow::Continue) if starved => Failure::here(b"", CANNOT_GO_ON, Errno::NO_MEMORY),
+        Ok(flow) => return flow,
+        Err(panicked) => Failure::connection(CANNOT_GO_ON, panicked),
+    };
+    // What is left of it after a panic may not be able to say so.
+    let _ = caught(|| session.abandon(failure, cx));
+    Flow::Finished
+}
+
+/// What a session leaves undone after a panic may make another one.
+fn drop_quietly(session: Box<dyn Session>) {
+    let _ = caught(|| drop(session));
 }
 
 fn session_id(index: usize) -> SessionId {

@@ -107,7 +107,7 @@ impl Scene {
             Arc::new(Progress::default()),
             Box::new(move |report| collect.borrow_mut().push(report)),
         );
-        let mut client = Worker::new(host, Pool::new(8, 8));
+        let mut client = Worker::new(host, Pool::new(8, 8)).letting_panics_through();
         client.add(Box::new(session));
         Scene { world, client, peer, reports, said: Vec::new(), ended: false }
     }
@@ -263,7 +263,7 @@ fn the_real_server_greets_twice_and_then_speaks_all_that_it_can() {
         world.put_file("server", "f", b"not this one");
         let (stream, mut far) = world.connect_peer(&mut host, 4096);
         let root = host.root();
-        let mut server = Worker::new(host, Pool::new(8, 8));
+        let mut server = Worker::new(host, Pool::new(8, 8)).letting_panics_through();
         server.add(Box::new(Server::new(stream, root, Box::new(|result| assert_eq!(result, Ok(()))))));
         scene.play([Hear(base(&strict(1))), Say(b"slow\n".to_vec()), line("haul 0.1.0")]);
         // It lay in the pipe until the server came.

@@ -44,7 +44,7 @@ fn most_held(seed: u64, up: bool) -> usize {
         let plan = download::Plan { sources, local, target: to, queue };
         download::client(stream, opening, plan, progress, Box::new(|_| {}))
     };
-    let mut workers = hosts.map(|host| Worker::new(host, Pool::new(POOL_BLOCKS, POOL_BLOCKS)));
+    let mut workers = hosts.map(|host| Worker::new(host, Pool::new(POOL_BLOCKS, POOL_BLOCKS)).letting_panics_through());
     workers[0].add(Box::new(session));
     workers[1].add(Box::new(Server::new(served, root, Box::new(|_| {}))));
     let mut most = 0;

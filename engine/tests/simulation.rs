@@ -347,7 +347,7 @@ impl Pair {
             let plan = download::Plan { sources, local, target, queue: queue.clone() };
             download::client(stream, opening, plan, progress.clone(), reporter)
         };
-        let worker = |host, (large, small)| Worker::new(host, Pool::new(small, large));
+        let worker = |host, (large, small)| Worker::new(host, Pool::new(small, large)).letting_panics_through();
         let mut client = worker(client_host, scenario.blocks[0]);
         client.add(Box::new(session));
         for &(stream, _) in &links[1..] {

@@ -129,7 +129,7 @@ fn client(
         let plan = download::Plan { sources, local, target, queue: queue.clone() };
         download::client(stream, opening, plan, progress.clone(), reporter)
     };
-    let mut worker = Worker::new(host, Pool::new(8 * usize::from(run.links()), 64));
+    let mut worker = Worker::new(host, Pool::new(8 * usize::from(run.links()), 64)).letting_panics_through();
     worker.add(Box::new(lead));
     let turns = run.further.iter().map(|&(comes, leaves)| (comes, leaves, Retirement::default())).collect();
     (worker, reports, Further { turns, invitation, queue, local, progress })
@@ -205,7 +205,7 @@ fn run(seed: u64) -> Result<(), String> {
     let store = server_host.add_store();
     let root = server_host.root();
     let (listener, address) = world.listen(&mut server_host);
-    let mut server = Some(Worker::new(server_host, Pool::new(BLOCKS.1, BLOCKS.0)));
+    let mut server = Some(Worker::new(server_host, Pool::new(BLOCKS.1, BLOCKS.0)).letting_panics_through());
     let daemon = Daemon {
         root,
         store: Some(store),

@@ -15,6 +15,7 @@ use crate::limits::{HELPER_BYTES, HELPER_STACK_BYTES};
 use crate::signal::Signal;
 use crate::sys::would_wait;
 use haul_engine::backend::Errno;
+use haul_engine::panics::caught;
 use rustix::event::{PollFd, PollFlags, poll};
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
@@ -160,7 +161,7 @@ fn serve(shared: &Shared, way: Direction, fd: &OwnedFd, finished: impl Fn()) {
                 state.phase = Phase::Running(count);
                 let mut buffer = std::mem::take(&mut state.buffer);
                 drop(state);
-                let result = call(way, fd, &mut buffer[..count]);
+                let result = caught(|| call(way, fd, &mut buffer[..count])).unwrap_or(Err(Errno::INTERNAL));
                 state = shared.lock();
                 if matches!(state.phase, Phase::Ended) {
                     return;

@@ -12,13 +12,14 @@ use crate::daemon::Daemon;
 use crate::remote::Dial;
 use crate::run::{self, Link, MakeClient, News, Share, Start};
 use crate::signals;
+use crate::threads;
 use haul_engine::limits::{MAX_PREAMBLE_BYTES, SECOND};
 use haul_engine::queue::Queue;
-use haul_engine::session::Failure;
 use haul_engine::session::client::Opening;
 use haul_engine::session::inspect::{self, Question};
 use haul_engine::session::plan::Options;
 use haul_engine::session::report::{Direction, Progress, Report};
+use haul_engine::session::{CANNOT_GO_ON, Failure};
 use serde::Deserialize;
 use std::io::{Read, Write as _};
 use std::net::SocketAddr;
@@ -26,6 +27,7 @@ use std::os::fd::OwnedFd;
 use std::process::{Child, ChildStdin};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How often it is looked whether the user has stopped it.
@@ -65,14 +67,16 @@ pub(super) enum NoLine {
 impl Lines {
     fn of(mut from: impl Read + Send + 'static) -> Lines {
         let (sender, bytes) = sync_channel(4);
-        std::thread::spawn(move || {
+        let read = move || {
             let mut buffer = [0; 4096];
             while let Ok(len @ 1..) = from.read(&mut buffer) {
                 if sender.send(buffer[..len].to_vec()).is_err() {
                     return;
                 }
             }
-        });
+        };
+        // Without it there is no line.
+        threads::spawn("lines", read, |_| {});
         Lines { bytes, kept: Vec::new() }
     }
 
@@ -228,14 +232,18 @@ pub(super) fn further(dial: &Dial, first: Duration) -> (usize, Duration) {
     let logins: Vec<_> = (1..LOGINS)
         .map(|_| {
             let started = dial.further();
-            std::thread::spawn(move || Login::on(started, begun, until).ok())
+            let (sender, login) = sync_channel(1);
+            let come = move || _ = sender.send(Login::on(started, begun, until).ok());
+            threads::spawn("login", come, |_| {});
+            login
         })
         .collect();
     // None of them ends before all have come.
-    let logins: Vec<Login> = logins.into_iter().filter_map(|login| login.join().ok().flatten()).collect();
+    let logins: Vec<Login> = logins.into_iter().filter_map(|login| login.recv().ok().flatten()).collect();
     let took = logins.iter().map(|login| login.took).max().unwrap_or_default();
     let there = 1 + logins.len();
-    let ends: Vec<_> = logins.into_iter().map(|login| std::thread::spawn(move || drop(login))).collect();
+    let ends: Vec<_> =
+        logins.into_iter().filter_map(|login| threads::spawn("end", move || drop(login), |_| {})).collect();
     ends.into_iter().for_each(|end| _ = end.join());
     (there, took)
 }
@@ -330,7 +338,7 @@ fn attempt(
                 ) => last = report,
                 _ => {}
             },
-            Ok(News::Broken(why)) => last = Report::Fatal(Failure::connection("cannot go on", why)),
+            Ok(News::Broken(why)) => last = Report::Fatal(Failure::connection(CANNOT_GO_ON, why)),
             Ok(News::Backend(..) | News::Tuned(_) | News::Ended) => {}
             Err(RecvTimeoutError::Timeout) if Instant::now() < until && !signals::stopped() => {}
             Err(RecvTimeoutError::Timeout) => {
@@ -338,7 +346,7 @@ fn attempt(
                 return last;
             }
             Err(RecvTimeoutError::Disconnected) => {
-                let _ = thread.join();
+                let _ = thread.map(JoinHandle::join);
                 return last;
             }
         }

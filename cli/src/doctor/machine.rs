@@ -8,6 +8,7 @@ use crate::backend;
 use crate::output;
 use crate::remote;
 use crate::signals;
+use crate::threads;
 use haul_engine::limits::BLOCK_BYTES;
 use haul_engine::wire::decode::Role;
 use haul_engine::wire::seal::{LENGTH_BYTES, Seals, Secret, TAG_BYTES};
@@ -142,15 +143,20 @@ impl Disk {
     fn in_time(path: Option<&Path>) -> Disk {
         let (sender, found) = sync_channel(1);
         let own = path.map(Path::to_path_buf);
-        std::thread::spawn(move || sender.send(Disk::at(own.as_deref())));
+        let broken = sender.clone();
+        let look = move || _ = sender.send(Ok(Disk::at(own.as_deref())));
+        threads::spawn("disk", look, move |why| _ = broken.send(Err(why)));
         let until = Instant::now() + ANSWERING;
-        while Instant::now() < until && !signals::stopped() {
-            if let Ok(disk) = found.recv_timeout(TICK) {
-                return disk;
+        let mut failed = None;
+        while failed.is_none() && Instant::now() < until && !signals::stopped() {
+            match found.recv_timeout(TICK) {
+                Ok(Ok(disk)) => return disk,
+                Ok(Err(why)) => failed = Some(why),
+                Err(_) => {}
             }
         }
         let path = path.unwrap_or(Path::new(".")).display().to_string();
-        let failed = Some(format!("no answer within {} s", ANSWERING.as_secs()));
+        let failed = failed.or_else(|| Some(format!("no answer within {} s", ANSWERING.as_secs())));
         Disk { path, free: None, synced: None, unsynced: None, failed }
     }
 

@@ -3,6 +3,7 @@
 use super::{Met, Taken};
 use crate::exit::Exit;
 use crate::signals;
+use crate::threads;
 use haul_engine::backend::Waker;
 use haul_engine::limits::MAX_SESSIONS;
 use rustix::event::{PollFd, PollFlags};
@@ -136,7 +137,7 @@ impl Gathering {
     pub(crate) fn open(&mut self, waker: &Waker) {
         let Some(listener) = self.listener.take() else { return };
         let (sender, waker) = (self.sender.clone(), waker.clone());
-        std::thread::spawn(move || {
+        let gather = move || {
             // What cannot be accepted serves alone, and so does whoever comes after that.
             for socket in listener.incoming().map_while(Result::ok).filter(is_same) {
                 if let Some(handed) = receive(socket) {
@@ -145,7 +146,9 @@ impl Gathering {
                     waker.wake();
                 }
             }
-        });
+        };
+        // With it goes the listener, and whoever comes serves alone.
+        threads::spawn("gather", gather, |_| {});
     }
 
     /// One that has come. While there is no `room` it serves alone, which it sees at once.

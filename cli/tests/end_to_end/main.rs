@@ -99,6 +99,10 @@ mod memory;
 #[cfg(target_os = "linux")]
 mod namespaces;
 #[cfg(target_os = "linux")]
+mod no_start;
+#[cfg(target_os = "linux")]
+mod open_files;
+#[cfg(target_os = "linux")]
 mod options;
 #[cfg(target_os = "linux")]
 mod peer_words;
@@ -115,9 +119,13 @@ mod resume;
 #[cfg(target_os = "linux")]
 mod sftp;
 #[cfg(target_os = "linux")]
+mod signals;
+#[cfg(target_os = "linux")]
 mod silence;
 #[cfg(target_os = "linux")]
 mod silence_base;
+#[cfg(target_os = "linux")]
+mod starved;
 #[cfg(target_os = "linux")]
 mod stop;
 #[cfg(target_os = "linux")]

@@ -196,7 +196,7 @@ fuzz_target!(|data: &[u8]| {
     let mut host = world.host("server");
     let (stream, mut peer) = world.connect_peer(&mut host, 16 * 1024);
     let (root, store) = (host.root(), host.add_store());
-    let mut worker = Worker::new(host, Pool::new(4, 3));
+    let mut worker = Worker::new(host, Pool::new(4, 3)).letting_panics_through();
     worker.add(Box::new(Server::new(stream, root, Box::new(|_| {})).with_store(Some(store))));
 
     let mut dialect = Dialect::BASE;

@@ -56,12 +56,28 @@ struct Inner {
     strangers: bool,
     /// What `dir` is; `None` where nobody can tell, and nothing is held then.
     identity: Option<Identity>,
+    /// Why relative operands begin nowhere, if so.
+    no_base: Option<Errno>,
 }
 
 impl Root {
     /// Absolute operands begin at `/`, relative ones at `base`. Links are followed by the kernel.
     pub fn plain(base: OwnedFd) -> Root {
         Root::at(base, None)
+    }
+
+    /// A plain root at the working directory, which need not be readable. Where it cannot even be reached, absolute
+    /// operands are as good as ever, and relative ones say why they are not.
+    pub fn working_directory() -> Result<Root, Errno> {
+        let open = |path: &str| retry_on_intr(|| rustix::fs::open(path, DIR_HANDLE, Mode::empty()));
+        match open(".") {
+            Ok(dir) => Ok(Root::plain(dir)),
+            Err(errno @ (E::ACCESS | E::NOENT | E::STALE)) => {
+                let root = Inner::clone(&Root::plain(open("/")?).inner);
+                Ok(Root::of(Inner { no_base: Some(errno.into()), ..root }))
+            }
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// Everything stays below `dir`, whose absolute path without links is `canonical`. Absolute operands must begin with
@@ -72,7 +88,8 @@ impl Root {
 
     fn at(dir: OwnedFd, confined_to: Option<PathBuf>) -> Root {
         let identity = Identity::of_open(dir.as_fd()).ok();
-        Root::of(Inner { dir: Arc::new(dir), confined_to, read_only: false, strangers: false, identity })
+        let dir = Arc::new(dir);
+        Root::of(Inner { dir, confined_to, read_only: false, strangers: false, identity, no_base: None })
     }
 
     fn of(inner: Inner) -> Root {
@@ -135,6 +152,7 @@ impl Root {
             Some(canonical) if target.operand.is_absolute() => {
                 walk::below_prefix(operand, canonical.as_os_str().as_bytes()).ok_or(Errno::OUTSIDE_ROOT)
             }
+            _ if !target.operand.is_absolute() => self.inner.no_base.map_or(Ok(operand), Err),
             _ => Ok(operand),
         }
     }

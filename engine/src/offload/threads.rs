@@ -5,16 +5,26 @@
 //!             \--(cancel)--> back to the caller                  ^ wake when the list was empty
 //! ```
 //!
-//! A job that panics ends with EIO and its thread lives on. Nothing here knows what a job does.
+//! A job that gets no descriptor waits until one is free, and is run again: files are worked on as many at a time as there
+//! are descriptors. Only when the whole process gets none for long does it end with that error.
+//!
+//! A job that panics ends with [`Errno::INTERNAL`] and its thread lives on. Nothing here knows what a job does.
 
 use super::Held;
 use super::jobs::{self, Made};
 use crate::backend::{Cancel, Errno, FsOp, Id, Op, OpKind, Token, Waker};
+use crate::limits::{DESCRIPTOR_PATIENCE, DESCRIPTOR_PAUSE};
+use crate::panics::caught;
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Instant;
+
+/// Since when no job of this process has got a descriptor that it needed.
+static STARVED: Mutex<Option<Instant>> = Mutex::new(None);
+/// True while that is so, for whoever only wants to know that it is not.
+static IS_STARVED: AtomicBool = AtomicBool::new(false);
 
 pub(super) enum TicketTag {}
 /// Names a job from its submission to its completion.
@@ -35,6 +45,10 @@ pub(super) struct Finished {
 
 struct Queue {
     jobs: VecDeque<Job>,
+    /// Jobs that wait for a descriptor, and when they are to be tried again.
+    held_back: VecDeque<(Instant, Job)>,
+    /// One of them is being tried again.
+    retrying: bool,
     /// Files and directories nobody wants any more: dropping one may free gigabytes on disk, so helpers do it.
     releases: Vec<Held>,
     /// Whose job each thread is on.
@@ -62,7 +76,15 @@ impl Threads {
     pub(super) fn start(count: usize, wake: Waker) -> std::io::Result<Threads> {
         let count = count.max(1);
         let running = vec![None; count];
-        let queue = Queue { jobs: VecDeque::new(), releases: Vec::new(), running, idle: 0, stopping: false };
+        let queue = Queue {
+            jobs: VecDeque::new(),
+            held_back: VecDeque::new(),
+            retrying: false,
+            releases: Vec::new(),
+            running,
+            idle: 0,
+            stopping: false,
+        };
         let shared = Arc::new(Shared {
             queue: Mutex::new(queue),
             work: Condvar::new(),
@@ -115,6 +137,12 @@ impl Threads {
                 queue.jobs.push_back(job);
             }
         }
+        for _ in 0..queue.held_back.len() {
+            match queue.held_back.pop_front() {
+                Some((_, job)) if cancel.covers(job.op.token) => taken(job),
+                held_back => queue.held_back.extend(held_back),
+            }
+        }
     }
 }
 
@@ -124,7 +152,7 @@ impl Drop for Threads {
             let mut queue = self.shared.queue();
             queue.stopping = true;
             self.shared.give_up.iter().for_each(|give_up| give_up.store(true, Ordering::Relaxed));
-            std::mem::take(&mut queue.jobs)
+            (std::mem::take(&mut queue.jobs), std::mem::take(&mut queue.held_back))
         };
         self.shared.work.notify_all();
         drop(waiting);
@@ -133,6 +161,40 @@ impl Drop for Threads {
             let _ = handle.join();
         }
     }
+}
+
+impl Queue {
+    /// What is to be done next. While something waits for a descriptor nothing that came later gets one: what a session
+    /// asks for first it needs first, and what it has open behind that it cannot close before. With it, whether it was
+    /// tried before.
+    fn next(&mut self) -> Option<(Job, bool)> {
+        if !self.retrying && self.held_back.is_empty() {
+            return self.jobs.pop_front().map(|job| (job, false));
+        }
+        let is_due = |(due, _): &mut (Instant, Job)| *due <= Instant::now();
+        if let Some((_, job)) = if self.retrying { None } else { self.held_back.pop_front_if(is_due) } {
+            self.retrying = true;
+            return Some((job, true));
+        }
+        let other = self.jobs.iter().position(|job| !takes_descriptors(&job.op.kind))?;
+        self.jobs.remove(other).map(|job| (job, false))
+    }
+
+    /// A job is done, or waits: first of all where it did so before.
+    fn on_run(&mut self, retried: bool, held_back: Option<(Instant, Job)>) {
+        match held_back {
+            Some(first) if retried => self.held_back.push_front(first),
+            held_back => self.held_back.extend(held_back),
+        }
+        self.retrying &= !retried;
+    }
+}
+
+/// What became of a job.
+enum Run {
+    Finished(Finished),
+    /// It is to be run again.
+    HeldBack(Job),
 }
 
 impl Shared {
@@ -157,20 +219,41 @@ impl Shared {
         loop {
             if let Some(held) = queue.releases.pop() {
                 drop(queue);
-                drop(held);
+                let _ = caught(|| drop(held));
                 queue = self.queue();
-            } else if let Some(job) = queue.jobs.pop_front() {
+            } else if let Some((job, retried)) = queue.next() {
                 queue.running[number] = Some(job.op.token);
                 give_up.store(false, Ordering::Relaxed);
                 drop(queue);
-                self.finish(run(job, give_up));
+                let frees = frees_descriptor(&job.op.kind);
+                let held_back = match run(job, give_up) {
+                    Run::Finished(finished) => {
+                        self.finish(finished);
+                        None
+                    }
+                    Run::HeldBack(job) => Some((Instant::now() + DESCRIPTOR_PAUSE, job)),
+                };
                 queue = self.queue();
                 queue.running[number] = None;
+                queue.on_run(retried, held_back);
+                // Whoever waits for that need not wait longer.
+                if let Some((due, _)) = queue.held_back.front_mut().filter(|_| frees) {
+                    *due = Instant::now();
+                }
+                if retried && queue.idle > 0 && !queue.jobs.is_empty() {
+                    self.work.notify_one();
+                }
             } else if queue.stopping {
                 return;
             } else {
                 queue.idle += 1;
-                queue = self.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                queue = match queue.held_back.front() {
+                    None => self.work.wait(queue).unwrap_or_else(PoisonError::into_inner),
+                    Some((due, _)) => {
+                        let pause = due.saturating_duration_since(Instant::now());
+                        self.work.wait_timeout(queue, pause).unwrap_or_else(PoisonError::into_inner).0
+                    }
+                };
                 queue.idle -= 1;
             }
         }
@@ -187,13 +270,56 @@ impl Shared {
     }
 }
 
-fn run(job: Job, give_up: &AtomicBool) -> Finished {
+fn run(job: Job, give_up: &AtomicBool) -> Run {
     let Job { ticket, mut op, held } = job;
-    let result = catch_unwind(AssertUnwindSafe(|| jobs::run(&mut op.kind, &held, give_up)));
+    let result = caught(|| jobs::run(&mut op.kind, &held, give_up));
+    if takes_descriptors(&op.kind) {
+        match result {
+            Ok(Err(Errno::TOO_MANY_FILES | Errno::TOO_MANY_FILES_ALL))
+                if !give_up.load(Ordering::Relaxed) && may_wait() =>
+            {
+                return Run::HeldBack(Job { ticket, op, held });
+            }
+            Ok(Err(Errno::TOO_MANY_FILES | Errno::TOO_MANY_FILES_ALL)) => {}
+            _ if IS_STARVED.load(Ordering::Relaxed) => {
+                *lock(&STARVED) = None;
+                IS_STARVED.store(false, Ordering::Relaxed);
+            }
+            _ => {}
+        }
+    }
     // What the job held is let go before its completion can be seen: after a Close nothing of the file is left.
-    let dropped = catch_unwind(AssertUnwindSafe(|| drop(held)));
-    let result = result.and_then(|result| dropped.map(|()| result)).unwrap_or(Err(Errno::IO));
-    Finished { ticket, op, result }
+    let dropped = caught(|| drop(held));
+    let result = result.and_then(|result| dropped.map(|()| result)).unwrap_or(Err(Errno::INTERNAL));
+    Run::Finished(Finished { ticket, op, result })
+}
+
+/// True as long as it can be hoped that somebody in this process lets go of a descriptor.
+fn may_wait() -> bool {
+    let since = *lock(&STARVED).get_or_insert_with(Instant::now);
+    IS_STARVED.store(true, Ordering::Relaxed);
+    since.elapsed() < DESCRIPTOR_PATIENCE
+}
+
+/// True for what ends with a descriptor less.
+fn frees_descriptor(kind: &OpKind) -> bool {
+    only_releases(kind) || matches!(kind, OpKind::Publish { .. })
+}
+
+/// True for what opens something, and can be done again from its beginning where that failed: what may have given a file
+/// its name already cannot.
+fn takes_descriptors(kind: &OpKind) -> bool {
+    match kind {
+        OpKind::Open { .. } | OpKind::Load { .. } => true,
+        OpKind::Store(store) => !store.finish.sync,
+        OpKind::Fs(op) => match &**op {
+            FsOp::Stat { .. } | FsOp::OpenDir { .. } | FsOp::MakeDir { .. } | FsOp::SetMeta { .. } => true,
+            FsOp::MakeLink { .. } => true,
+            FsOp::Clone { finish, .. } => !finish.sync,
+            _ => false,
+        },
+        _ => false,
+    }
 }
 
 fn only_releases(kind: &OpKind) -> bool {
@@ -207,4 +333,35 @@ fn only_releases(kind: &OpKind) -> bool {
 /// Nothing guarded here is left half changed by a panic, so a poisoned lock is as good as any.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{Compute, SessionId};
+    use crate::block::{Class, Pool};
+    use crate::wire::decode::Role;
+    use crate::wire::seal::{Seals, Secret};
+
+    #[test]
+    fn a_job_that_panics_ends_its_op_with_an_error_and_its_thread_takes_the_next() {
+        let (sender, woken) = std::sync::mpsc::channel();
+        let threads = Threads::start(1, Waker(Arc::new(move || _ = sender.send(())))).unwrap();
+        let mut seals = Seals::keyed(&Secret::from_bytes([1; 32]), b"test", Role::Client);
+        let mut pool = Pool::new(2, 0);
+        for (number, room) in [0, 64].into_iter().enumerate() {
+            let mut block = pool.take_reserved(Class::Small).unwrap();
+            // Without room for its length and its tag there is no record.
+            block.set_window(0..room);
+            let compute = Compute::Seal { seal: Some(seals.sealer.next().unwrap()), block };
+            let token = Token { session: SessionId(0), transfer: 0, part: number as u32 };
+            let op = Op { token, kind: OpKind::Compute(Box::new(compute)) };
+            threads.submit(Job { ticket: Ticket::new(number as u32, 0), op, held: Held::Nothing });
+            woken.recv().unwrap();
+            let mut results = Vec::new();
+            threads.take_results(&mut results);
+            let result = results.pop().unwrap().result;
+            assert_eq!(result.err(), (room == 0).then_some(Errno::INTERNAL));
+        }
+    }
 }

@@ -9,8 +9,8 @@
 use super::opening::Patience;
 use super::server::{Server, Traffic};
 use super::{Context, Failure, Flow, Session};
-use crate::backend::{Completion, DirId, OpKind, Output, StreamId, Time, Token};
-use crate::limits::{DAEMON_SESSION_BLOCKS, MAX_SESSIONS};
+use crate::backend::{Completion, DirId, Errno, OpKind, Output, StreamId, Time, Token};
+use crate::limits::{ACCEPT_PAUSE, DAEMON_SESSION_BLOCKS, MAX_SESSIONS};
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -40,6 +40,41 @@ pub enum Fate {
 /// Is told of each connection when it is over.
 pub type OnVisit = Rc<dyn Fn(Visit)>;
 
+/// One Accept at a time, and a pause after one that failed for want of something.
+#[derive(Default)]
+pub(super) struct Accepting {
+    out: bool,
+    paused_until: Option<Time>,
+}
+
+impl Accepting {
+    /// True when one may be submitted, which is then counted as out.
+    pub(super) fn begin(&mut self, now: Time) -> bool {
+        let may = !self.out && self.paused_until.is_none_or(|until| until <= now);
+        if may {
+            *self = Accepting { out: true, paused_until: None };
+        }
+        may
+    }
+
+    /// It is back; the connection, if that is what it brought.
+    pub(super) fn end(&mut self, result: Result<Output, Errno>, now: Time) -> Option<(StreamId, Option<SocketAddr>)> {
+        self.out = false;
+        match result {
+            Ok(Output::Accepted { stream, peer }) => return Some((stream, peer)),
+            // A connection that was gone before it could be accepted is no reason to stop.
+            Ok(_) | Err(Errno::ABORTED | Errno::CANCELLED) => {}
+            Err(_) => self.paused_until = Some(now.after(ACCEPT_PAUSE)),
+        }
+        None
+    }
+
+    /// When the pause is over.
+    pub(super) fn deadline(&self) -> Option<Time> {
+        self.paused_until
+    }
+}
+
 /// Accepts connections and serves them.
 pub struct Acceptor {
     listener: StreamId,
@@ -50,7 +85,7 @@ pub struct Acceptor {
     open: Rc<Cell<usize>>,
     /// Those of them that lose their place.
     dismissed: Rc<Cell<usize>>,
-    accepting: bool,
+    accepting: Accepting,
     accepted: Vec<(StreamId, Option<SocketAddr>)>,
     on_visit: OnVisit,
 }
@@ -67,7 +102,7 @@ impl Acceptor {
             patience: Patience::default(),
             open,
             dismissed: Rc::default(),
-            accepting: false,
+            accepting: Accepting::default(),
             accepted: Vec::new(),
             on_visit,
         }
@@ -89,12 +124,8 @@ impl Acceptor {
 }
 
 impl Session for Acceptor {
-    fn on_completion(&mut self, completion: Completion, _: &mut Context<'_>) {
-        self.accepting = false;
-        // A connection that was gone before it could be accepted is no reason to stop.
-        if let Ok(Output::Accepted { stream, peer }) = completion.result {
-            self.accepted.push((stream, peer));
-        }
+    fn on_completion(&mut self, completion: Completion, cx: &mut Context<'_>) {
+        self.accepted.extend(self.accepting.end(completion.result, cx.now));
     }
 
     fn on_turn(&mut self, cx: &mut Context<'_>) -> Flow {
@@ -116,18 +147,43 @@ impl Session for Acceptor {
             let server = server.with_store(self.store).with_large_blocks(DAEMON_SESSION_BLOCKS);
             cx.spawned.push(Box::new(server.with_read_only(self.read_only)));
         }
-        if !self.accepting && self.open.get() < MAX_SESSIONS {
-            self.accepting = true;
+        if self.open.get() < MAX_SESSIONS && self.accepting.begin(cx.now) {
             cx.submit(0, 0, OpKind::Accept { listener: self.listener });
         }
         Flow::Continue
     }
 
+    fn abandon(&mut self, failure: Failure, cx: &mut Context<'_>) {
+        // Nobody shall wait at a door that nobody opens.
+        cx.submit(0, 0, OpKind::CloseStream { stream: self.listener });
+        (self.on_visit)(Visit { peer: None, traffic: (0, 0), fate: Fate::Served(Err(failure)) });
+    }
+
     fn next_deadline(&self) -> Option<Time> {
-        None
+        self.accepting.deadline().filter(|_| self.open.get() < MAX_SESSIONS)
     }
 
     fn state_of(&self, _: Token) -> &'static str {
         "accepting"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn for_want_of_descriptors_nothing_is_accepted_for_a_while() {
+        let mut accepting = Accepting::default();
+        assert!(accepting.begin(Time(0)) && !accepting.begin(Time(0)));
+        assert_eq!(accepting.end(Err(Errno::TOO_MANY_FILES), Time(5)), None);
+        let until = Time(5 + ACCEPT_PAUSE);
+        assert_eq!(accepting.deadline(), Some(until));
+        assert!(!accepting.begin(Time(until.0 - 1)) && accepting.begin(until));
+        // Whoever has gone in between does not make others wait.
+        assert_eq!(accepting.end(Err(Errno::ABORTED), until), None);
+        assert!(accepting.deadline().is_none() && accepting.begin(until));
+        let stream = StreamId::new(1, 0);
+        assert_eq!(accepting.end(Ok(Output::Accepted { stream, peer: None }), until), Some((stream, None)));
     }
 }

@@ -685,6 +685,11 @@ impl Session for Client {
         }
     }
 
+    fn abandon(&mut self, failure: Failure, cx: &mut Context<'_>) {
+        (self.reporter)(Report::Fatal(failure));
+        self.close(cx);
+    }
+
     fn next_deadline(&self) -> Option<Time> {
         let phase = match &self.phase {
             Phase::Opening(opener) => opener.next_deadline(),

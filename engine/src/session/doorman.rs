@@ -9,12 +9,12 @@
 //! of, is in [`wire::seal::daemon`](crate::wire::seal::daemon). Guests and sessions are bounded apart: strangers cannot take
 //! the places of those who know the key. The doorman never ends by itself.
 
-use super::acceptor::OnVisit;
+use super::acceptor::{Accepting, Fate, OnVisit, Visit};
 use super::meeting::Entropy;
 use super::opening::Patience;
 use super::rendezvous::{self, Guest, Meeting, Proof, Served, SharedMeeting};
-use super::{Context, Flow, Session, Terms, meeting, range};
-use crate::backend::{Completion, DirId, OpKind, Output, StreamId, Time, Token};
+use super::{Context, Failure, Flow, Session, Terms, meeting, range};
+use crate::backend::{Completion, DirId, OpKind, StreamId, Time, Token};
 use crate::wire::decode::Role;
 use crate::wire::frame::{Caps, Dialect, Ext, Frame, Hash};
 use crate::wire::seal::daemon::Transcript;
@@ -54,7 +54,7 @@ pub struct Doorman {
     meeting: SharedMeeting,
     entropy: Entropy,
     served: Served,
-    accepting: bool,
+    accepting: Accepting,
     accepted: Vec<(StreamId, Option<SocketAddr>)>,
 }
 
@@ -64,17 +64,13 @@ impl Doorman {
         let Daemon { root, store, read_only, plain, patience, key, entropy, on_visit } = daemon;
         let meeting = Meeting::new(key, Proof::Key(Door { entropy, on_visit }), plain);
         let served = Served { root, store, patience, read_only, scope: range::new_scope() };
-        Doorman { listener, meeting, entropy, served, accepting: false, accepted: Vec::new() }
+        Doorman { listener, meeting, entropy, served, accepting: Accepting::default(), accepted: Vec::new() }
     }
 }
 
 impl Session for Doorman {
-    fn on_completion(&mut self, completion: Completion, _: &mut Context<'_>) {
-        self.accepting = false;
-        // A connection that was gone before it could be accepted is no reason to stop.
-        if let Ok(Output::Accepted { stream, peer }) = completion.result {
-            self.accepted.push((stream, peer));
-        }
+    fn on_completion(&mut self, completion: Completion, cx: &mut Context<'_>) {
+        self.accepted.extend(self.accepting.end(completion.result, cx.now));
     }
 
     fn on_turn(&mut self, cx: &mut Context<'_>) -> Flow {
@@ -85,15 +81,22 @@ impl Session for Doorman {
             let guest = Guest::new(came, self.meeting.clone(), (self.entropy)(), self.served.clone());
             cx.spawned.push(Box::new(guest));
         }
-        if !self.accepting && self.accepted.is_empty() && self.meeting.borrow().has_room() {
-            self.accepting = true;
+        if self.accepted.is_empty() && self.meeting.borrow().has_room() && self.accepting.begin(cx.now) {
             cx.submit(0, 0, OpKind::Accept { listener: self.listener });
         }
         Flow::Continue
     }
 
+    fn abandon(&mut self, failure: Failure, cx: &mut Context<'_>) {
+        // Nobody shall wait at a door that nobody opens.
+        cx.submit(0, 0, OpKind::CloseStream { stream: self.listener });
+        if let Proof::Key(door) = &self.meeting.borrow().proof {
+            (door.on_visit)(Visit { peer: None, traffic: (0, 0), fate: Fate::Served(Err(failure)) });
+        }
+    }
+
     fn next_deadline(&self) -> Option<Time> {
-        None
+        self.accepting.deadline().filter(|_| self.accepted.is_empty() && self.meeting.borrow().has_room())
     }
 
     fn state_of(&self, _: Token) -> &'static str {

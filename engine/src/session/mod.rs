@@ -120,6 +120,10 @@ pub trait Session {
     /// the deadline has passed.
     fn on_turn(&mut self, cx: &mut Context<'_>) -> Flow;
 
+    /// Ends it for a reason that is none of its own: tells whoever waits for that, and closes its stream. It is not called
+    /// again.
+    fn abandon(&mut self, failure: Failure, cx: &mut Context<'_>);
+
     /// When `on_turn` shall be called even if nothing completes.
     fn next_deadline(&self) -> Option<Time>;
 
@@ -216,6 +220,9 @@ impl Io<'_, '_> {
 
 /// How an operation of a transfer came back, its buffers apart.
 pub(crate) type Outcome = Result<Output, Errno>;
+
+/// What a session says that ends because of what is wrong with this program or this machine.
+pub const CANNOT_GO_ON: &str = "cannot go on";
 
 /// Something that did not work: what, on which path, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]

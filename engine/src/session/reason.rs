@@ -17,8 +17,14 @@ pub enum Reason {
     Full,
     /// The quota is used up.
     Quota,
-    /// A disk failed, or a file is larger than its file system or a limit takes.
+    /// A disk failed.
     Disk,
+    /// A file is larger than its file system or a limit takes.
+    TooLarge,
+    /// There is no memory left, or not for us.
+    NoMemory,
+    /// There are no descriptors left, or not for us.
+    NoDescriptors,
     /// The file system is mounted read-only.
     ReadOnlyMount,
     /// The server was told to change nothing.
@@ -69,7 +75,10 @@ impl Reason {
         match (code, code.0.checked_sub(ErrorCode::ERRNO_BASE)) {
             (ErrorCode::READ_ONLY, _) => Reason::ReadOnlyServer,
             (_, Some(2)) => Reason::Missing,
-            (_, Some(5 | 27)) => Reason::Disk,
+            (_, Some(5)) => Reason::Disk,
+            (_, Some(12)) => Reason::NoMemory,
+            (_, Some(23 | 24)) => Reason::NoDescriptors,
+            (_, Some(27)) => Reason::TooLarge,
             (_, Some(28)) => Reason::Full,
             (_, Some(30)) => Reason::ReadOnlyMount,
             (_, Some(36)) => Reason::NameTooLong,

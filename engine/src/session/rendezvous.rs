@@ -16,7 +16,7 @@
 //! give way is told so, which says nothing of the secret, and a haul client comes again. With [`Ext::PLAIN`], which takes the user's word at
 //! both ends, only the proofs stand: what follows them is neither sealed nor proved to be whole.
 
-use super::acceptor::{Fate, Visit};
+use super::acceptor::{Accepting, Fate, Visit};
 use super::doorman::{self, Door};
 use super::link::{Incoming, Link};
 use super::opening::Patience;
@@ -96,7 +96,7 @@ pub(super) enum Proof {
 /// One meeting, as the control session, the rendezvous and its guests see it.
 pub(super) struct Meeting {
     secret: Secret,
-    proof: Proof,
+    pub(super) proof: Proof,
     /// A connection need not be sealed.
     plain: bool,
     /// Bound, or why not.
@@ -243,7 +243,7 @@ impl Serve {
             direct: direct.clone(),
             served,
             state: State::New { port: direct.ports.map_or(0, |(first, _)| first) },
-            accepting: false,
+            accepting: Accepting::default(),
             accepted: Vec::new(),
             deadline: Time(0),
         }));
@@ -284,13 +284,13 @@ struct Rendezvous {
     direct: Direct,
     served: Served,
     state: State,
-    accepting: bool,
+    accepting: Accepting,
     accepted: Vec<(StreamId, Option<SocketAddr>)>,
     deadline: Time,
 }
 
 impl Session for Rendezvous {
-    fn on_completion(&mut self, completion: Completion, _: &mut Context<'_>) {
+    fn on_completion(&mut self, completion: Completion, cx: &mut Context<'_>) {
         let mut meeting = self.meeting.borrow_mut();
         match (completion.op.kind, completion.result) {
             (OpKind::Listen { .. }, Ok(Output::Listening { stream, address })) => {
@@ -307,13 +307,7 @@ impl Session for Rendezvous {
                 meeting.over = true;
                 meeting.address = Some(Err(Failure::here(b"", "cannot listen for a direct connection", errno)));
             }
-            (OpKind::Accept { .. }, result) => {
-                self.accepting = false;
-                // A connection that was gone before it could be accepted is no reason to stop.
-                if let Ok(Output::Accepted { stream, peer }) = result {
-                    self.accepted.push((stream, peer));
-                }
-            }
+            (OpKind::Accept { .. }, result) => self.accepted.extend(self.accepting.end(result, cx.now)),
             _ => {}
         }
     }
@@ -339,8 +333,7 @@ impl Session for Rendezvous {
                 cx.submit(0, 0, OpKind::CloseStream { stream });
                 return Flow::Finished;
             }
-            State::Open(listener) if !self.accepting && meeting.has_room() => {
-                self.accepting = true;
+            State::Open(listener) if meeting.has_room() && self.accepting.begin(cx.now) => {
                 cx.submit(0, 0, OpKind::Accept { listener });
             }
             _ if meeting.over => {
@@ -354,8 +347,19 @@ impl Session for Rendezvous {
         Flow::Continue
     }
 
+    fn abandon(&mut self, failure: Failure, cx: &mut Context<'_>) {
+        let mut meeting = self.meeting.borrow_mut();
+        meeting.over = true;
+        meeting.address.get_or_insert(Err(failure));
+        if let State::Open(stream) = self.state {
+            cx.submit(0, 0, OpKind::CloseStream { stream });
+        }
+    }
+
     fn next_deadline(&self) -> Option<Time> {
-        (!self.meeting.borrow().met).then_some(self.deadline)
+        let meeting = self.meeting.borrow();
+        let unmet = (!meeting.met).then_some(self.deadline);
+        unmet.into_iter().chain(self.accepting.deadline().filter(|_| meeting.has_room())).min()
     }
 
     fn state_of(&self, _: Token) -> &'static str {
@@ -663,6 +667,16 @@ impl Session for Guest {
             true => server.finish(Err(Failure::connection("connection", "the client has gone")), cx),
             false => server.on_turn(cx),
         })
+    }
+
+    fn abandon(&mut self, failure: Failure, cx: &mut Context<'_>) {
+        match (&mut self.server, &mut self.link) {
+            (Some(server), _) => server.abandon(failure, cx),
+            (None, link) => {
+                self.meeting.borrow_mut().leave(self.number);
+                link.iter_mut().for_each(|link| link.close(cx));
+            }
+        }
     }
 
     fn next_deadline(&self) -> Option<Time> {

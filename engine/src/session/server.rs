@@ -730,6 +730,10 @@ impl Session for Server {
         }
     }
 
+    fn abandon(&mut self, failure: Failure, cx: &mut Context<'_>) {
+        self.finish(Err(failure), cx);
+    }
+
     fn next_deadline(&self) -> Option<Time> {
         if let Some((_, until)) = self.ending {
             return until;

@@ -4,8 +4,8 @@
 //! next(): Entry(dir) -> [opens it] -> Entry.. -> Leave(dir) -> .. -> Leave(base) -> End
 //!         Wait while an operation is out
 //! ```
-//! One open directory and one page of entries is held for each level, never a whole directory. A directory stands before
-//! its content; `Leave` follows its content. Links are reported, never followed.
+//! One page of entries is held for each level, never a whole directory, and one open directory where that was not all: so
+//! depth takes few descriptors. A directory stands before its content; `Leave` follows its content. Links are reported, never followed.
 
 use super::{Io, Outcome};
 use crate::backend::{DirEntry, DirId, Errno, FsOp, NO_ATTRIBUTES, OpKind, Output, Place};
@@ -39,8 +39,10 @@ pub(crate) enum Step {
 struct Level {
     path: Option<RelPath>,
     attributes: Attributes,
-    dir: DirId,
+    /// Open until its last entry is known.
+    dir: Option<DirId>,
     entries: VecDeque<DirEntry>,
+    /// All its entries have come.
     end: bool,
 }
 
@@ -88,15 +90,16 @@ impl Walker {
             return self.wait_for(FsOp::OpenDir { place }, io);
         }
         let Some(level) = self.stack.last_mut() else { return Step::End };
+        if let Some(dir) = level.dir.take_if(|_| level.end) {
+            io.submit(WALK + 1, OpKind::Fs(Box::new(FsOp::CloseDir { dir })));
+        }
         if let Some(entry) = level.entries.pop_front() {
             return self.entry(entry);
         }
-        let dir = level.dir;
-        if !level.end {
+        if let Some(dir) = level.dir {
             return self.wait_for(FsOp::ReadDir { dir }, io);
         }
         let Some(Level { path, attributes, .. }) = self.stack.pop() else { return Step::End };
-        io.submit(WALK + 1, OpKind::Fs(Box::new(FsOp::CloseDir { dir })));
         Step::Leave(path, attributes)
     }
 
@@ -133,7 +136,7 @@ impl Walker {
         match outcome {
             Ok(Output::OpenedDir { dir, attributes }) => {
                 let path = self.descend.take().and_then(|(path, _)| path);
-                self.stack.push(Level { path, attributes, dir, entries: VecDeque::new(), end: false });
+                self.stack.push(Level { path, attributes, dir: Some(dir), entries: VecDeque::new(), end: false });
             }
             Ok(Output::Entries { entries, end }) => {
                 if let Some(level) = self.stack.last_mut() {

@@ -15,6 +15,8 @@ pub mod fuse;
 #[cfg(target_os = "linux")]
 pub mod interop;
 pub mod kept;
+#[cfg(target_os = "linux")]
+pub mod limits;
 // Reads what only Linux shows of a process.
 #[cfg(target_os = "linux")]
 pub mod pressure;
