@@ -56,7 +56,8 @@ impl fmt::Display for Host {
 /// it is. Asking the program for its version costs 2 ms and finds what is not for this machine, may not be run, or is
 /// something else. What a bcmr says on stderr stands in its answers too, there without dumps of the data it was sent. Without
 /// SSH_ORIGINAL_COMMAND a haul that a forced command has evaluated this script for does not print a start line of its own.
-const START: &str = "PATH=\"$PATH:$HOME/.local/bin:$HOME/.cargo/bin:/usr/local/bin\"; unset SSH_ORIGINAL_COMMAND; \
+/// HAUL_PROBE in the environment there, for tests, takes the place of the directories that are looked at behind the PATH.
+const START: &str = "PATH=\"$PATH:${HAUL_PROBE:-$HOME/.local/bin:$HOME/.cargo/bin:/usr/local/bin}\"; unset SSH_ORIGINAL_COMMAND; \
     set -f; n=$0; p=$1; r=$2; a=$3; q=$4; g=$5; for c in \"$p\" bcmr; do v=$(\"$c\" --version 2>/dev/null </dev/null); case $v in \
     \"haul \"*) set -- $v; echo \"$n haul $2\"; exec \"$c\" serve --root / ${a:+--allow-plaintext} ${q:+--port-range \"$q\"} \
     ${g:+--gather \"$g\"};; \
@@ -65,7 +66,7 @@ const START: &str = "PATH=\"$PATH:$HOME/.local/bin:$HOME/.cargo/bin:/usr/local/b
 
 /// As `START`, to examine the other end: says who could answer, answers each `ping`, and on `go` lets haul say what it
 /// finds, at the directory `$2` if that is not empty.
-const EXAMINE: &str = "PATH=\"$PATH:$HOME/.local/bin:$HOME/.cargo/bin:/usr/local/bin\"; unset SSH_ORIGINAL_COMMAND; \
+const EXAMINE: &str = "PATH=\"$PATH:${HAUL_PROBE:-$HOME/.local/bin:$HOME/.cargo/bin:/usr/local/bin}\"; unset SSH_ORIGINAL_COMMAND; \
     set -f; n=$0; p=$1; d=$2; w=none; if command -v \"$p\" >/dev/null 2>&1; then w=unusable; fi; \
     for c in bcmr \"$p\"; do v=$(\"$c\" --version 2>/dev/null </dev/null); case $v in \
     \"haul \"*|\"bcmr \"*) set -- $v; w=\"$1 $2\";; esac; done; echo \"$n $w\"; \

@@ -189,7 +189,7 @@ fn the_server_listens_at_a_port_of_the_range_or_says_that_none_is_free() {
 #[test]
 fn ipv6_is_as_good() {
     if std::net::TcpListener::bind("[::1]:0").is_err() {
-        eprintln!("SKIPPED: there is no IPv6 here");
+        crate::support::skips::skip("ipv6", "there is no IPv6 here", "an address ::1");
         return;
     }
     let dir = tempfile::tempdir().unwrap();

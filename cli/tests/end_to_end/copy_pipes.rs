@@ -263,7 +263,7 @@ fn devices_and_fifos_are_refused_as_sources() {
 fn files_that_claim_no_size_are_copied_as_what_they_contain() {
     let source = Path::new("/proc/version");
     if !source.exists() {
-        eprintln!("SKIPPED: there is no /proc here");
+        crate::support::skips::skip("proc", "there is no /proc here", "Linux");
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -277,7 +277,7 @@ fn files_that_claim_no_size_are_copied_as_what_they_contain() {
 #[test]
 fn archives_keep_owner_and_group_where_that_is_allowed() {
     if !is_root() {
-        eprintln!("SKIPPED: only root gives files away");
+        crate::support::skips::skip("root", "only root gives files away", "root");
         return;
     }
     let dir = tempfile::tempdir().unwrap();

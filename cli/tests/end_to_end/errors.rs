@@ -330,7 +330,7 @@ fn a_remote_shell_that_cannot_be_run_is_told_in_one_line() {
 #[test]
 fn the_real_ssh_that_reaches_nobody_is_an_ssh_failure() {
     if Command::new("ssh").arg("-V").output().is_err() {
-        eprintln!("SKIPPED: there is no ssh here");
+        crate::support::skips::skip("ssh", "there is no ssh here", "OpenSSH's client");
         return;
     }
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();

@@ -111,7 +111,7 @@ fn odd_names_are_written_as_b3sum_writes_them() {
 #[test]
 fn b3sum_agrees_and_accepts_the_output_as_its_own() {
     if Command::new("b3sum").arg("--version").output().is_err() {
-        eprintln!("SKIPPED: there is no b3sum here");
+        crate::support::skips::skip("b3sum", "there is no b3sum here", "b3sum on the PATH");
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -350,7 +350,7 @@ fn without_a_terminal_there_is_nothing_but_the_last_line() {
 /// Runs `haul copy` on a terminal, with a gibibyte or two of zeros that go nowhere; what the terminal got.
 fn on_a_terminal(flags: &str) -> Option<String> {
     if Command::new("script").arg("--version").output().is_err() {
-        eprintln!("SKIPPED: there is no script (util-linux) here");
+        crate::support::skips::skip("script", "there is no script here", "util-linux");
         return None;
     }
     let dir = tempfile::tempdir().unwrap();

@@ -32,12 +32,12 @@ fn a_tree_copied_within_the_machine_is_the_same_tree() {
 fn copies_cross_file_systems() {
     let here = tempfile::tempdir().unwrap();
     let Ok(there) = tempfile::tempdir_in("/dev/shm") else {
-        eprintln!("SKIPPED: there is no /dev/shm");
+        crate::support::skips::skip("shm", "there is no /dev/shm", "a file system there");
         return;
     };
     let device = |dir: &tempfile::TempDir| fs::metadata(dir.path()).unwrap().dev();
     if device(&here) == device(&there) {
-        eprintln!("SKIPPED: temporary directories and /dev/shm are one file system");
+        crate::support::skips::skip("shm", "temporary directories and /dev/shm are one file system", "another TMPDIR");
         return;
     }
     mixed_tree(&here.path().join("tree"));

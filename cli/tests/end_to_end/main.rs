@@ -2,6 +2,8 @@
 //! tests that wait do not keep others from running.
 
 #[cfg(target_os = "linux")]
+mod alien_machine;
+#[cfg(target_os = "linux")]
 mod auto_connections;
 mod copy_direct;
 mod copy_pipes;

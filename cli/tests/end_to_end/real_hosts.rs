@@ -329,7 +329,7 @@ fn a_helper_that_is_slow_to_start_still_speaks_all_that_it_can() {
 #[test]
 fn without_io_uring_everything_goes_the_other_way_and_says_why() {
     if !Command::new("strace").args(["-o", "/dev/null", "true"]).status().is_ok_and(|status| status.success()) {
-        eprintln!("SKIPPED: there is no strace here, or it may not trace");
+        crate::support::skips::skip("strace", "system calls cannot be watched here", "strace, and leave to trace");
         return;
     }
     for (errno, words) in [("EPERM", "it is "), ("ENOSYS", "the kernel has no io_uring")] {

@@ -6,5 +6,7 @@ mod cancel;
 mod content;
 mod names;
 mod rig;
+#[path = "../../../cli/tests/end_to_end/support/skips.rs"]
+mod skips;
 mod store;
 mod store_trust;

@@ -1,6 +1,6 @@
 //! haul beside the real programs whose protocol it speaks.
 //!
-//! The programs are found by two variables, which name a binary each; without them the tests say SKIPPED, and with
+//! The programs are found by two variables, which name a binary each; without them the tests are skipped, and with
 //! HAUL_REQUIRE=bcmr that is a failure.
 //!
 //! ```text

@@ -54,14 +54,12 @@ impl fmt::Display for Peer {
     }
 }
 
-/// True where both real programs are. Else says SKIPPED, or fails where they are required.
+/// True where both real programs are. Else the test is skipped, or fails where they are required.
 pub fn real_programs_are_here() -> bool {
     let missing: Vec<String> = Peer::ALL.into_iter().filter_map(|peer| peer.program().err()).collect();
     if missing.is_empty() {
         return true;
     }
-    let required = std::env::var("HAUL_REQUIRE").is_ok_and(|list| list.split(',').any(|name| name == "bcmr"));
-    assert!(!required, "HAUL_REQUIRE=bcmr, and {}", missing.join(", "));
-    eprintln!("SKIPPED: {}", missing.join(", "));
+    crate::support::skips::skip("bcmr", &missing.join(", "), "the real programs");
     false
 }
