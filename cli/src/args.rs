@@ -129,6 +129,9 @@ fn ports(text: &str) -> Result<Ports, String> {
     }
 }
 
+/// What is started over there, unless the user names something else.
+pub(crate) const DEFAULT_PROGRAM: &str = "haul";
+
 /// How the other machine is reached.
 #[derive(Args, Debug, Clone, Default)]
 pub(crate) struct RemoteArgs {
@@ -171,7 +174,7 @@ pub(crate) struct RemoteArgs {
     #[arg(long, value_name = "FIRST-LAST", value_parser = ports)]
     pub(crate) port_range: Option<Ports>,
     /// The remote haul, if it is not on the PATH there.
-    #[arg(long, value_name = "PROGRAM", default_value = "haul")]
+    #[arg(long, value_name = "PROGRAM", default_value = DEFAULT_PROGRAM)]
     pub(crate) remote_path: String,
 }
 
@@ -388,11 +391,31 @@ const NEAREST: [(&str, &str); 8] = [
     ("--delete", "haul never deletes"),
 ];
 
+/// The word that asks for help by an `h` among other letters, where no other one asks for it: other tools mean something
+/// else by that, and nothing would be done, successfully.
+fn bundled_help(words: impl IntoIterator<Item = OsString>) -> Option<String> {
+    let words = words.into_iter().skip(1).map(|word| word.to_string_lossy().into_owned());
+    let words: Vec<String> = words.take_while(|word| word != "--").collect();
+    let asked = words.iter().any(|word| word == "-h" || word == "--help" || word == "help");
+    let bundle = |word: &String| word.starts_with('-') && !word.starts_with("--") && word.contains('h');
+    words.into_iter().find(bundle).filter(|_| !asked)
+}
+
 /// Parses the command line; prints help, version or the error itself.
 pub(crate) fn parse() -> Result<Haul, Exit> {
     let haul = Haul::try_parse().map_err(|error| {
         use clap::error::ErrorKind;
-        let _ = error.print();
+        if let (ErrorKind::DisplayHelp, Some(bundle)) = (error.kind(), bundled_help(std::env::args_os())) {
+            crate::output::error(&format!("`{bundle}`: -h is help and stands alone"));
+            crate::output::stderr("hint: sizes are shown with units anyway; without the h the rest is taken");
+            return Exit::Usage;
+        }
+        let shown = error.print().and_then(|()| std::io::Write::flush(&mut std::io::stdout()));
+        if let (ErrorKind::DisplayHelp | ErrorKind::DisplayVersion, Err(why)) = (error.kind(), &shown)
+            && why.kind() != std::io::ErrorKind::BrokenPipe
+        {
+            return crate::output::lost(why);
+        }
         let invalid = error.get(clap::error::ContextKind::InvalidArg).map(ToString::to_string).unwrap_or_default();
         if let Some((_, ours)) = NEAREST.iter().find(|(theirs, _)| *theirs == invalid) {
             crate::output::stderr(&format!("hint: {ours}"));

@@ -1,15 +1,16 @@
 //! `haul copy`
 
-use crate::args::{Choice, Compress, CopyArgs, OutputArgs};
+use crate::args::{Choice, Compress, CopyArgs, DEFAULT_PROGRAM, OutputArgs};
 use crate::exit::Exit;
 use crate::operand::{self, Parsed};
-use crate::output::Output;
+use crate::output::{NOT_KEPT, Output};
 use crate::run::{self, Ended, MakeClient, Peer, Work};
 use crate::sftp;
 use haul_engine::limits::ZSTD_CONNECTIONS;
 use haul_engine::session::plan::{Operand, Options};
-use haul_engine::session::report::Direction;
+use haul_engine::session::report::{Direction, Program, Report};
 use haul_engine::session::{Failure, download, upload};
+use haul_engine::wire::display::Printable;
 use haul_engine::wire::frame::{Caps, Preserve, Unkept};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
@@ -93,7 +94,18 @@ pub(crate) fn run(args: &CopyArgs, choice: Choice) -> Exit {
     };
     let direction = if job.down { Direction::Down } else { Direction::Up };
     let work = Work { make, caps, files: (direction, options), links: args.connections, moves: true };
-    match (run::client(choice, &peer, &work, &mut output, |report, _| Some(report)), &peer) {
+    let wanted = &args.remote.remote_path;
+    let ended = run::client(choice, &peer, &work, &mut output, |report, _| {
+        if let Report::Peer(Program { words, base: true }) = &report
+            && wanted != DEFAULT_PROGRAM
+        {
+            // Whoever has named a program wants to know that it is another one, even if nothing else.
+            let wanted = Printable(wanted.as_bytes());
+            crate::output::error(&format!("`{wanted}` does not run there; {words} answers in its place: {NOT_KEPT}"));
+        }
+        Some(report)
+    });
+    match (ended, &peer) {
         (Ended::Absent(why), Peer::Remote(dial)) if !dial.must_be_direct() => {
             sftp::copy::run(dial, &job, &mut output, why)
         }

@@ -7,6 +7,7 @@ use crate::args::{Choice, DemoArgs};
 use crate::backend;
 use crate::exit::Exit;
 use crate::output;
+use crate::signals::{self, Hangup};
 use haul_engine::backend::Backend as _;
 use haul_engine::block::Pool;
 use haul_engine::limits::{POOL_LARGE_BLOCKS, POOL_SMALL_BLOCKS};
@@ -34,8 +35,13 @@ use std::time::{Duration, Instant};
 type Error = String;
 
 pub(crate) fn run(args: &DemoArgs, choice: Choice) -> Exit {
-    match demo(args, choice) {
+    match signals::install(Hangup::Stops).and_then(|()| demo(args, choice)) {
         Ok(()) => Exit::Success,
+        // What was made is gone by now, and so is the server.
+        Err(_) if signals::stopped() => {
+            output::error("demo: interrupted; nothing is left behind");
+            Exit::Interrupted
+        }
         Err(why) => {
             output::error(&format!("demo: {why}"));
             Exit::Partial
@@ -56,13 +62,13 @@ fn demo(args: &DemoArgs, choice: Choice) -> Result<(), Error> {
     let dir = dir.map_err(|error| format!("no temporary directory: {error}"))?;
     let path = dir.path().canonicalize().map_err(|error| format!("no temporary directory: {error}"))?;
     let files = format!("{} files of {}", args.files, output::size(args.file_size << 10));
-    println_out(&format!("making a file of {} and {files} in {}", output::size(args.size << 20), path.display()));
+    println_out(&format!("making a file of {} and {files} in {}", output::size(args.size << 20), path.display()))?;
     let expected = make_sources(&path, args).map_err(|error| format!("cannot make the files: {error}"))?;
     warm_up(&path).map_err(|error| format!("cannot make the files: {error}"))?;
     println_out(&format!(
         "\n{:<10} {:<34} {:>9} {:>9} {:>10} {:>9}",
         "backend", "what", "seconds", "MB/s", "Gbit/s", "files/s"
-    ));
+    ))?;
     let choices = match choice {
         Choice::Auto => vec![Choice::Uring, Choice::Poll],
         one => vec![one],
@@ -71,20 +77,24 @@ fn demo(args: &DemoArgs, choice: Choice) -> Result<(), Error> {
     for choice in choices {
         match one_backend(&path, args, choice, &expected) {
             Ok(()) => ran += 1,
-            Err(Trouble::NoBackend(why)) => println_out(&format!("{choice:?}: not measured: {why}")),
+            Err(Trouble::NoBackend(why)) => println_out(&format!("{choice:?}: not measured: {why}"))?,
             Err(Trouble::Failed(why)) => return Err(why),
         }
     }
     if ran == 0 {
         return Err("no backend works here".to_string());
     }
-    println_out("\nEvery file was hashed at both ends while it moved, and read again here afterwards: all equal.");
+    println_out("\nEvery file was hashed at both ends while it moved, and read again here afterwards: all equal.")?;
     dir.close().map_err(|error| format!("cannot remove the temporary directory: {error}"))
 }
 
-fn println_out(line: &str) {
-    println!("{line}");
-    let _ = io::stdout().flush();
+fn println_out(line: &str) -> Result<(), Error> {
+    output::print_line(line.as_bytes()).map_err(|error| format!("stdout: cannot write: {}", output::reason(&error)))
+}
+
+/// The way out of everything that takes long, once the user wants to stop.
+fn unless_stopped() -> io::Result<()> {
+    if signals::stopped() { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) }
 }
 
 /// Content that no compressor or cache could make easier: BLAKE3 in XOF mode, keyed by the seed.
@@ -98,6 +108,7 @@ fn content(seed: u64, len: u64, mut write: impl FnMut(&[u8]) -> io::Result<()>) 
         reader.fill(&mut block[..n]);
         hasher.update(&block[..n]);
         write(&block[..n])?;
+        unless_stopped()?;
         left -= n as u64;
     }
     Ok(*hasher.finalize().as_bytes())
@@ -129,6 +140,7 @@ fn warm_up(dir: &Path) -> io::Result<()> {
     let targets = ["up-big", "down-big"].map(|target| dir.join(target));
     for target in &targets {
         fs::copy(dir.join("big"), target)?;
+        unless_stopped()?;
     }
     targets.iter().try_for_each(fs::remove_file)
 }
@@ -202,7 +214,7 @@ fn one_backend(dir: &Path, args: &DemoArgs, choice: Choice, expected: &Hashes) -
             bytes as f64 / seconds / 1e6,
             bytes as f64 * 8.0 / seconds / 1e9,
             f64::from(files) / seconds,
-        ));
+        ))?;
         verify(dir, target, &result, expected)?;
     }
     for target in ["up-big", "down-big"] {
@@ -262,7 +274,8 @@ fn transfer(
     };
     let mut worker = Worker::new(backend, Pool::new(POOL_SMALL_BLOCKS, POOL_LARGE_BLOCKS));
     worker.add(Box::new(client));
-    worker.run(|| false).map_err(|broken| broken.to_string())?;
+    signals::wake_on_stop(&worker.waker());
+    worker.run(signals::stopped).map_err(|broken| broken.to_string())?;
     let elapsed = started.elapsed();
     drop(worker);
     let mut hashes = Hashes::new();
@@ -286,6 +299,7 @@ fn verify(dir: &Path, target: &str, result: &Transferred, expected: &Hashes) -> 
     let wanted = expected.iter().filter(|(path, _)| (path.as_slice() == b"big") == single);
     let mut checked = 0;
     for (path, hash) in wanted {
+        unless_stopped().map_err(|error| error.to_string())?;
         let path = if single { Vec::new() } else { path.clone() };
         let relative = std::ffi::OsStr::from_bytes(&path);
         let file = if single { dir.join(target) } else { dir.join(target).join(relative) };

@@ -25,7 +25,6 @@ use haul_engine::wire::display::Printable;
 use machine::Machine;
 use serde_json::{Value, json};
 use std::ffi::{OsStr, OsString};
-use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::time::Duration;
@@ -89,6 +88,8 @@ impl Finding {
 struct Sheet {
     json: bool,
     findings: Vec<Finding>,
+    /// Why a line could not be printed.
+    lost: Option<std::io::Error>,
 }
 
 impl Sheet {
@@ -96,23 +97,23 @@ impl Sheet {
         for finding in findings {
             if !self.json {
                 let Finding { state, end, check, text, hint } = &finding;
-                say(&format!("{:<7}  {end:<7}  {check:<10}  {text}", state.name()));
-                if let Some(hint) = hint {
-                    say(&format!("         hint: {hint}"));
-                }
+                let line = format!("{:<7}  {end:<7}  {check:<10}  {text}", state.name());
+                let hint = hint.map(|hint| format!("         hint: {hint}"));
+                [Some(line), hint].into_iter().flatten().for_each(|line| self.say(&line));
             }
             self.findings.push(finding);
+        }
+    }
+
+    fn say(&mut self, line: &str) {
+        if let Err(error) = output::print_line(line.as_bytes()) {
+            self.lost.get_or_insert(error);
         }
     }
 
     fn count(&self, state: State) -> usize {
         self.findings.iter().filter(|finding| finding.state == state).count()
     }
-}
-
-/// A reader that went away does not change what was found.
-fn say(line: &str) {
-    let _ = writeln!(std::io::stdout().lock(), "{line}");
 }
 
 /// What is examined.
@@ -159,7 +160,7 @@ pub(crate) fn run(args: &DoctorArgs, choice: Choice) -> Exit {
         Ok(here) => here,
         Err(why) => return run::refused(&why),
     };
-    let mut sheet = Sheet { json: args.json, findings: Vec::new() };
+    let mut sheet = Sheet { json: args.json, findings: Vec::new(), lost: None };
     sheet.add(judged("here", &here));
     let mut there = None;
     match &target {
@@ -176,11 +177,15 @@ pub(crate) fn run(args: &DoctorArgs, choice: Choice) -> Exit {
     }
     let (problems, warnings) = (sheet.count(State::Problem), sheet.count(State::Warning));
     if args.json {
-        say(&document(&here, there.as_ref(), &sheet.findings, problems, warnings).to_string());
+        sheet.say(&document(&here, there.as_ref(), &sheet.findings, problems, warnings).to_string());
     } else {
-        say(&format!("{}, {}", counted(problems, "problem"), counted(warnings, "warning")));
+        sheet.say(&format!("{}, {}", counted(problems, "problem"), counted(warnings, "warning")));
     }
-    if problems == 0 { Exit::Success } else { Exit::PROBLEM }
+    match sheet.lost {
+        Some(error) => output::lost(&error),
+        None if problems == 0 => Exit::Success,
+        None => Exit::PROBLEM,
+    }
 }
 
 fn counted(number: usize, what: &str) -> String {

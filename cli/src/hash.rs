@@ -7,7 +7,6 @@ use crate::run;
 use haul_engine::session::inspect::{self, Question};
 use haul_engine::session::report::Report;
 use serde_json::json;
-use std::io::Write;
 use std::sync::Arc;
 
 pub(crate) fn run(args: &HashArgs, choice: Choice) -> Exit {
@@ -30,11 +29,11 @@ pub(crate) fn run(args: &HashArgs, choice: Choice) -> Exit {
             Report::Hashed { path, hash } if json => {
                 let mut fields = json!({"schema": "haul/1", "type": "hash", "blake3": hex(&hash)});
                 put_name(&mut fields, "path", &path);
-                output.stdout(&fields.to_string());
+                output.stdout(fields.to_string());
                 None
             }
             Report::Hashed { path, hash } => {
-                print_like_b3sum(&path, &hex(&hash));
+                output.stdout(like_b3sum(&path, &hex(&hash)));
                 None
             }
             other => Some(other),
@@ -43,7 +42,7 @@ pub(crate) fn run(args: &HashArgs, choice: Choice) -> Exit {
 }
 
 /// As b3sum: two spaces, the name as it is; with a backslash in front where a newline or backslash had to be escaped.
-fn print_like_b3sum(path: &[u8], hash: &str) {
+fn like_b3sum(path: &[u8], hash: &str) -> Vec<u8> {
     let mut line = Vec::new();
     if path.iter().any(|byte| matches!(byte, b'\n' | b'\r' | b'\\')) {
         line.push(b'\\');
@@ -58,6 +57,5 @@ fn print_like_b3sum(path: &[u8], hash: &str) {
             byte => line.push(byte),
         }
     }
-    line.push(b'\n');
-    let _ = std::io::stdout().lock().write_all(&line);
+    line
 }

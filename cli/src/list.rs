@@ -31,9 +31,9 @@ pub(crate) fn run(args: &LsArgs, choice: Choice) -> Exit {
         run::client(choice, &peer, &run::Work::question(make), &mut output, move |report, output| match report {
             Report::Listed { path, attributes, link } => {
                 if json {
-                    output.stdout(&object(&path, &attributes, &link));
+                    output.stdout(object(&path, &attributes, &link));
                 } else {
-                    output.stdout(&line(&path, &attributes, &link, long));
+                    output.stdout(line(&path, &attributes, &link, long));
                 }
                 None
             }

@@ -10,6 +10,7 @@ use haul_engine::wire::display::Printable;
 use haul_engine::wire::frame::{Hash, Unkept};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
 use std::io::{IsTerminal, Write};
@@ -19,6 +20,8 @@ use std::time::{Duration, Instant};
 
 /// Version of the JSON lines; changes with any change that a reader could notice.
 const SCHEMA: &str = "haul/1";
+/// What base peers do without.
+pub(crate) const NOT_KEPT: &str = "times, modes and links not kept";
 /// Hashes of at most this many files stand in the summary; each file has a line of its own anyway.
 const SUMMARY_HASHES: usize = 64;
 /// Decisions on the number of connections that are shown at the end, the last ones.
@@ -32,6 +35,19 @@ pub(crate) fn hex(hash: &Hash) -> String {
 /// The text of an I/O error without its number.
 pub(crate) fn reason(error: &std::io::Error) -> String {
     haul_engine::backend::Errno(error.raw_os_error().unwrap_or(0)).to_string()
+}
+
+/// One line on stdout. A reader that went away is no failure: it has what it wanted. What cannot be written otherwise is lost.
+pub(crate) fn print_line(line: &[u8]) -> std::io::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    let written = stdout.write_all(line).and_then(|()| stdout.write_all(b"\n")).and_then(|()| stdout.flush());
+    written.or_else(|error| if error.kind() == std::io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) })
+}
+
+/// Says that what was to be printed is lost, for this reason.
+pub(crate) fn lost(why: &std::io::Error) -> Exit {
+    error(&format!("stdout: cannot write: {}", reason(why)));
+    Exit::FileIo
 }
 
 /// Prints one error line.
@@ -83,8 +99,13 @@ pub(crate) struct Output {
     vanished: u64,
     exit: Exit,
     hashes: Vec<(Vec<u8>, Hash)>,
-    /// Files that something else than haul has carried.
+    /// Files whose content was proved, and files that something else than haul has carried, or nobody has proved.
+    verified: u64,
     unverified: u64,
+    /// The peer keeps neither times nor modes nor links.
+    bare: bool,
+    /// The first of the lines on stdout that could not be written, and why.
+    lost: RefCell<Option<std::io::Error>>,
     /// Nothing of this run is proved.
     unproved: bool,
     /// What the peer has of an upload that did not end is not ours to say.
@@ -116,7 +137,10 @@ impl Output {
             vanished: 0,
             exit: Exit::Success,
             hashes: Vec::new(),
+            verified: 0,
             unverified: 0,
+            bare: false,
+            lost: RefCell::new(None),
             unproved: false,
             peer_keeps: false,
             backend: String::new(),
@@ -150,15 +174,24 @@ impl Output {
         if self.args.json {
             fields["schema"] = SCHEMA.into();
             fields["type"] = kind.into();
-            self.stdout(&fields.to_string());
+            self.stdout(fields.to_string());
         }
     }
 
-    /// One line on stdout. A reader that went away is no reason to fail the copy.
-    pub(crate) fn stdout(&self, line: &str) {
+    /// One line on stdout.
+    pub(crate) fn stdout(&self, line: impl AsRef<[u8]>) {
         self.print(|| {
-            let _ = writeln!(std::io::stdout().lock(), "{line}");
+            if let Err(error) = print_line(line.as_ref()) {
+                self.lost.borrow_mut().get_or_insert(error);
+            }
         });
+    }
+
+    /// A run whose output is lost has not succeeded.
+    fn check_lost(&mut self) {
+        if let Some(error) = self.lost.take() {
+            self.exit = worse(self.exit, lost(&error));
+        }
     }
 
     /// Something else than haul carries the files of this run.
@@ -208,6 +241,7 @@ impl Output {
                     self.note(&format!("{} answers", peer.words));
                 }
             }
+            Report::Bare => self.bare = true,
             Report::Direct { address, plain } => self.direct(address, plain),
             Report::Listed { .. } | Report::Hashed { .. } | Report::Resumable { .. } => {}
             // What these mean is decided where the connection was made.
@@ -292,7 +326,7 @@ impl Output {
 
     /// A file is where it shall be.
     fn file(&mut self, (source, target): (&[u8], Vec<u8>), (size, hash): (u64, Option<Hash>), direction: &str) {
-        self.unverified += u64::from(hash.is_none());
+        *(if hash.is_some() { &mut self.verified } else { &mut self.unverified }) += 1;
         let hex = hash.as_ref().map(hex);
         if self.args.verbose && !self.args.json {
             let line = format!("{}  {}", hex.as_deref().unwrap_or("(not verified)"), Printable(&target));
@@ -380,6 +414,7 @@ impl Output {
         stderr(&format!("haul: interrupted at {kept}"));
         self.exit = Exit::Interrupted;
         self.summary();
+        self.check_lost();
     }
 
     /// The connection broke in the middle: why, and what is left of it.
@@ -436,6 +471,7 @@ impl Output {
             self.tell_connections();
         }
         self.summary();
+        self.check_lost();
         self.exit
     }
 
@@ -457,7 +493,15 @@ impl Output {
         if self.unchanged > 0 {
             line += &format!(", {} already there", count(self.unchanged, "file", "files"));
         }
-        line += if self.unverified == 0 { ", every file verified" } else { ", not verified by haul" };
+        if self.bare {
+            line += &format!(", {NOT_KEPT}");
+        }
+        match (self.unverified, self.verified) {
+            (0, 0) => {}
+            (0, verified) if self.errors > 0 => line += &format!(", {} verified", count(verified, "file", "files")),
+            (0, _) => line += ", every file verified",
+            _ => line += ", not verified by haul",
+        }
         for (why, number) in &self.skipped {
             line += &format!("; left out {}", count(*number, why, &format!("{why}s")));
         }
@@ -477,8 +521,9 @@ impl Output {
 
     fn summary(&self) {
         let seconds = self.started.elapsed().as_secs_f64();
-        let verified = self.unverified == 0 && !self.unproved;
-        let hashes = (verified && self.hashes.len() <= SUMMARY_HASHES).then(|| {
+        let proved = self.unverified == 0 && !self.unproved;
+        let complete = self.exit == Exit::Success && self.errors == 0 && self.verified > 0;
+        let hashes = (proved && self.hashes.len() <= SUMMARY_HASHES).then(|| {
             let entry = |(target, hash): &(Vec<u8>, Hash)| {
                 let mut fields = json!({"blake3": hex(hash)});
                 put_name(&mut fields, "target", target);
@@ -503,7 +548,9 @@ impl Output {
                 "bytes_per_second": self.moved as f64 / seconds.max(1e-9),
                 "backend": self.backend,
                 "connections": self.connections_in_json(),
-                "verified": verified,
+                "verified": proved && complete,
+                "verified_files": self.verified,
+                "not_kept": if self.bare { json!(["times", "modes", "links"]) } else { json!([]) },
                 "hashes": hashes,
             }),
         );

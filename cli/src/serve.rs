@@ -250,10 +250,10 @@ fn listen(address: SocketAddr, has_key: bool) -> Result<TcpListener, (String, Ex
         |error: std::io::Error| (format!("{address}: cannot listen: {}", output::reason(&error)), Exit::Socket);
     let listener = TcpListener::bind(address).map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
-    let mut stdout = std::io::stdout().lock();
-    let _ = writeln!(stdout, "LISTENING {bound}");
-    let _ = stdout.flush();
-    Ok(listener)
+    match output::print_line(format!("LISTENING {bound}").as_bytes()) {
+        Ok(()) => Ok(listener),
+        Err(error) => Err((format!("stdout: cannot write: {}", output::reason(&error)), Exit::FileIo)),
+    }
 }
 
 /// Where sshd runs this program in place of the command that a haul asked for, that command's start line comes from here.

@@ -2,7 +2,7 @@
 
 use haul_engine::backend::{Completion, OpKind, StreamId, Time, Token};
 use haul_engine::block::{Pool, Slices};
-use haul_engine::session::acceptor::Acceptor;
+use haul_engine::session::acceptor::{Acceptor, Fate, Visit};
 use haul_engine::session::client::Opening;
 use haul_engine::session::inspect::{self, Question};
 use haul_engine::session::plan::Operand;
@@ -193,6 +193,6 @@ fn a_listener_that_is_given_up_is_closed_and_that_is_told() {
         spawned: &mut spawned,
     };
     acceptor.abandon(Failure::connection("cannot go on", "of a panic"), &mut cx);
-    assert!(matches!(&told.borrow()[..], [Err(_)]));
+    assert!(matches!(&told.borrow()[..], [Visit { fate: Fate::Served(Err(_)), .. }]));
     assert!(matches!(submissions.ops[..], [haul_engine::backend::Op { kind: OpKind::CloseStream { .. }, .. }]));
 }

@@ -134,3 +134,4 @@ mod stop;
 mod striped;
 #[cfg(target_os = "linux")]
 mod target_dirs;
+mod truth;

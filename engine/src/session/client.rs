@@ -309,6 +309,9 @@ impl Client {
         self.terms = terms;
         self.codec = Policy::new(Codec::agreed(terms.caps), terms.is_adaptive(), OFFLOAD_THREADS);
         self.silence.agreed(terms.ext(Ext::PULSE));
+        if !terms.ext(Ext::META) {
+            (self.reporter)(Report::Bare);
+        }
         self.phase = Phase::Working;
         self.progress.connected.store(1, Ordering::Release);
     }

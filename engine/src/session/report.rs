@@ -132,6 +132,8 @@ pub enum Report {
     Stats(String),
     /// Who answers at the other end.
     Peer(Program),
+    /// Whoever answers speaks the base protocol, which keeps no times, modes and links.
+    Bare,
     /// Content goes over a direct connection.
     Direct {
         /// Where to.
