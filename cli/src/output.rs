@@ -88,6 +88,8 @@ pub(crate) struct Output {
     bytes: u64,
     /// Files that were there already.
     unchanged: u64,
+    /// Files that grew while they were read.
+    grew: u64,
     /// Bytes that travelled, and bytes that need not: they are no speed.
     moved: u64,
     resumed: u64,
@@ -127,6 +129,7 @@ impl Output {
             files: 0,
             bytes: 0,
             unchanged: 0,
+            grew: 0,
             moved: 0,
             resumed: 0,
             directories: 0,
@@ -205,6 +208,7 @@ impl Output {
             Report::Copied { source, target, size, hash, direction } => {
                 self.copied(&source, target, size, hash, direction);
             }
+            Report::Grew { source, size } => self.grew(&source, size),
             Report::Unchanged { source, target, size, hash } => {
                 self.unchanged += 1;
                 self.file((&source, target), (size, hash), "unchanged");
@@ -308,6 +312,18 @@ impl Output {
         }
         let cipher = if plain { "none" } else { "AES-256-GCM" };
         self.json("direct", json!({"address": address.to_string(), "cipher": cipher}));
+    }
+
+    /// What a file began with was copied; it has grown since.
+    pub(crate) fn grew(&mut self, source: &[u8], bytes: u64) {
+        self.grew += 1;
+        if !self.args.quiet && !self.args.json {
+            let what = format!("grew while it was read; its first {} were copied", size(bytes));
+            self.note(&format!("{}: {what}", Printable(source)));
+        }
+        let mut fields = json!({"bytes": bytes});
+        put_name(&mut fields, "source", source);
+        self.json("grew", fields);
     }
 
     /// A file is complete under its final name. Without a hash nobody has compared what arrived with what was sent.
@@ -502,6 +518,9 @@ impl Output {
             (0, _) => line += ", every file verified",
             _ => line += ", not verified by haul",
         }
+        if self.grew > 0 {
+            line += &format!("; {} grew meanwhile", count(self.grew, "file", "files"));
+        }
         for (why, number) in &self.skipped {
             line += &format!("; left out {}", count(*number, why, &format!("{why}s")));
         }
@@ -540,6 +559,7 @@ impl Output {
                 "links": self.links,
                 "bytes": self.bytes,
                 "unchanged": self.unchanged,
+                "grew": self.grew,
                 "resumed_bytes": self.resumed,
                 "unkept": self.unkept.names,
                 "skipped": self.skipped.values().sum::<u64>(),

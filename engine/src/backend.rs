@@ -216,7 +216,8 @@ pub enum OpKind {
         /// Content.
         from: Slice,
     },
-    /// A regular file that fits `into`, whole -> [`Output::Loaded`]; a larger one is left open -> [`Output::Opened`].
+    /// A regular file that fits `into`, whole, whatever its size says -> [`Output::Loaded`]; a larger one is left open
+    /// -> [`Output::Opened`].
     Load {
         /// Which.
         place: Place,
@@ -325,6 +326,17 @@ pub enum FsOp {
     StatOpen {
         /// Which.
         file: FileId,
+        /// Where a reader took it to end. [`Errno::SIZE_LIES`] if its size says so too, and yet more can be read there.
+        past: Option<u64>,
+    },
+    /// Hashes a part of an open file, as a file of its own -> [`Output::Hashed`]; [`Errno::SHORT_SOURCE`] if it ends before.
+    HashPart {
+        /// Which.
+        file: FileId,
+        /// First byte.
+        offset: u64,
+        /// Behind the last byte.
+        end: u64,
     },
     /// Hashes blocks of [`HASH_BLOCK_BYTES`](crate::tree_hash::HASH_BLOCK_BYTES), fewer where the file ends, the last
     /// one perhaps shorter -> [`Output::BlockHashes`].
@@ -449,12 +461,15 @@ pub enum Output {
         /// Its attributes; for a file being made, those of the target it will replace, or of an empty file.
         attributes: Attributes,
     },
-    /// A file's content is in the block.
+    /// A file's content, as it was at one moment, is in the block.
     Loaded {
-        /// Attributes after reading.
+        /// Attributes then.
         attributes: Attributes,
-        /// Bytes in the block; differs from the size in `attributes` when the file changed meanwhile.
+        /// Bytes in the block; differs from the size in `attributes` where that says nothing of the content, as in /proc and
+        /// /sys.
         len: usize,
+        /// The file has grown again and again while it was read: this is its beginning.
+        grew: bool,
     },
     /// Attributes, and the text of a link.
     Attributes {
@@ -488,6 +503,8 @@ pub enum Output {
     Blocks(Vec<Option<BlockHash>>),
     /// Hashes of consecutive blocks.
     BlockHashes(Vec<BlockHash>),
+    /// BLAKE3 of what was asked for.
+    Hashed(Hash),
     /// A copy was made.
     Cloned {
         /// BLAKE3 of both sides.
@@ -496,6 +513,8 @@ pub enum Output {
         size: u64,
         /// Attributes that could not be kept.
         unkept: Unkept,
+        /// The source has grown meanwhile: the copy is its beginning.
+        grew: bool,
     },
 }
 

@@ -28,6 +28,8 @@ impl Errno {
     pub const INTERNAL: Errno = Errno(100_009);
     /// The content is not what it should be.
     pub const HASH_MISMATCH: Errno = Errno(100_004);
+    /// A file whose size did not change has less, or more, in it than that says.
+    pub const SIZE_LIES: Errno = Errno(100_010);
     /// The operation was cancelled before it had any effect.
     pub const CANCELLED: Errno = Errno(rustix::io::Errno::CANCELED.raw_os_error());
     /// The id is closed or was never given out.
@@ -68,6 +70,7 @@ impl Errno {
         match self {
             Errno::OUTSIDE_ROOT => ErrorCode::OUTSIDE_ROOT,
             Errno::HASH_MISMATCH => ErrorCode::HASH_MISMATCH,
+            Errno::CHANGED | Errno::SHORT_SOURCE => ErrorCode::CHANGED,
             Errno(n) => u16::try_from(n).ok().and_then(portable).map_or(ErrorCode::OTHER, ErrorCode),
         }
     }
@@ -102,6 +105,7 @@ impl fmt::Display for Errno {
             Errno::SHORT_SOURCE => f.write_str("File became shorter while it was read"),
             Errno::CHANGED => f.write_str("File changed while it was read"),
             Errno::REPLACED => f.write_str("Somebody else has put something else in its place"),
+            Errno::SIZE_LIES => f.write_str("What can be read of it is not as much as its size says"),
             Errno::UNSUPPORTED => f.write_str("Not supported here"),
             Errno::HASH_MISMATCH => f.write_str("Content does not match its hash"),
             Errno::INTERNAL => f.write_str("Internal error of haul; please report it"),

@@ -224,6 +224,8 @@ pub const DIRS_HELD: usize = 128;
 pub const DIRS_KNOWN: usize = 16_384;
 /// Read-only directories of our own that a session writes to at the same time; each is held open until it is read-only again.
 pub const DIRS_OPENED_UP: usize = 512;
+/// Times that a small file is read which another process writes to at that moment.
+pub const LOAD_TRIES: u32 = 3;
 /// Files at least this large are checked against the free space of the file system before they are begun.
 pub const SPACE_CHECK_BYTES: u64 = 1024 * 1024;
 /// How long it is waited for whoever has what an interrupted copy left: a process that is going, or another copy.

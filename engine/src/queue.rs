@@ -56,6 +56,10 @@ pub(crate) struct Job {
     pub(crate) broke: u8,
     /// When the last of them did, as the queue counts.
     broke_at: u64,
+    /// It has failed once because the source changed while it was read.
+    pub(crate) again: bool,
+    /// The source has grown while it was read, and what it began with was moved.
+    pub(crate) grew: bool,
 }
 
 impl Job {
@@ -65,7 +69,8 @@ impl Job {
         (target, target_shown): (Target, Vec<u8>),
         attributes: Attributes,
     ) -> Job {
-        Job { number, source, source_shown, target, target_shown, attributes, range: None, broke: 0, broke_at: 0 }
+        let (range, broke, broke_at, again, grew) = (None, 0, 0, false, false);
+        Job { number, source, source_shown, target, target_shown, attributes, range, broke, broke_at, again, grew }
     }
 
     /// True over connections that this process serves.
@@ -297,7 +302,7 @@ impl Queue {
     /// True of a file that the first connection begins, so that the others move its ranges.
     fn is_leads(&self, job: &Job, begins: bool) -> bool {
         let Ranging { from, bytes } = self.0.ranging;
-        begins && job.range.is_none() && (from..=MAX_RANGES * bytes).contains(&job.attributes.size)
+        begins && job.range.is_none() && !job.again && (from..=MAX_RANGES * bytes).contains(&job.attributes.size)
     }
 
     /// Direct connections are late: the first one need not wait with what is small.
@@ -422,6 +427,14 @@ impl Queue {
         state.targets.remove(&finished.job.target);
         state.finished.push(finished);
         wake(state, true);
+    }
+
+    /// The source of `job`, a whole file, has changed while it was read: whoever is free tries once more.
+    pub(crate) fn try_again(&self, job: Job) {
+        let mut state = self.state();
+        state.targets.remove(&job.target);
+        state.jobs.push_front(Job { again: true, ..job });
+        wake(state, false);
     }
 
     /// Has `job`, a whole file, moved in ranges, which go before all else, apart from the blocks whose chaining values are

@@ -254,7 +254,8 @@ fn check(world: &World, files: &[Vec<u8>], to: &str, reports: &Reports) -> Resul
         return Err(violation.clone());
     }
     let faults = world.faults_hit();
-    let strange = faults.iter().any(|hit| matches!(hit.fault, Fault::Vanish | Fault::ShortSource));
+    let strange = |fault| matches!(fault, Fault::Vanish | Fault::ShortSource | Fault::Grow | Fault::Overwrite);
+    let strange = faults.iter().any(|hit| strange(hit.fault));
     let mut copied = 0;
     for (number, content) in files.iter().enumerate() {
         let name = format!("dst/{number}");

@@ -8,7 +8,7 @@
 //! name when it is complete. What is missing is the proof: SFTP has no hashes, so only sizes are compared. Names that the
 //! server lists are used one component at a time, in directories that were made or looked at and are no links.
 
-use super::file::umask;
+use super::file::{Carried, umask};
 use super::packet::Attrs;
 use super::{Sftp, Trouble};
 use crate::copy::Job;
@@ -21,7 +21,7 @@ use haul_engine::backend::Errno;
 use haul_engine::session::plan::{Landing, Operand, skip_reason};
 use haul_engine::session::report::{Direction, Progress, Report};
 use haul_engine::session::{Failure, Reason};
-use haul_engine::wire::frame::{Kind, Preserve};
+use haul_engine::wire::frame::{ErrorCode, Kind, Preserve};
 use haul_engine::wire::path::RelPath;
 use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
@@ -365,11 +365,22 @@ impl<'a> Carrier<'a> {
     }
 
     fn file(&mut self, spot: &Spot) -> Result<(), Why> {
-        let (size, direction) =
-            if self.job.down { (self.get(spot)?, Direction::Down) } else { (self.put(spot)?, Direction::Up) };
+        let direction = if self.job.down { Direction::Down } else { Direction::Up };
+        let Carried { size, grew } = match self.carry_file(spot) {
+            // A source that changed meanwhile is tried once more.
+            Err(Why::This(failure)) if failure.code() == ErrorCode::CHANGED => self.carry_file(spot)?,
+            carried => carried?,
+        };
+        if grew {
+            self.output.report(Report::Grew { source: spot.source.clone(), size });
+        }
         self.progress.files.fetch_add(1, Ordering::Relaxed);
         self.output.copied(&spot.source, spot.target.clone(), size, None, direction);
         Ok(())
+    }
+
+    fn carry_file(&mut self, spot: &Spot) -> Result<Carried, Why> {
+        if self.job.down { self.get(spot) } else { self.put(spot) }
     }
 
     /// Why a file has not got its name; what was made of it is removed, if there still is somebody who can do that.

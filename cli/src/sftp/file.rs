@@ -5,6 +5,7 @@ use super::CHUNK;
 use super::copy::{Carrier, Spot, Why, here, kind, remote_temp, seconds, temp_name, there, time};
 use super::packet::Attrs;
 use haul_engine::backend::Errno;
+use haul_engine::limits::SMALL_BYTES;
 use haul_engine::session::Failure;
 use haul_engine::wire::frame::Kind;
 use std::collections::VecDeque;
@@ -16,9 +17,16 @@ use std::path::Path;
 /// Chunks on their way at the same time: 2 MiB fill most lines.
 const WINDOW: usize = 64;
 
+/// What became of a file.
+pub(super) struct Carried {
+    pub(super) size: u64,
+    /// It has grown meanwhile: this is what it began with.
+    pub(super) grew: bool,
+}
+
 impl Carrier<'_> {
     /// One file up.
-    pub(super) fn put(&mut self, spot: &Spot) -> Result<u64, Why> {
+    pub(super) fn put(&mut self, spot: &Spot) -> Result<Carried, Why> {
         let unopened = |error| here(&spot.source, "cannot open")(error).of_source();
         let file = open_regular(&spot.here).map_err(unopened)?;
         let meta = file.metadata().map_err(unopened)?;
@@ -53,16 +61,18 @@ impl Carrier<'_> {
     }
 
     /// Sends the content of a file, and makes sure that it was all of it and all the same file.
-    fn send(&mut self, file: &File, meta: &Metadata, handle: &[u8], spot: &Spot) -> Result<u64, Why> {
+    fn send(&mut self, file: &File, meta: &Metadata, handle: &[u8], spot: &Spot) -> Result<Carried, Why> {
         let mut sent = 0;
         let mut open = VecDeque::new();
         let mut chunk = vec![0; CHUNK];
+        let mut hasher = blake3::Hasher::new();
         let refused = there(&spot.target, "cannot write");
         loop {
             let count = file.read_at(&mut chunk, sent).map_err(here(&spot.source, "cannot read"))?;
             if count > 0 {
                 open.push_back(self.sftp.write(handle, sent, &chunk[..count])?);
                 sent += count as u64;
+                hasher.update(&chunk[..count]);
                 self.moved(count)?;
             }
             while open.len() >= WINDOW || count == 0 {
@@ -74,18 +84,24 @@ impl Carrier<'_> {
             }
         }
         let now = file.metadata().map_err(here(&spot.source, "cannot read"))?;
-        if now.len() != sent || now.modified().ok() != meta.modified().ok() {
-            return Err(Why::This(Failure::here(&spot.source, "cannot read", Errno::CHANGED)));
+        let changed = now.len() != meta.len() || now.modified().ok() != meta.modified().ok();
+        if changed {
+            // What was sent of a file that has only grown is there still.
+            let grown = now.len() > meta.len() && sent >= meta.len();
+            let again = hash_of_first(file, sent).map_err(here(&spot.source, "cannot read"))?;
+            if !grown || again != hasher.finalize() {
+                return Err(Why::This(Failure::here(&spot.source, "cannot read", Errno::CHANGED)));
+            }
         }
         let arrived = self.sftp.stat_handle(handle).map_err(&refused)?.size;
         if arrived.is_some_and(|arrived| arrived != sent) {
             return Err(Why::This(Failure::rule(&spot.target, "cannot write", "another size arrived than was sent")));
         }
-        Ok(sent)
+        Ok(Carried { size: sent, grew: changed })
     }
 
     /// One file down.
-    pub(super) fn get(&mut self, spot: &Spot) -> Result<u64, Why> {
+    pub(super) fn get(&mut self, spot: &Spot) -> Result<Carried, Why> {
         let refused = |trouble| there(&spot.source, "cannot open")(trouble).of_source();
         let failed = here(&spot.target, "cannot create");
         let old = match fs::symlink_metadata(&spot.here) {
@@ -112,7 +128,7 @@ impl Carrier<'_> {
     }
 
     /// Receives the content of a file, and makes sure that it was all of it and all the same file.
-    fn receive(&mut self, file: &File, attrs: &Attrs, handle: &[u8], spot: &Spot) -> Result<u64, Why> {
+    fn receive(&mut self, file: &File, attrs: &Attrs, handle: &[u8], spot: &Spot) -> Result<Carried, Why> {
         let refused = there(&spot.source, "cannot read");
         let size = attrs.size.unwrap_or(0);
         let (mut asked, mut arrived, mut ended) = (0, 0, false);
@@ -139,10 +155,19 @@ impl Carrier<'_> {
             }
         }
         let now = self.sftp.stat_handle(handle).map_err(&refused)?;
-        if now.size.is_some_and(|size| size != arrived) || now.mtime != attrs.mtime {
+        if now.size == attrs.size && now.mtime == attrs.mtime {
+            // A small file may say more than it has, as in /sys. Of a large one a server might have kept back the rest.
+            if arrived != size && size > SMALL_BYTES as u64 {
+                return Err(Why::This(Failure::here(&spot.source, "cannot read", Errno::SIZE_LIES)));
+            }
+            return Ok(Carried { size: arrived, grew: false });
+        }
+        // Nothing here is proved: a file that is longer now is taken for one that has only grown.
+        let grown = now.size.is_some_and(|now| now > size && now >= arrived) && arrived >= size;
+        if !grown {
             return Err(Why::This(Failure::here(&spot.source, "cannot read", Errno::CHANGED)));
         }
-        Ok(arrived)
+        Ok(Carried { size: arrived, grew: true })
     }
 }
 
@@ -154,6 +179,22 @@ fn replaceable(kind: Kind, shown: &[u8]) -> Result<bool, Why> {
         Kind::Directory => Err(Why::This(Failure::here(shown, "cannot create", Errno::IS_DIRECTORY))),
         _ => Err(Why::This(Failure::here(shown, "cannot create", Errno::NOT_REGULAR))),
     }
+}
+
+/// BLAKE3 of what a file begins with.
+fn hash_of_first(file: &File, bytes: u64) -> io::Result<blake3::Hash> {
+    let (mut hasher, mut chunk, mut done) = (blake3::Hasher::new(), vec![0; CHUNK], 0);
+    while done < bytes {
+        let wanted = usize::try_from(bytes - done).unwrap_or(usize::MAX).min(CHUNK);
+        match file.read_at(&mut chunk[..wanted], done)? {
+            0 => break,
+            count => {
+                hasher.update(&chunk[..count]);
+                done += count as u64;
+            }
+        }
+    }
+    Ok(hasher.finalize())
 }
 
 /// Opens a file; never waits for the writer of a FIFO.

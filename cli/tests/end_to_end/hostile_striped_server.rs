@@ -7,7 +7,7 @@ use crate::support::processes::{Ended, LIMIT, names};
 use crate::support::{BACKENDS, Pipes, Remote};
 use haul_engine::tree_hash::BlockHash;
 use haul_engine::wire::decode::Role;
-use haul_engine::wire::frame::{Caps, Dialect, Ext, Frame, Hash, Kind, Preserve};
+use haul_engine::wire::frame::{Caps, Dialect, ErrorCode, Ext, Frame, Hash, Kind, Preserve};
 use haul_engine::wire::seal::Secret;
 use std::ffi::OsString;
 use std::fs;
@@ -154,6 +154,19 @@ fn download(backend: &str, serve: impl FnOnce(&mut SealedEnd) + Send) -> (tempfi
 fn serve(server: &mut SealedEnd, change: Option<Change>) {
     let mut change = change;
     while let Some(Received::Frame(asked)) = server.input.next() {
+        let again = match asked {
+            // Of a file that changed, which is tried once more, as a whole.
+            Frame::Lookup { .. } => Some(looked_up(LARGE)),
+            Frame::Get { .. } => {
+                let message = b"it changed while it was read".to_vec();
+                Some(Frame::Error { message, code: ErrorCode::CHANGED })
+            }
+            _ => None,
+        };
+        if let Some(answer) = again {
+            server.send_bytes(&frame(&answer));
+            continue;
+        }
         let Frame::GetChunked { offset, length, .. } = asked else { panic!("{asked:?}") };
         let mut said = range_said(offset, length);
         let cut = change.take().is_some_and(|change| {

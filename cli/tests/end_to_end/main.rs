@@ -21,6 +21,8 @@ mod both_send;
 mod busy_daemon;
 mod called_bcmr;
 #[cfg(target_os = "linux")]
+mod changing_sources;
+#[cfg(target_os = "linux")]
 mod connections;
 #[cfg(target_os = "linux")]
 mod daemon;

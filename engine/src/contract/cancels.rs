@@ -190,7 +190,7 @@ pub fn closed_ids_are_refused<R: Rig>() {
         OpKind::Read { file, offset: 0, into, len: 1 },
         OpKind::Write { file, offset: 0, from },
         OpKind::Publish { file, finish: Box::new(PLAIN) },
-        OpKind::Fs(Box::new(FsOp::StatOpen { file })),
+        OpKind::Fs(Box::new(FsOp::StatOpen { file, past: None })),
         OpKind::Fs(Box::new(FsOp::ReadDir { dir })),
         OpKind::Fs(Box::new(FsOp::CloseDir { dir })),
         OpKind::Recv { stream, into: received, at_least: 1 },

@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! open source -> new file -> share extents, else copy in the kernel, else UNSUPPORTED
-//!             -> hash both by reading -> equal and the source unchanged -> publish
+//!             -> hash both by reading -> equal, and the source unchanged or only grown -> publish
 //! ```
 //!
 //! The kernel's copy is not taken on trust: file systems have had bugs there, and the proof is what haul promises.
 
 use super::attributes::from_stat;
 use super::create::{Wanted, copy_in_kernel, create, share_extents};
-use super::open::{OpenFile, hash_all, open_source};
+use super::open::{OpenFile, hash_all, hash_part, open_source};
 use super::publish::publish;
 use super::resolve::{self, Root};
 use crate::backend::{Errno, Finish, Output};
@@ -39,21 +39,28 @@ pub(super) fn clone(
     let (hash, size) = hash_all(source.as_fd(), give_up)?;
     let copied = hash_all(new.fd(), give_up)?;
     let after = fstat(&source)?;
-    // Files in /proc say they are empty and are copied as such, but can be read.
-    if before.st_size == 0 && size > 0 && copied.1 == 0 {
-        return Err(Errno::UNSUPPORTED);
-    }
     if after.st_size < before.st_size {
         return Err(Errno::SHORT_SOURCE);
     }
-    if changed(&before, &after) {
+    if !changed(&before, &after) {
+        if size != copied.1 {
+            // Files in /proc and /sys: their size is not what can be read, which the kernel need not copy.
+            return Err(Errno::UNSUPPORTED);
+        }
+        if hash != copied.0 {
+            return Err(Errno::HASH_MISMATCH);
+        }
+        let unkept = publish(&new, finish, give_up)?;
+        return Ok(Output::Cloned { hash, size, unkept, grew: false });
+    }
+    // What was copied is the beginning of a file that has only grown if it is still there, unchanged, behind the copy.
+    let (hash, size) = copied;
+    let grew = after.st_size > before.st_size && size >= from_stat(&before).size;
+    if !grew || hash_part(source.as_fd(), 0, size, give_up)? != hash {
         return Err(Errno::CHANGED);
     }
-    if (hash, size) != copied {
-        return Err(Errno::HASH_MISMATCH);
-    }
     let unkept = publish(&new, finish, give_up)?;
-    Ok(Output::Cloned { hash, size, unkept })
+    Ok(Output::Cloned { hash, size, unkept, grew: true })
 }
 
 /// Fails when what stands at the target is the source itself.

@@ -52,7 +52,7 @@ pub(super) fn run(kind: &mut OpKind, held: &Held, give_up: &AtomicBool) -> Resul
                 .map(|(file, attributes)| Made::File(Arc::new(file), attributes))
         }
         (OpKind::Load { place, into }, Held::Root(root)) => match open::load(root, &place.target, into.bytes_mut())? {
-            Loaded::Whole { attributes, len } => Ok(Made::Output(Output::Loaded { attributes, len })),
+            Loaded::Whole { attributes, len, grew } => Ok(Made::Output(Output::Loaded { attributes, len, grew })),
             Loaded::TooLarge(file, attributes) => Ok(Made::File(Arc::new(file), attributes)),
         },
         (OpKind::Store(store), Held::Root(root)) => {
@@ -77,7 +77,10 @@ pub(super) fn run(kind: &mut OpKind, held: &Held, give_up: &AtomicBool) -> Resul
 fn run_fs(op: &FsOp, held: &Held, give_up: &AtomicBool) -> Result<Made, Errno> {
     match (op, held) {
         (FsOp::Stat { place, follow }, Held::Root(root)) => names::stat(root, &place.target, *follow).map(Made::Output),
-        (FsOp::StatOpen { .. }, Held::File(file)) => names::stat_open(file).map(Made::Output),
+        (FsOp::StatOpen { past, .. }, Held::File(file)) => names::stat_open(file, *past).map(Made::Output),
+        (FsOp::HashPart { offset, end, .. }, Held::File(file)) => {
+            open::hash_part(file.fd(), *offset, *end, give_up).map(|hash| Made::Output(Output::Hashed(hash)))
+        }
         (FsOp::HashBlocks { first, count, plain, .. }, Held::File(file)) => {
             open::hash_blocks(file, *first, *count, *plain, give_up)
                 .map(|hashes| Made::Output(Output::BlockHashes(hashes)))

@@ -225,7 +225,9 @@ impl Offload {
             | FsOp::MakeDir { place }
             | FsOp::SetMeta { place, .. }
             | FsOp::MakeLink { place, .. } => self.root(place, session).map(Held::Root),
-            FsOp::StatOpen { file } | FsOp::HashBlocks { file, .. } => self.held_file(*file),
+            FsOp::StatOpen { file, .. } | FsOp::HashPart { file, .. } | FsOp::HashBlocks { file, .. } => {
+                self.held_file(*file)
+            }
             FsOp::ReadDir { dir } => match self.dirs.find(*dir) {
                 Some(Dir::Open { dir, .. }) => Ok(Held::Dir(dir.clone())),
                 Some(Dir::Root(_) | Dir::Store(_)) => Err(Errno::INVALID),

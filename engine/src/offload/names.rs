@@ -2,7 +2,7 @@
 
 use super::attributes::{self, from_stat, kind};
 use super::create::{check_replaceable, with_temp_name};
-use super::open::OpenFile;
+use super::open::{self, OpenFile};
 use super::resolve::{self, DIR_READ, Missing, Root, Spot, open_at};
 use crate::backend::{DirEntry, Errno, Output};
 use crate::limits::{PAGE_ENTRIES, PAGE_NAME_BYTES};
@@ -35,8 +35,16 @@ pub(super) fn stat(root: &Root, target: &Target, follow: bool) -> Result<Output,
 }
 
 /// Attributes of an open file.
-pub(super) fn stat_open(file: &OpenFile) -> Result<Output, Errno> {
-    Ok(Output::Attributes { attributes: from_stat(&file.stat()?), link: Vec::new() })
+pub(super) fn stat_open(file: &OpenFile, past: Option<u64>) -> Result<Output, Errno> {
+    let mut attributes = from_stat(&file.stat()?);
+    if past == Some(attributes.size) && open::read(file, attributes.size, &mut [0])? > 0 {
+        let now = from_stat(&file.stat()?);
+        if now.size == attributes.size {
+            return Err(Errno::SIZE_LIES);
+        }
+        attributes = now;
+    }
+    Ok(Output::Attributes { attributes, link: Vec::new() })
 }
 
 fn read_link(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<u8>, Errno> {

@@ -7,7 +7,7 @@ use super::attributes::{from_stat, kind};
 use super::create::Making;
 use super::resolve::{self, Root, Spot};
 use crate::backend::Errno;
-use crate::limits::BLOCK_BYTES;
+use crate::limits::{BLOCK_BYTES, LOAD_TRIES};
 use crate::tree_hash::{BlockHash, HASH_BLOCK_BYTES};
 use crate::wire::frame::{Attributes, Kind};
 use crate::wire::path::Target;
@@ -72,7 +72,7 @@ impl Drop for OpenFile {
 
 /// How a load ended.
 pub(super) enum Loaded {
-    Whole { attributes: Attributes, len: usize },
+    Whole { attributes: Attributes, len: usize, grew: bool },
     TooLarge(OpenFile, Attributes),
 }
 
@@ -87,31 +87,53 @@ pub(super) fn open(root: &Root, target: &Target) -> Result<(OpenFile, Attributes
 }
 
 /// Reads a whole regular file into `into` if it fits, else leaves it open.
+///
+/// What the size says decides nothing: files in /proc say 0, those in /sys a page, and are what can be read of them, as for
+/// `cp`. A size or time that is another one afterwards tells of a writer: then it is read once more.
 pub(super) fn load(root: &Root, target: &Target, into: &mut [u8]) -> Result<Loaded, Errno> {
     let (file, stat) = open_source(&resolve::existing(root, target, true)?)?;
-    let expected = from_stat(&stat).size;
-    let mut len = 0;
-    let mut fits = expected <= into.len() as u64;
-    while fits && len < into.len() {
-        let count = retry_on_intr(|| rustix::io::pread(&file, &mut into[len..], len as u64))?;
-        len += count;
-        // As many bytes as the size says are taken for the whole: the size after reading tells if it grew. Files in
-        // /proc say 0 and are read until they end.
-        if count == 0 || len as u64 == expected {
-            break;
+    load_open(file, from_stat(&stat), into)
+}
+
+pub(super) fn load_open(file: OwnedFd, mut before: Attributes, into: &mut [u8]) -> Result<Loaded, Errno> {
+    let mut tries = 1;
+    while before.size <= into.len() as u64 {
+        let len = read_full(file.as_fd(), 0, into)?;
+        let whole = len < into.len() || read_full(file.as_fd(), len as u64, &mut [0])? == 0;
+        let after = from_stat(&rustix::fs::fstat(&file)?);
+        let same = (before.size, before.mtime) == (after.size, after.mtime);
+        if same && whole {
+            return Ok(Loaded::Whole { attributes: after, len, grew: false });
         }
+        // The size need not say that it is too large.
+        if same || after.size > into.len() as u64 {
+            return Ok(too_large(file, after));
+        }
+        let was = usize::try_from(before.size).unwrap_or(usize::MAX);
+        if tries >= LOAD_TRIES {
+            return match after.size > before.size && len >= was && begins_with(&file, &into[..was])? {
+                true => Ok(Loaded::Whole { attributes: before, len: was, grew: true }),
+                false => Err(Errno::CHANGED),
+            };
+        }
+        before = after;
+        tries += 1;
     }
-    if fits && len == into.len() && len as u64 != expected {
-        fits = retry_on_intr(|| rustix::io::pread(&file, &mut [0u8; 1][..], len as u64))? == 0;
-    }
-    let attributes = from_stat(&rustix::fs::fstat(&file)?);
-    if fits {
-        return Ok(Loaded::Whole { attributes, len });
-    }
+    Ok(too_large(file, before))
+}
+
+fn too_large(file: OwnedFd, attributes: Attributes) -> Loaded {
     if attributes.size > BLOCK_BYTES as u64 {
         advise_sequential(&file);
     }
-    Ok(Loaded::TooLarge(OpenFile::new(file, Role::Source), attributes))
+    Loaded::TooLarge(OpenFile::new(file, Role::Source), attributes)
+}
+
+/// Reads the beginning of a file again. Where nothing of it is another byte than before, all of it was there at the moment
+/// between the two.
+fn begins_with(file: &OwnedFd, bytes: &[u8]) -> Result<bool, Errno> {
+    let mut again = vec![0; bytes.len()];
+    Ok(read_full(file.as_fd(), 0, &mut again)? == bytes.len() && again == bytes)
 }
 
 /// Opens what stands at `spot` for reading, a regular file or nothing.
@@ -189,17 +211,28 @@ pub(super) fn hash_blocks(
 
 /// BLAKE3 of a whole file, and its length.
 pub(super) fn hash_all(fd: BorrowedFd<'_>, give_up: &AtomicBool) -> Result<([u8; 32], u64), Errno> {
+    hash_until(fd, 0, u64::MAX, give_up)
+}
+
+/// BLAKE3 of a part of a file, as of a file of its own.
+pub(super) fn hash_part(fd: BorrowedFd<'_>, offset: u64, end: u64, give_up: &AtomicBool) -> Result<[u8; 32], Errno> {
+    let (hash, reached) = hash_until(fd, offset, end, give_up)?;
+    if reached == end { Ok(hash) } else { Err(Errno::SHORT_SOURCE) }
+}
+
+/// BLAKE3 from `offset` to `end`, or to where the file ends, and where that is.
+fn hash_until(fd: BorrowedFd<'_>, mut offset: u64, end: u64, give_up: &AtomicBool) -> Result<([u8; 32], u64), Errno> {
     let mut buffer = vec![0; BLOCK_BYTES];
     let mut hasher = blake3::Hasher::new();
-    let mut offset = 0;
     loop {
         if give_up.load(Ordering::Relaxed) {
             return Err(Errno::CANCELLED);
         }
-        let count = read_full(fd, offset, &mut buffer)?;
+        let wanted = usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX).min(buffer.len());
+        let count = read_full(fd, offset, &mut buffer[..wanted])?;
         hasher.update(&buffer[..count]);
         offset += count as u64;
-        if count < buffer.len() {
+        if count < wanted || wanted == 0 {
             return Ok((*hasher.finalize().as_bytes(), offset));
         }
     }

@@ -23,6 +23,8 @@ pub(crate) enum Reply {
     Moved {
         hash: Option<Hash>,
         size: u64,
+        /// The source has grown meanwhile: this is what it began with.
+        grew: bool,
     },
     /// The hash of both files, if they are equal.
     Same(Option<Hash>),

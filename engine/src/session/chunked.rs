@@ -389,8 +389,7 @@ impl Ask for Fetch {
                 let found = (attributes.size, attributes.mtime);
                 self.receiver(io);
                 if found != (self.expected.size, self.expected.mtime) {
-                    let rule = "the file changed while it was read";
-                    let failure = Failure::rule(&self.part.remote_path, "cannot get", rule);
+                    let failure = Failure::here(&self.part.remote_path, "cannot get", Errno::CHANGED);
                     self.receiver(io).fail(failure, io);
                 }
             }
@@ -470,7 +469,7 @@ impl Send {
             Some(Err(failure)) => Some(failure.clone()),
             // All ranges must be of one file, and the connections open it each for itself.
             Some(Ok(found)) if (found.size, found.mtime) != (self.expected.size, self.expected.mtime) => {
-                Some(Failure::rule(&self.part.local_path, "cannot read", "the file changed while it was read"))
+                Some(Failure::here(&self.part.local_path, "cannot read", Errno::CHANGED))
             }
             Some(Ok(_)) => {
                 let Range { offset, length, there: token, .. } = self.part.range;

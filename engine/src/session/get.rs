@@ -11,6 +11,8 @@
 //! size and time. A base server says no time with what it sends, so what it proved is proved once more, as a whole, when
 //! the rest is there.
 //!
+//! A file that has only grown while it was read is complete with what it began with; a second Meta before Ok says so (GREW).
+//!
 //! The server's hash covers what it read, the client's what it wrote; the file gets its name only when they are equal.
 //! Under FAST neither end hashes: the kernel sends the file where no codec was agreed on, and Ok carries no hash.
 
@@ -21,7 +23,7 @@ use super::receiver::{Order, Receiver, Way};
 use super::source::{Chunk, Purpose, Source};
 use super::verb::{Verb, reply, reply_failure};
 use super::{Failure, Io, Outcome};
-use crate::backend::{Finish, OpKind, Place};
+use crate::backend::{Errno, Finish, OpKind, Place};
 use crate::limits::UNORDERED_BLOCKS;
 use crate::tree_hash::HASH_BLOCK_BYTES;
 use crate::wire::frame::{Attributes, Caps, Ext, Frame, Hash, Preserve, Unkept};
@@ -67,7 +69,13 @@ impl Verb for Serve {
         }
         match self.source.result() {
             None => return false,
-            Some(Ok(hash)) => reply(&Frame::Ok { hash: (!io.terms.caps.has(Caps::FAST)).then_some(hash) }, io),
+            Some(Ok(hash)) => {
+                let grown = self.source.opened().and_then(Result::ok).filter(|_| self.source.grew());
+                if let Some(attributes) = grown.filter(|_| io.terms.ext(Ext::GREW)) {
+                    reply(&Frame::Meta { attributes, preserve: Preserve::default() }, io);
+                }
+                reply(&Frame::Ok { hash: (!io.terms.caps.has(Caps::FAST)).then_some(hash) }, io);
+            }
             Some(Err(failure)) => reply_failure(failure, io),
         }
         true
@@ -101,9 +109,14 @@ pub(super) struct Wanted {
     pub(super) sync: bool,
     /// What an earlier transfer left is continued.
     pub(super) continued: bool,
+    /// It is, but the file changed when that was tried: now its beginning comes, too.
+    pub(super) afresh: bool,
 }
 
-const CHANGED: &str = "the file changed meanwhile";
+/// The file is not the one that was looked at.
+fn has_changed(path: &[u8]) -> Failure {
+    Failure::here(path, "cannot go on", Errno::CHANGED)
+}
 
 enum Phase {
     /// What is there is being opened.
@@ -128,13 +141,19 @@ pub(super) struct Fetch {
     /// The hash of what is not sent, where the server is asked for it again.
     beginning: Option<Hash>,
     receiver: Option<Receiver>,
+    /// The server says that the file has grown.
+    grew: bool,
     refused: Option<Failure>,
 }
 
 impl Fetch {
     pub(super) fn new(wanted: Wanted) -> Fetch {
         let phase = Phase::Preparing;
-        Fetch { wanted, phase, announced: false, beginning: None, receiver: None, refused: None }
+        Fetch { wanted, phase, announced: false, beginning: None, receiver: None, grew: false, refused: None }
+    }
+
+    fn continues(&self) -> bool {
+        self.wanted.continued && !self.wanted.afresh
     }
 
     fn receiver(&mut self, announced: Option<Attributes>, io: &mut Io<'_, '_>) -> &mut Receiver {
@@ -148,7 +167,11 @@ impl Fetch {
                 size: announced.unwrap_or(wanted.attributes).size,
                 offset: 0,
                 overwrite: true,
-                way: if wanted.continued { Way::Continued } else { Way::New },
+                way: match wanted {
+                    Wanted { continued: false, .. } => Way::New,
+                    Wanted { afresh: true, .. } => Way::Afresh,
+                    _ => Way::Continued,
+                },
                 unhashed: io.terms.caps.has(Caps::FAST) && !preserve.has(Preserve::VERIFY),
                 alone: UNORDERED_BLOCKS,
                 finish,
@@ -158,14 +181,14 @@ impl Fetch {
     }
 
     fn on_meta(&mut self, attributes: Attributes, io: &mut Io<'_, '_>) {
-        let (continued, preserve) = (self.wanted.continued, self.wanted.preserve);
+        let (continued, preserve) = (self.continues(), self.wanted.preserve);
         let known = self.wanted.attributes;
         let changed = (attributes.size, attributes.mtime) != (known.size, known.mtime);
         let path = self.wanted.remote_path.clone();
         let receiver = self.receiver(Some(attributes), io);
         receiver.set_attributes(attributes, preserve);
         if continued && changed {
-            receiver.fail(Failure::rule(&path, "cannot go on", CHANGED), io);
+            receiver.fail(has_changed(&path), io);
         }
     }
 
@@ -196,7 +219,7 @@ impl Fetch {
         let same = theirs.is_some() && theirs == self.beginning;
         let result = result.and_then(|hash| match same {
             true => Ok(hash),
-            false => Err(Failure::rule(&self.wanted.remote_path, "cannot go on", CHANGED)),
+            false => Err(has_changed(&self.wanted.remote_path)),
         });
         self.conclude(result, io);
     }
@@ -287,6 +310,10 @@ impl Fetch {
                 self.on_meta(attributes, io);
                 return Ok(false);
             }
+            Incoming::Frame(Frame::Meta { .. }) if io.terms.ext(Ext::GREW) && !self.grew => {
+                self.grew = true;
+                return Ok(false);
+            }
             Incoming::Frame(Frame::Ok { hash }) if hash.is_some() || io.terms.caps.has(Caps::FAST) => {
                 return Ok(self.on_rest(Ok(hash), io));
             }
@@ -311,7 +338,7 @@ impl Fetch {
 
 impl Ask for Fetch {
     fn prepare(&mut self, io: &mut Io<'_, '_>) {
-        if self.wanted.continued {
+        if self.continues() {
             self.receiver(None, io);
         }
     }
@@ -378,7 +405,7 @@ impl Ask for Fetch {
             return Some(Err(failure.clone()));
         }
         let result = self.receiver.as_ref()?.result()?;
-        Some(result.map(|(hash, size)| Reply::Moved { hash, size }))
+        Some(result.map(|(hash, size)| Reply::Moved { hash, size, grew: self.grew }))
     }
 
     fn work(&self) -> Option<u64> {

@@ -50,11 +50,15 @@ impl Verb for Serve {
 
 /// The client's half: of all of a file, of so many bytes as far as is known.
 pub(super) fn ask(target: Target, size: Option<u64>, path: Vec<u8>) -> Simple {
-    let (offset, limit) = (0, None);
-    let request = move |ext| Frame::Hash { path: target.encode(ext), offset, limit };
+    ask_limited(target, None, path).with_work(size)
+}
+
+/// The same of its first `limit` bytes.
+pub(super) fn ask_limited(target: Target, limit: Option<u64>, path: Vec<u8>) -> Simple {
+    let request = move |ext| Frame::Hash { path: target.encode(ext), offset: 0, limit };
     Simple::new(path, "cannot hash", request, |frame| match frame {
         Frame::HashResponse { hash } => Some(Reply::Hash(hash)),
         _ => None,
     })
-    .with_work(size)
+    .with_work(limit)
 }

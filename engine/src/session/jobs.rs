@@ -26,12 +26,12 @@ use crate::backend::{DirId, Errno, FileId, Finish, FsOp, OpKind, OpenMode, Outpu
 use crate::limits::{CLONES, MAX_RANGES, PULL_AHEAD_BYTES, RESUME_BYTES};
 use crate::queue::{Finished, Job, Queue, Range, Ranging, Way};
 use crate::tree_hash::{HASH_BLOCK_BYTES, TreeHash};
-use crate::wire::frame::{Attributes, Caps, Ext, Hash, Kind, Preserve};
+use crate::wire::frame::{Attributes, Caps, ErrorCode, Ext, Hash, Kind, Preserve};
 use crate::wire::path::Target;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
-const LOOK: u32 = 92;
+pub(super) const LOOK: u32 = 92;
 const CLONE: u32 = 81;
 const BEGIN: u32 = 93;
 const NAME: u32 = 94;
@@ -42,9 +42,11 @@ const PING: u64 = u64::MAX;
 /// Of the question which process it is.
 const WHICH: u64 = u64::MAX - 1;
 
-enum Stage {
+pub(super) enum Stage {
     LookThere,
     LookHere,
+    /// What the source is by now, which has changed.
+    LookAgain,
     /// Whole files, or the first bytes of ours and all of theirs.
     Comparing(Option<u64>),
     Cloning,
@@ -75,14 +77,14 @@ struct Running {
 
 /// The files one connection is at.
 pub(super) struct Jobs {
-    queue: Queue,
+    pub(super) queue: Queue,
     /// Root of this machine's paths.
     local: DirId,
     /// The peer is this machine: its paths, below this root, are ours too.
     same_machine: Option<DirId>,
     running: HashMap<u64, Running>,
     last_tag: u64,
-    bytes: u64,
+    pub(super) bytes: u64,
     /// A file was begun that is to go in ranges: until then, none needs to be looked for among those under way.
     ranged: bool,
     /// What the queue said then.
@@ -154,19 +156,18 @@ impl Jobs {
         !self.gathered.is_asking() && self.running.values().all(|running| matches!(running.stage, Stage::Ranges(..)))
     }
 
-    fn tag(&mut self, job: Job, stage: Stage) -> u64 {
+    pub(super) fn tag(&mut self, job: Job, stage: Stage) -> u64 {
         self.last_tag += 1;
         self.ranged |= matches!(stage, Stage::Beginning(_));
         self.running.insert(self.last_tag, Running { job, stage });
         self.last_tag
     }
 
-    fn here(&self, target: &Target) -> Place {
+    pub(super) fn here(&self, target: &Target) -> Place {
         Place { dir: self.local, target: target.clone() }
     }
 
-    fn start(&mut self, job: Job, desk: &mut Desk<'_, '_>) {
-        self.bytes = self.bytes.saturating_add(job.bytes());
+    pub(super) fn begin(&mut self, job: Job, desk: &mut Desk<'_, '_>) {
         let options = self.queue.options();
         if let Some(range) = job.range {
             self.move_range(job, range, desk);
@@ -266,7 +267,7 @@ impl Jobs {
         let down = self.queue.direction() == Direction::Down;
         if !down && (found.size, found.mtime) != (size, job.attributes.mtime) {
             desk.io.submit(BEGIN, OpKind::Close { file });
-            let failure = Failure::rule(&job.source_shown, "cannot read", "the file changed meanwhile");
+            let failure = Failure::here(&job.source_shown, "cannot read", Errno::CHANGED);
             return self.finish(job, Err(failure));
         }
         let (wanted, paths) = if down {
@@ -376,9 +377,10 @@ impl Jobs {
             Direction::Down => (job.source.clone(), job.source_shown.clone()),
             _ => (job.target.clone(), job.target_shown.clone()),
         };
-        let size = job.attributes.size;
+        // What it has grown by meanwhile is not asked for.
+        let size = Some(job.attributes.size);
         let tag = self.tag(job, Stage::Proving(hash, file));
-        desk.ask(tag, Box::new(super::hash::ask(there, Some(size), shown)));
+        desk.ask(tag, Box::new(super::hash::ask_limited(there, size, shown)));
     }
 
     /// The peer's hash of the whole file came, or did not.
@@ -432,7 +434,7 @@ impl Jobs {
 
     /// `append`: so many bytes are over there already, and are right.
     fn move_file(&mut self, job: Job, append: Option<u64>, desk: &mut Desk<'_, '_>) {
-        if append.is_none() && self.goes_in_ranges(&job, desk) {
+        if append.is_none() && !job.again && self.goes_in_ranges(&job, desk) {
             return self.begin_ranges(job, desk);
         }
         let options = self.queue.options();
@@ -440,6 +442,7 @@ impl Jobs {
         let continued = options.resume && size >= RESUME_BYTES;
         let (source, target) = (job.source.clone(), job.target.clone());
         let (source_shown, target_shown) = (job.source_shown.clone(), job.target_shown.clone());
+        let afresh = job.again;
         let tag = self.tag(job, Stage::Moving);
         if self.queue.direction() == Direction::Down {
             let local = self.here(&target);
@@ -452,6 +455,7 @@ impl Jobs {
                 preserve: options.preserve,
                 sync: options.sync,
                 continued,
+                afresh,
             };
             desk.ask(tag, Box::new(get::Fetch::new(wanted)));
         } else {
@@ -500,10 +504,11 @@ impl Jobs {
             }
             _ => {}
         }
-        let Some(Running { job, stage }) = self.running.remove(&tag) else { return Some(answer) };
+        let Some(Running { mut job, stage }) = self.running.remove(&tag) else { return Some(answer) };
         match (stage, answer) {
             (Stage::LookThere, Ok(Reply::Attributes(attributes))) => self.on_looked(job, Some(attributes), desk),
             (Stage::LookThere, _) => self.on_looked(job, None, desk),
+            (Stage::LookAgain, Ok(Reply::Attributes(attributes))) => self.on_looked_again(job, attributes, desk),
             (Stage::Comparing(None), Ok(Reply::Same(Some(hash)))) => {
                 desk.io.progress.skipped(job.attributes.size);
                 let size = job.attributes.size;
@@ -511,7 +516,10 @@ impl Jobs {
             }
             (Stage::Comparing(Some(there)), Ok(Reply::Same(Some(_)))) => self.move_file(job, Some(there), desk),
             (Stage::Comparing(_), _) => self.move_file(job, None, desk),
-            (Stage::Moving, Ok(Reply::Moved { hash, size })) => self.on_moved(job, hash, size, desk),
+            (Stage::Moving, Ok(Reply::Moved { hash, size, grew })) => {
+                job.grew = grew;
+                self.on_moved(job, hash, size, desk);
+            }
             (Stage::Checking { size, .. }, Ok(Reply::Same(Some(hash)))) => {
                 self.done(job, (Some(hash), size, Way::Moved(self.queue.direction())), desk);
             }
@@ -543,6 +551,8 @@ impl Jobs {
         let options = self.queue.options();
         let up = self.queue.direction() == Direction::Up;
         // A haul server has read it again before it got its name.
+        // Of a source that has grown the other end has the beginning.
+        let limit = job.grew.then_some(size);
         let unread = options.preserve.has(Preserve::VERIFY) && !desk.io.terms.ext(Ext::VERIFY);
         // A server that hashes nothing has to be asked what it read.
         let unhashed = options.preserve.has(Preserve::VERIFY) && !up && desk.io.terms.caps.has(Caps::FAST);
@@ -552,16 +562,17 @@ impl Jobs {
         }
         if unhashed || (up && (unread || hash.is_none())) {
             let appended = up && hash.is_none() && !sent_unhashed;
-            return self.compare(job, None, Stage::Checking { size, appended }, desk);
+            return self.compare(job, limit, Stage::Checking { size, appended }, desk);
         }
         self.done(job, (hash, size, Way::Moved(self.queue.direction())), desk);
     }
 
-    fn on_cloned(&mut self, job: Job, outcome: Outcome, desk: &mut Desk<'_, '_>) {
+    fn on_cloned(&mut self, mut job: Job, outcome: Outcome, desk: &mut Desk<'_, '_>) {
         match outcome {
-            Ok(Output::Cloned { hash, size, unkept }) => {
+            Ok(Output::Cloned { hash, size, unkept, grew }) => {
                 desk.unkept(&job.target_shown, unkept);
                 desk.io.progress.moved(usize::try_from(size).unwrap_or(usize::MAX));
+                job.grew = grew;
                 self.done(job, (Some(hash), size, Way::Moved(Direction::Local)), desk);
             }
             Err(Errno::INVALID) => {
@@ -591,9 +602,12 @@ impl Jobs {
         }
     }
 
-    fn finish(&mut self, job: Job, result: Result<(Option<Hash>, u64, Way), Failure>) {
+    pub(super) fn finish(&mut self, job: Job, result: Result<(Option<Hash>, u64, Way), Failure>) {
         self.bytes = self.bytes.saturating_sub(job.attributes.size);
-        self.queue.finish(Finished { job, result });
+        match &result {
+            Err(failure) if !job.again && failure.code() == ErrorCode::CHANGED => self.queue.try_again(job),
+            _ => self.queue.finish(Finished { job, result }),
+        }
     }
 
     /// Takes note of a completion, if it is of an operation started here.
@@ -617,9 +631,11 @@ impl Jobs {
                     && running.job.source == from.target
                     && running.job.target == to.target
             }),
-            FsOp::Stat { place, .. } => {
-                self.find(|running| matches!(running.stage, Stage::LookHere) && running.job.target == place.target)
-            }
+            FsOp::Stat { place, .. } => self.find(|running| match running.stage {
+                Stage::LookHere => running.job.target == place.target,
+                Stage::LookAgain => running.job.source == place.target,
+                _ => false,
+            }),
             _ => None,
         };
         let Some(Running { job, stage }) = tag.and_then(|tag| self.running.remove(&tag)) else {
@@ -627,6 +643,7 @@ impl Jobs {
         };
         match (stage, outcome) {
             (Stage::Cloning, outcome) => self.on_cloned(job, outcome, desk),
+            (Stage::LookAgain, outcome) => self.on_stat_again(job, outcome, desk),
             (_, Ok(Output::Attributes { attributes, .. })) => self.on_looked(job, Some(attributes), desk),
             (_, _) => self.on_looked(job, None, desk),
         }

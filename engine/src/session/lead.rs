@@ -93,6 +93,9 @@ impl Lead {
         }
         while let Some(finished) = self.order.front().and_then(|number| self.results.remove(number)) {
             self.order.pop_front();
+            if let (true, Ok((_, size, _))) = (finished.job.grew, &finished.result) {
+                desk.report(Report::Grew { source: finished.job.source_shown.clone(), size: *size });
+            }
             desk.report(report(finished));
         }
     }

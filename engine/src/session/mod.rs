@@ -31,6 +31,7 @@ pub mod report;
 pub mod server;
 pub mod upload;
 
+mod again;
 mod ask;
 mod chunked;
 pub mod codec;

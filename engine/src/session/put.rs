@@ -458,7 +458,8 @@ impl Ask for Upload {
             (Some(failure), _) => Err(failure.clone()),
             (None, Some(hash)) => {
                 let hash = hash.filter(|_| self.offset() == 0);
-                Ok(Reply::Moved { hash, size: self.size })
+                let grew = self.source.as_ref().is_some_and(Source::grew);
+                Ok(Reply::Moved { hash, size: self.size, grew })
             }
             (None, None) => Err(Failure::here(&self.offered.local_path, "cannot send", Errno::IO)),
         })

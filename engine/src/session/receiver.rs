@@ -54,6 +54,8 @@ pub(crate) enum Way {
     New,
     /// The same, but what has arrived stays when the transfer is interrupted, and what stayed is there to begin with.
     Continued,
+    /// The same, but what stayed counts for nothing: all of it comes again.
+    Afresh,
     /// Written to where it stands: a range of a file that others write to as well.
     InPlace,
     /// A range of a file that is being made by somebody in this process, who knows it by this token.
@@ -124,7 +126,7 @@ impl Receiver {
         let mode = match order.way {
             Way::InPlace => OpenMode::InPlace { truncate: None },
             Way::Joined(token) => OpenMode::Join { token },
-            Way::Continued => OpenMode::Continue { size: order.size, token: None },
+            Way::Continued | Way::Afresh => OpenMode::Continue { size: order.size, token: None },
             Way::New => OpenMode::Create { size: order.size, keep: order.offset, overwrite: order.overwrite },
         };
         io.submit(OPEN, OpKind::Open { place: order.place.clone(), mode });

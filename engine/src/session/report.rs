@@ -87,6 +87,13 @@ pub enum Report {
         /// Which way.
         direction: Direction,
     },
+    /// The file that is reported next has grown while it was read: what it began with was copied, and proved as ever.
+    Grew {
+        /// Source path as the user knows it.
+        source: Vec<u8>,
+        /// Bytes copied.
+        size: u64,
+    },
     /// A file was there already: its content was proved and not moved.
     Unchanged {
         /// Source path as the user knows it.

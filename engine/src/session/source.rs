@@ -6,11 +6,14 @@
 //!                  +-> Open: [hash blocks, wait to be told what to send] ->  |
 //!                      window of reads -> codec -> sent in order, or runs of |
 //!                      the file sent by the kernel -> Checking (fstat) ------+
-//!                                                     -> Checking -> Checked: the last block, where that waits for it
+//!                                                     -> Checking [-> Proving] -> Checked: the last block, where that
+//!                                                        waits for it
 //! ```
 //! `Opening` has no predecessor; every state may end in `Done` with a failure. The size is what the file had when it was
-//! opened: a file that shrinks fails at the short read, one that grows or is written to fails in `Checking`, because what
-//! was sent may be half old and half new.
+//! opened: a file that shrinks fails at the short read, one that is written to fails in `Checking`, because what was sent
+//! may be half old and half new. One that has grown may only have grown, as a log does: in `Proving` what was sent of it is
+//! read and hashed again. If it has the same hash, all of it was there at one moment, that between the two, and is sent as
+//! what the file began with. Where nobody hashes (FAST) nothing can be proved, and growing is taken for all that happened.
 
 use super::dedup::block_bytes;
 use super::digest::Digest;
@@ -32,8 +35,7 @@ const CHECK: u32 = 22;
 const CLOSE: u32 = 23;
 const PACK: u32 = 24;
 const RUN: u32 = 25;
-
-const CHANGED: &str = "the file changed while it was read";
+const PROVE: u32 = 27;
 
 /// What is to be done with a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,6 +73,8 @@ enum State {
     Loaded,
     Open(FileId),
     Checking(FileId),
+    /// It has grown; what was sent of it is hashed again.
+    Proving(FileId),
     /// It has not changed; what was held back until that was known goes out.
     Checked(FileId),
     Done,
@@ -115,6 +119,8 @@ pub(crate) struct Source {
     hashing: Option<Hashing>,
     blocks: Option<Blocks>,
     failure: Option<Failure>,
+    /// It has grown while it was read, and what was sent is what it began with.
+    grew: bool,
 }
 
 impl Source {
@@ -140,24 +146,31 @@ impl Source {
             hashing: None,
             blocks: None,
             failure: None,
+            grew: false,
         }
     }
 
     /// Takes note of a completion of its own operations. `kind` gives back a block that was filled.
     pub(crate) fn on_completion(&mut self, kind: OpKind, outcome: Outcome, io: &mut Io<'_, '_>) {
         match (kind, outcome) {
-            (OpKind::Load { into, .. }, Ok(Output::Loaded { attributes, len })) => {
+            // From here on nothing is being opened, whatever becomes of the file.
+            (OpKind::Load { into, .. }, Ok(Output::Loaded { attributes, len, grew })) => {
+                self.state = State::Done;
+                self.grew = grew;
                 self.on_loaded(into, attributes, len, io);
             }
             (OpKind::Load { .. } | OpKind::Open { .. }, Ok(Output::Opened { file, attributes })) => {
+                self.state = State::Done;
                 if self.failure.is_some() {
-                    self.state = State::Done;
                     return io.submit(CLOSE, OpKind::Close { file });
                 }
                 let Purpose { offset, limit, .. } = self.purpose;
                 self.end = limit.map_or(attributes.size, |limit| offset.saturating_add(limit).min(attributes.size));
                 self.attributes = Some(attributes);
                 self.state = State::Open(file);
+                if self.is_empty_handed() {
+                    self.check(file, io);
+                }
             }
             (OpKind::Load { .. } | OpKind::Open { .. }, Err(errno)) => {
                 self.state = State::Done;
@@ -165,7 +178,7 @@ impl Source {
             }
             (OpKind::Read { offset, into, len, .. }, outcome) => match outcome {
                 Ok(Output::Bytes(got)) if got == len => self.on_read(offset, into.share().slice(0..len), io),
-                Ok(_) => self.fail(Failure::here(&self.path, "cannot read", Errno::SHORT_SOURCE), io),
+                Ok(_) => self.on_short(io),
                 Err(errno) => self.fail(Failure::here(&self.path, "cannot read", errno), io),
             },
             (OpKind::SendFile { len, .. }, outcome) => {
@@ -173,6 +186,7 @@ impl Source {
                 io.link.run_sent(len, io.cx.now);
                 match outcome {
                     Ok(_) => io.progress.moved(usize::try_from(len).unwrap_or(usize::MAX)),
+                    Err(Errno::SHORT_SOURCE) => self.on_short(io),
                     Err(errno) => self.fail(Failure::here(&self.path, "cannot read", errno), io),
                 }
             }
@@ -191,6 +205,7 @@ impl Source {
                         self.fail(Failure::here(&self.path, "cannot read", errno), io);
                     }
                 }
+                FsOp::HashPart { .. } => self.on_proved(outcome, io),
                 _ => self.on_checked(outcome, io),
             },
             _ => {}
@@ -199,13 +214,9 @@ impl Source {
 
     fn on_loaded(&mut self, into: Block, attributes: Attributes, len: usize, io: &mut Io<'_, '_>) {
         if self.failure.is_some() {
-            self.state = State::Done;
             return;
         }
-        // Files that claim no size, as in /proc, are what they turn out to be.
-        if attributes.size != len as u64 && attributes.size != 0 {
-            return self.fail(Failure::rule(&self.path, "cannot read", CHANGED), io);
-        }
+        // A file whose size says something else, as in /proc and /sys, is what could be read of it.
         self.end = len as u64;
         self.next_read = self.end;
         self.attributes = Some(Attributes { size: len as u64, ..attributes });
@@ -215,6 +226,12 @@ impl Source {
             self.window.push_back(Slot { offset: 0, room, content: Content::Reading });
             self.on_read(0, into.share().slice(0..len), io);
         }
+    }
+
+    /// A base server publishes what is empty as soon as it is announced: nothing can be held back until it is checked.
+    fn is_empty_handed(&self) -> bool {
+        let Purpose { whole_or_nothing, sent, held, offset, .. } = self.purpose;
+        whole_or_nothing && sent && !held && self.end <= offset && !matches!(self.state, State::Loaded | State::Done)
     }
 
     /// What is only hashed waits for no stream.
@@ -254,21 +271,86 @@ impl Source {
         }
     }
 
+    /// There is less of it than its size said. Whether somebody has cut it or the size says nothing its size tells now.
+    fn on_short(&mut self, io: &mut Io<'_, '_>) {
+        let State::Open(file) = self.state else { return };
+        self.failure.get_or_insert(Failure::here(&self.path, "cannot read", Errno::SHORT_SOURCE));
+        self.forget();
+        self.check(file, io);
+    }
+
+    fn check(&mut self, file: FileId, io: &mut Io<'_, '_>) {
+        let past = self.attributes.map(|attributes| attributes.size).filter(|&size| size == self.end);
+        let past = past.filter(|_| self.failure.is_none());
+        io.submit(CHECK, OpKind::Fs(Box::new(FsOp::StatOpen { file, past })));
+        self.state = State::Checking(file);
+    }
+
     fn on_checked(&mut self, outcome: Outcome, io: &mut Io<'_, '_>) {
         let State::Checking(file) = self.state else { return };
-        let before = self.attributes.map(|a| (a.size, a.mtime));
-        match outcome {
-            Ok(Output::Attributes { attributes: a, .. }) if Some((a.size, a.mtime)) == before => {
-                if !self.window.is_empty() {
-                    self.state = State::Checked(file);
-                    return;
-                }
+        let attributes = match outcome {
+            Ok(Output::Attributes { attributes, .. }) => attributes,
+            outcome => return self.end_checked(file, outcome.err(), io),
+        };
+        let before = self.attributes.map_or((0, attributes.mtime), |before| (before.size, before.mtime));
+        let same = (attributes.size, attributes.mtime) == before;
+        if self.failure.is_some() {
+            let lies = Failure::here(&self.path, "cannot read", Errno::SIZE_LIES);
+            self.failure = self.failure.take().map(|failure| if same { lies } else { failure });
+            return self.end_checked(file, None, io);
+        }
+        if same {
+            return self.end_checked(file, None, io);
+        }
+        let Purpose { offset, limit, sent, hashed, .. } = self.purpose;
+        if attributes.size <= before.0 {
+            return self.end_checked(file, Some(Errno::CHANGED), io);
+        }
+        match (sent, limit) {
+            // Whoever asks for the hash of so many bytes holds it against another one.
+            (false, Some(_)) => self.end_checked(file, None, io),
+            (true, None) if !hashed && self.blocks.is_none() => {
+                self.grew = true;
+                self.end_checked(file, None, io);
             }
-            Ok(_) => _ = self.failure.get_or_insert(Failure::rule(&self.path, "cannot read", CHANGED)),
-            Err(errno) => _ = self.failure.get_or_insert(Failure::here(&self.path, "cannot read", errno)),
+            (true, None) => {
+                io.submit(PROVE, OpKind::Fs(Box::new(FsOp::HashPart { file, offset, end: self.end })));
+                self.state = State::Proving(file);
+            }
+            // A range says nothing of the others, and what nobody moves need not be the beginning of anything.
+            (false, None) | (true, Some(_)) => self.end_checked(file, Some(Errno::CHANGED), io),
+        }
+    }
+
+    /// What was sent is hashed again, as it is there now.
+    fn on_proved(&mut self, outcome: Outcome, io: &mut Io<'_, '_>) {
+        let State::Proving(file) = self.state else { return };
+        let mut sent = self.digest.get().and_then(|hash| hash.whole.clone());
+        // What is held back until this is known.
+        if let (Some(sent), Some(Slot { content: Content::Raw(raw) | Content::Packed(raw, ..), .. })) =
+            (&mut sent, self.window.front())
+        {
+            sent.update(raw.bytes());
+        }
+        let errno = match outcome {
+            Ok(Output::Hashed(now)) if sent.is_some_and(|sent| sent.finalize() == now) => None,
+            Ok(_) => Some(Errno::CHANGED),
+            Err(errno) => Some(errno),
+        };
+        self.grew = errno.is_none();
+        self.end_checked(file, errno, io);
+    }
+
+    fn end_checked(&mut self, file: FileId, errno: Option<Errno>, io: &mut Io<'_, '_>) {
+        if let Some(errno) = errno {
+            self.failure.get_or_insert(Failure::here(&self.path, "cannot read", errno));
+        }
+        if self.failure.is_none() && !self.window.is_empty() {
+            self.state = State::Checked(file);
+            return;
         }
         self.state = State::Done;
-        self.window.clear();
+        self.forget();
         io.submit(CLOSE, OpKind::Close { file });
     }
 
@@ -277,14 +359,25 @@ impl Source {
         self.failure.get_or_insert(failure);
         match std::mem::replace(&mut self.state, State::Done) {
             State::Opening => self.state = State::Opening,
-            State::Open(file) | State::Checking(file) | State::Checked(file) => {
+            State::Open(file) | State::Checking(file) | State::Proving(file) | State::Checked(file) => {
                 io.submit(CLOSE, OpKind::Close { file });
             }
             State::Loaded | State::Done => {}
         }
+        self.forget();
+    }
+
+    fn forget(&mut self) {
         self.window.clear();
-        self.hashed.clear();
-        self.digest.clear();
+        if self.failure.is_some() {
+            self.hashed.clear();
+            self.digest.clear();
+        }
+    }
+
+    /// It has grown while it was read: what was handed on is what it began with.
+    pub(crate) fn grew(&self) -> bool {
+        self.grew
     }
 
     /// Reads ahead and hands content on in order. Content is hashed and given to `take` only while `its_turn`, and
@@ -328,8 +421,7 @@ impl Source {
         let drained = handed_on && self.digest.is_idle() && self.has_room(io);
         match self.state {
             State::Open(file) if drained && self.blocks.as_ref().is_none_or(|blocks| blocks.left.is_empty()) => {
-                io.submit(CHECK, OpKind::Fs(Box::new(FsOp::StatOpen { file })));
-                self.state = State::Checking(file);
+                self.check(file, io);
             }
             State::Checked(file) if drained => {
                 io.submit(CLOSE, OpKind::Close { file });
@@ -347,11 +439,13 @@ impl Source {
         if !self.purpose.whole_or_nothing || !last {
             return false;
         }
-        if let State::Open(file) = self.state {
-            io.submit(CHECK, OpKind::Fs(Box::new(FsOp::StatOpen { file })));
-            self.state = State::Checking(file);
+        // All that is sent before the last is hashed by then, in case that must be proved.
+        if let State::Open(file) = self.state
+            && self.digest.is_idle()
+        {
+            self.check(file, io);
         }
-        matches!(self.state, State::Checking(_))
+        matches!(self.state, State::Open(_) | State::Checking(_) | State::Proving(_))
     }
 
     /// Hashes what is next in the file; `None` when it is not what was announced.
@@ -369,7 +463,7 @@ impl Source {
                 let index = slot.offset / HASH_BLOCK_BYTES as u64;
                 let announced = blocks.hashes.get(usize::try_from(index).ok()?)?;
                 if blake3::hash(raw.bytes()) != announced.plain {
-                    self.fail(Failure::rule(&self.path, "cannot read", CHANGED), io);
+                    self.fail(Failure::here(&self.path, "cannot read", Errno::CHANGED), io);
                     return None;
                 }
             }
@@ -506,7 +600,7 @@ impl Source {
     pub(crate) fn opened(&self) -> Option<Result<Attributes, &Failure>> {
         match (&self.failure, &self.attributes) {
             (Some(failure), _) if !matches!(self.state, State::Opening) => Some(Err(failure)),
-            (None, Some(attributes)) => Some(Ok(*attributes)),
+            (None, Some(attributes)) if !self.is_empty_handed() => Some(Ok(*attributes)),
             _ => None,
         }
     }
@@ -536,6 +630,7 @@ impl Source {
             State::Open(_) if self.runs > 0 => "source sent by the kernel",
             State::Open(_) => "source open",
             State::Checking(_) => "source checking",
+            State::Proving(_) => "source proving what it began with",
             State::Checked(_) => "source checked",
             State::Done => "source done",
         }

@@ -63,11 +63,27 @@ impl Meta {
 pub(super) struct File {
     pub(super) content: Vec<u8>,
     pub(super) meta: Meta,
+    /// The size that it says it has, where that is not its own.
+    pub(super) said: Option<u64>,
+    /// What it was before somebody else wrote to it.
+    pub(super) earlier: Vec<Vec<u8>>,
 }
 
 impl File {
     pub(super) fn attributes(&self) -> Attributes {
-        self.meta.attributes(Kind::Regular, self.content.len())
+        let attributes = self.meta.attributes(Kind::Regular, self.content.len());
+        Attributes { size: self.said.unwrap_or(attributes.size), ..attributes }
+    }
+
+    /// Somebody else appends to it, or writes over a byte of it.
+    pub(super) fn write_to(&mut self, grow: bool, random: &mut super::random::Random) {
+        self.earlier.push(self.content.clone());
+        let at = random.index(self.content.len().max(1));
+        match self.content.get_mut(at) {
+            Some(byte) if !grow => *byte ^= 1,
+            _ => self.content.resize(self.content.len() + 1 + random.magnitude(100_000) as usize, 7),
+        }
+        self.meta.mtime.seconds += 1;
     }
 
     /// The bytes of a range that are there.
@@ -104,7 +120,7 @@ impl Node {
     }
 
     pub(super) fn file(content: Vec<u8>, meta: Meta) -> FileRef {
-        Rc::new(RefCell::new(File { content, meta }))
+        Rc::new(RefCell::new(File { content, meta, said: None, earlier: Vec::new() }))
     }
 
     pub(super) fn attributes(&self) -> Attributes {

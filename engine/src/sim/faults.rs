@@ -43,6 +43,7 @@ pub enum OpName {
     FillBlocks,
     KeepBlocks,
     HashBlocks,
+    HashPart,
     InPlace,
     Continue,
     Compute,
@@ -92,6 +93,7 @@ impl OpName {
             FsOp::FillBlocks { .. } => OpName::FillBlocks,
             FsOp::KeepBlocks { .. } => OpName::KeepBlocks,
             FsOp::HashBlocks { .. } => OpName::HashBlocks,
+            FsOp::HashPart { .. } => OpName::HashPart,
         }
     }
 }
@@ -115,6 +117,10 @@ pub enum Fault {
     Epipe,
     /// The file that is being read becomes shorter.
     ShortSource,
+    /// Somebody appends to the file that is being read.
+    Grow,
+    /// Somebody writes over a byte of the file that is being read.
+    Overwrite,
     /// The name is gone when it is looked at.
     Vanish,
     /// The host stops. Its disk keeps what has a name.
@@ -124,14 +130,16 @@ pub enum Fault {
 impl Fault {
     /// The faults that an operation of this name can run into.
     pub fn of(op: OpName) -> &'static [Fault] {
-        use Fault::{Eacces, Eio, Enospc, Epipe, Refused, ShortSource, Unanswered, Vanish};
+        use Fault::{Eacces, Eio, Enospc, Epipe, Grow, Overwrite, Refused, ShortSource, Unanswered, Vanish};
         match op {
             OpName::Recv => &[Epipe],
             OpName::Send => &[Epipe, Eio],
             OpName::SendFile => &[Epipe, Eio, ShortSource],
             OpName::Open | OpName::Stat | OpName::OpenDir => &[Vanish, Eio, Eacces],
-            OpName::Read => &[ShortSource, Eio],
-            OpName::Load => &[ShortSource, Vanish, Eio, Eacces],
+            OpName::Read => &[ShortSource, Grow, Overwrite, Eio],
+            OpName::Load => &[ShortSource, Grow, Overwrite, Vanish, Eio, Eacces],
+            OpName::StatOpen => &[Grow, Overwrite, Eio],
+            OpName::HashPart => &[Grow, Overwrite, Eio],
             OpName::Create
             | OpName::InPlace
             | OpName::Continue
@@ -139,7 +147,7 @@ impl Fault {
             | OpName::MakeDir
             | OpName::MakeLink => &[Enospc, Eio, Eacces],
             OpName::Write | OpName::Publish | OpName::FillBlocks => &[Enospc, Eio],
-            OpName::StatOpen | OpName::ReadDir | OpName::SetMeta | OpName::Clone | OpName::HashBlocks => &[Eio],
+            OpName::ReadDir | OpName::SetMeta | OpName::Clone | OpName::HashBlocks => &[Eio],
             OpName::Listen => &[Eacces],
             OpName::Connect => &[Refused, Unanswered],
             OpName::Accept | OpName::Shutdown | OpName::CloseStream | OpName::Compute => &[],
@@ -159,6 +167,7 @@ impl Fault {
             Fault::Unanswered => Errno::from(rustix::io::Errno::TIMEDOUT),
             Fault::Epipe => Errno::BROKEN_PIPE,
             Fault::ShortSource => Errno::SHORT_SOURCE,
+            Fault::Grow | Fault::Overwrite => Errno::CHANGED,
             Fault::Vanish => Errno::NOT_FOUND,
         }
     }

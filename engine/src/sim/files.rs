@@ -163,6 +163,7 @@ impl Disk {
     pub(super) fn perform(&mut self, kind: &mut OpKind, around: &mut Around<'_>) -> Outcome {
         match around.fault {
             Some(Fault::ShortSource | Fault::Vanish) => self.spoil(kind, around),
+            Some(fault @ (Fault::Grow | Fault::Overwrite)) => self.write_to(kind, fault == Fault::Grow, around),
             // These have an effect even so: half a Write, a closed file.
             Some(_) if matches!(kind, OpKind::Write { .. } | OpKind::Publish { .. } | OpKind::Close { .. }) => {}
             Some(fault) => return Err(fault.errno()),
@@ -196,6 +197,26 @@ impl Disk {
             OpKind::Fs(op) => self.perform_fs(op, around),
             // Streams are no business of the disk.
             _ => Err(Errno::UNSUPPORTED),
+        }
+    }
+
+    /// Somebody else writes to what is about to be read, and to nothing that is being made.
+    fn write_to(&mut self, kind: &OpKind, grow: bool, around: &mut Around<'_>) {
+        let file = match kind {
+            OpKind::Read { file, .. } => Some(*file),
+            OpKind::Fs(op) => match **op {
+                FsOp::StatOpen { file, .. } | FsOp::HashPart { file, .. } => Some(file),
+                _ => None,
+            },
+            _ => None,
+        };
+        let open = file.and_then(|file| self.files.get(file).ok()).filter(|open| open.making.is_none());
+        let node = match kind {
+            OpKind::Load { place, .. } => self.find(place, true).and_then(Node::into_file).ok(),
+            _ => open.map(|open| open.node.clone()),
+        };
+        if let Some(node) = node {
+            node.borrow_mut().write_to(grow, around.random);
         }
     }
 
@@ -360,12 +381,13 @@ impl Disk {
 
     fn load(&mut self, place: &Place, into: &mut Block, around: &Around<'_>) -> Outcome {
         let node = self.find(place, true)?.into_file()?;
-        if node.borrow().content.len() > into.capacity() {
+        let size = node.borrow().attributes().size;
+        if node.borrow().content.len() > into.capacity() || size > into.capacity() as u64 {
             return self.open(place, around);
         }
         let node = node.borrow();
         into.bytes_mut()[..node.content.len()].copy_from_slice(&node.content);
-        Ok(Output::Loaded { attributes: node.attributes(), len: node.content.len() })
+        Ok(Output::Loaded { attributes: node.attributes(), len: node.content.len(), grew: false })
     }
 
     fn store(&self, store: &Store, around: &Around<'_>) -> Outcome {
@@ -408,9 +430,23 @@ impl Disk {
                 let node = self.find(place, *follow)?;
                 Ok(Output::Attributes { attributes: node.attributes(), link: node.link_text().to_vec() })
             }
-            FsOp::StatOpen { file } => {
-                let attributes = self.source(*file)?.borrow().attributes();
-                Ok(Output::Attributes { attributes, link: Vec::new() })
+            FsOp::StatOpen { file, past } => {
+                let node = self.source(*file)?;
+                let node = node.borrow();
+                let attributes = node.attributes();
+                match *past {
+                    Some(past) if past == attributes.size && node.content.len() as u64 > past => Err(Errno::SIZE_LIES),
+                    _ => Ok(Output::Attributes { attributes, link: Vec::new() }),
+                }
+            }
+            FsOp::HashPart { file, offset, end } => {
+                let node = self.source(*file)?;
+                let node = node.borrow();
+                let len = usize::try_from(end.saturating_sub(*offset)).map_err(|_| Errno::INVALID)?;
+                match node.range(*offset, len) {
+                    part if part.len() == len => Ok(Output::Hashed(*blake3::hash(part).as_bytes())),
+                    _ => Err(Errno::SHORT_SOURCE),
+                }
             }
             FsOp::HashBlocks { file, first, count, plain } => self.hash_blocks(*file, *first, *count, *plain),
             FsOp::OpenDir { place } => self.open_directory(place, around),

@@ -113,6 +113,8 @@ pub struct Entry {
     pub content: Vec<u8>,
     /// Text of a symbolic link.
     pub link: Vec<u8>,
+    /// What its content was before somebody wrote to it in this world's way of going wrong.
+    pub earlier: Vec<Vec<u8>>,
 }
 
 impl World {
@@ -307,6 +309,15 @@ impl World {
         entries
     }
 
+    /// Has a file say that it has another size than it has, as files in /proc and /sys do.
+    pub fn say_size(&self, host: &str, path: &str, size: u64) {
+        let index = self.host_index(host);
+        let state = self.state.borrow();
+        let (parent, name) = find_parent(&state, index, path);
+        let file = parent.borrow().entries.get(&name).cloned().and_then(|node| node.into_file().ok());
+        file.expect("a file stands there").borrow_mut().said = Some(size);
+    }
+
     /// Files being made on a host that have no name yet.
     pub fn unpublished(&self, host: &str) -> usize {
         let index = self.host_index(host);
@@ -382,9 +393,12 @@ fn find_parent(state: &State, host: usize, path: &str) -> (disk::DirectoryRef, V
 
 fn collect(node: &Node, path: &[u8], entries: &mut BTreeMap<Vec<u8>, Entry>) {
     if !path.is_empty() {
-        let content = if let Node::File(file) = node { file.borrow().content.clone() } else { Vec::new() };
+        let (content, earlier) = match node {
+            Node::File(file) => (file.borrow().content.clone(), file.borrow().earlier.clone()),
+            _ => (Vec::new(), Vec::new()),
+        };
         let link = node.link_text().to_vec();
-        entries.insert(path.to_vec(), Entry { attributes: node.attributes(), content, link });
+        entries.insert(path.to_vec(), Entry { attributes: node.attributes(), content, link, earlier });
     }
     if let Node::Directory(directory) = node {
         for (name, below) in &directory.borrow().entries {

@@ -87,12 +87,14 @@ impl Ext {
     pub const PLAIN: Ext = Ext(0x100);
     /// The answer to Ping names the process that serves, in which a client's logins may have gathered.
     pub const GATHER: Ext = Ext(0x800);
+    /// A second Meta in the reply to Get: the file has grown.
+    pub const GREW: Ext = Ext(0x2000);
     /// Under [`Caps::FAST`] a Put may end without a hash.
     pub const FASTPUT: Ext = Ext(0x200);
     /// Before its Ok a server says which attributes it could not keep.
     pub const UNKEPT: Ext = Ext(0x1000);
     /// Everything this program can do, whatever it runs over.
-    pub const ALL: Ext = Ext(0xbf | Ext::FASTPUT.0 | Ext::UNKEPT.0);
+    pub const ALL: Ext = Ext(0xbf | Ext::FASTPUT.0 | Ext::UNKEPT.0 | Ext::GREW.0);
 
     /// True when every bit of `other` is set here.
     pub fn has(self, other: Ext) -> bool {
@@ -286,6 +288,8 @@ impl ErrorCode {
     pub const READ_ONLY: ErrorCode = ErrorCode(6);
     /// Every place is taken, for now: EBUSY.
     pub const BUSY: ErrorCode = ErrorCode(ErrorCode::ERRNO_BASE + 16);
+    /// The source was written to while it was read.
+    pub const CHANGED: ErrorCode = ErrorCode(7);
     /// Codes from here on are `4096 + errno`, with Linux numbering whatever the system.
     pub const ERRNO_BASE: u16 = 4096;
 }

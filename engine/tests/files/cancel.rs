@@ -88,7 +88,7 @@ fn stale_and_foreign_ids_are_refused_at_once_with_their_buffers() {
         OpKind::Close { file },
         OpKind::Publish { file, finish: Box::new(PLAIN) },
         OpKind::Open { place: place.clone(), mode: OpenMode::Read },
-        OpKind::Fs(Box::new(FsOp::StatOpen { file })),
+        OpKind::Fs(Box::new(FsOp::StatOpen { file, past: None })),
         OpKind::Fs(Box::new(FsOp::ReadDir { dir: never })),
         OpKind::Fs(Box::new(FsOp::Clone { from: rig.place("f"), to: place, finish: PLAIN })),
     ] {

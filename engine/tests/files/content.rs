@@ -142,7 +142,9 @@ fn reading_gives_the_bytes_of_the_range_and_is_short_only_at_the_end() {
     let into = rig.block();
     let too_much = into.capacity() + 1;
     assert_eq!(rig.run(OpKind::Read { file, offset: 0, into, len: too_much }).map(|_| ()), Err(Errno::INVALID));
-    let Ok(Output::Attributes { attributes, .. }) = rig.fs(FsOp::StatOpen { file }) else { panic!("no attributes") };
+    let Ok(Output::Attributes { attributes, .. }) = rig.fs(FsOp::StatOpen { file, past: None }) else {
+        panic!("no attributes")
+    };
     assert_eq!(attributes.size, 100_000);
     let from = rig.slice(b"x");
     assert!(rig.run(OpKind::Write { file, offset: 0, from }).is_err(), "a file opened to read is not written");

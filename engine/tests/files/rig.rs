@@ -114,7 +114,7 @@ impl Rig {
         let place = self.place(path);
         let into = self.block();
         match self.complete(OpKind::Load { place, into }) {
-            (OpKind::Load { into, .. }, Ok(Output::Loaded { attributes, len })) => {
+            (OpKind::Load { into, .. }, Ok(Output::Loaded { attributes, len, .. })) => {
                 Ok((into.bytes()[..len].to_vec(), attributes))
             }
             (_, result) => Err(result.map(|output| panic!("{output:?}")).unwrap_err()),
