@@ -6,6 +6,7 @@ mod args;
 mod backend;
 mod bcmr;
 mod copy;
+mod core_dumps;
 mod daemon;
 mod demo;
 mod direct;
@@ -38,6 +39,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     panics::quieten();
     open_files::raise_limit();
+    core_dumps::refuse();
     panics::caught(begin).unwrap_or_else(|panicked| {
         output::error(&panicked.to_string());
         Exit::Stream.into()

@@ -236,6 +236,12 @@ pub const NAME_TRIES: usize = 8;
 pub const COPY_STEP_BYTES: u64 = 64 * 1024 * 1024;
 /// Bytes of components waiting in one walk, as PATH_MAX: bounds what nested links can pile up, and the handles held.
 pub const MAX_PATH_BYTES: usize = 4096;
+/// Bytes of one component of a path, as NAME_MAX of every system we know.
+pub const MAX_NAME_BYTES: usize = 255;
+/// Bytes of a refused name that are shown.
+pub const SHOWN_NAME_BYTES: usize = 256;
+/// Bytes of the paths of files found and not yet reported, at most.
+pub const UNREPORTED_NAME_BYTES: usize = 16 * 1024 * 1024;
 /// Pipes one backend leases at most. 8 of 1 MiB on each of 8 workers is the unprivileged budget of 64 of a user.
 pub const LEASED_PIPES: usize = 8;
 /// Splices beside those through leased pipes that may wait at the same time (streams that are pipes themselves).

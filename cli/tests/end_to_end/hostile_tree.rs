@@ -305,3 +305,31 @@ fn names_of_any_bytes_arrive_and_are_shown_harmlessly() {
         assert_eq!(scene.ended.lines(), ["haul: far:d/a\\x1b[2J\\nhaul: all is well: cannot open: no"]);
     }
 }
+
+#[test]
+fn names_longer_than_a_file_system_can_have_are_left_out_and_not_printed() {
+    let long = |bytes: usize| "n".repeat(bytes);
+    let deep = format!("{}name", "d/".repeat(2_100));
+    for backend in BACKENDS {
+        for dialect in BOTH {
+            let entries = [
+                entry(long(256), Kind::Regular),
+                entry(&deep, Kind::Regular),
+                entry(long(15_000_000), Kind::Regular),
+                entry("good", Kind::Regular),
+            ];
+            let scene = copy_of(backend, dialect, &["-r"], &entries);
+            scene.ended.assert_exit(23);
+            assert_eq!(scene.lines_with("a part of the name is longer than 255 bytes"), 1, "{:?}", scene.ended.lines());
+            assert_eq!(scene.lines_with("the name is longer than 4096 bytes"), 2);
+            assert!(scene.ended.stderr.len() < 4_000, "{} bytes were printed", scene.ended.stderr.len());
+            assert_eq!(names(&scene.to()), ["good"]);
+            scene.assert_inside();
+        }
+        let link = TreeEntry { link: vec![b'l'; 5_000], ..entry("link", Kind::Symlink) };
+        let scene = copy_of(backend, FULL, &["-rl"], &[link, entry("good", Kind::Regular)]);
+        scene.ended.assert_exit(23);
+        assert_eq!(scene.lines_with("a link text longer than 4096 bytes"), 1, "{:?}", scene.ended.lines());
+        assert_eq!(names(&scene.to()), ["good"]);
+    }
+}

@@ -15,7 +15,7 @@ use super::plan::{Landing, Operand, skip_reason, unreadable};
 use super::report::{Report, Reporter, SharedProgress};
 use super::{Failure, Outcome, Reason, list, stat, tree, verb};
 use crate::backend::{DirId, Errno, FsOp, NO_ATTRIBUTES, OpKind, Output, Place, StreamId};
-use crate::limits::PAGE_ENTRIES;
+use crate::limits::{MAX_PATH_BYTES, PAGE_ENTRIES, SHOWN_NAME_BYTES};
 use crate::queue::Queue;
 use crate::wire::frame::{Attributes, ErrorCode, Ext, Kind, ListEntry, Timestamp, TreeEntry};
 use crate::wire::path::{RelPath, RequestPath, Target};
@@ -255,11 +255,12 @@ impl Download {
 
     fn on_entry(&mut self, entry: TreeEntry, desk: &mut Desk<'_, '_>) {
         let State::Listing(listing) = &mut self.state else { return };
-        let path = match RelPath::parse(&entry.path.0) {
+        let path = match RelPath::listed(&entry.path.0) {
             Ok(path) => Some(path),
             Err(_) if entry.path.0.is_empty() && entry.error != ErrorCode::NONE => None,
             Err(error) => {
-                let shown = [&listing.source.shown, b"/".as_slice(), &entry.path.0].concat();
+                let name = entry.path.0.get(..SHOWN_NAME_BYTES).unwrap_or(&entry.path.0);
+                let shown = [&listing.source.shown, b"/".as_slice(), name].concat();
                 let rule = format!("the server sent an unsafe name: {error}");
                 return desk.report(Report::Failed(Failure::rule(&shown, "left out", rule)));
             }
@@ -280,6 +281,10 @@ impl Download {
                 self.make_dir(target, desk);
             }
             Kind::Regular => self.get(remote, shown, target, entry.attributes, desk),
+            Kind::Symlink if self.landing.options.links && entry.link.len() > MAX_PATH_BYTES => {
+                let rule = "the server sent a link text longer than 4096 bytes";
+                desk.report(Report::Failed(Failure::rule(&shown, "left out", rule)));
+            }
             Kind::Symlink if self.landing.options.links => self.make_link(target, entry, desk),
             kind => desk.report(Report::Skipped { source: shown, why: skip_reason(kind) }),
         }

@@ -6,7 +6,7 @@ use super::jobs::Jobs;
 use super::report::Report;
 use super::{Failure, Terms};
 use crate::backend::Waker;
-use crate::limits::JOBS_UNREPORTED;
+use crate::limits::{JOBS_UNREPORTED, UNREPORTED_NAME_BYTES};
 use crate::queue::{Finished, Job, Way};
 use crate::wire::frame::Attributes;
 use crate::wire::path::Target;
@@ -21,11 +21,13 @@ pub(crate) struct Lead {
     /// Files in the order of the walk that are not reported yet, and what is known of those.
     order: VecDeque<u64>,
     results: BTreeMap<u64, Finished>,
+    /// Bytes of their paths.
+    name_bytes: usize,
 }
 
 impl Lead {
     pub(super) fn new(jobs: Jobs) -> Lead {
-        Lead { jobs, open: BTreeSet::new(), last: 0, order: VecDeque::new(), results: BTreeMap::new() }
+        Lead { jobs, open: BTreeSet::new(), last: 0, order: VecDeque::new(), results: BTreeMap::new(), name_bytes: 0 }
     }
 
     /// Direct connections are to carry the content: where they are `required`, nothing else.
@@ -67,7 +69,7 @@ impl Lead {
 
     /// True while more files may be found.
     pub(super) fn has_room(&self) -> bool {
-        self.order.len() < JOBS_UNREPORTED && self.jobs.queue().has_room()
+        self.order.len() < JOBS_UNREPORTED && self.name_bytes < UNREPORTED_NAME_BYTES && self.jobs.queue().has_room()
     }
 
     /// A file was found.
@@ -81,6 +83,7 @@ impl Lead {
         desk.io.progress.expect(1, attributes.size);
         let number = self.begin();
         self.order.push_back(number);
+        self.name_bytes += name_bytes((&source.1, &target.1));
         self.jobs.queue().push(Job::new(number, source, target, attributes));
     }
 
@@ -93,6 +96,8 @@ impl Lead {
         }
         while let Some(finished) = self.order.front().and_then(|number| self.results.remove(number)) {
             self.order.pop_front();
+            let names = (&*finished.job.source_shown, &*finished.job.target_shown);
+            self.name_bytes = self.name_bytes.saturating_sub(name_bytes(names));
             if let (true, Ok((_, size, _))) = (finished.job.grew, &finished.result) {
                 desk.report(Report::Grew { source: finished.job.source_shown.clone(), size: *size });
             }
@@ -111,6 +116,11 @@ impl Drop for Lead {
     fn drop(&mut self) {
         self.jobs.queue().end();
     }
+}
+
+/// What a file's paths take: each is kept as it is shown and as it is used.
+fn name_bytes((source, target): (&[u8], &[u8])) -> usize {
+    2 * (source.len() + target.len())
 }
 
 fn report(finished: Finished) -> Report {
