@@ -26,6 +26,10 @@ impl Errno {
     pub const REPLACED: Errno = Errno(100_008);
     /// This program is wrong: the panic of a helper thread.
     pub const INTERNAL: Errno = Errno(100_009);
+    /// The path that is served names another directory than when that began.
+    pub const ROOT_REPLACED: Errno = Errno(100_020);
+    /// Something else is mounted there, and is not served.
+    pub const OTHER_MOUNT: Errno = Errno(100_021);
     /// The content is not what it should be.
     pub const HASH_MISMATCH: Errno = Errno(100_004);
     /// A file whose size did not change has less, or more, in it than that says.
@@ -71,6 +75,9 @@ impl Errno {
             Errno::OUTSIDE_ROOT => ErrorCode::OUTSIDE_ROOT,
             Errno::HASH_MISMATCH => ErrorCode::HASH_MISMATCH,
             Errno::CHANGED | Errno::SHORT_SOURCE => ErrorCode::CHANGED,
+            // ESTALE and EXDEV.
+            Errno::ROOT_REPLACED => ErrorCode(ErrorCode::ERRNO_BASE + 116),
+            Errno::OTHER_MOUNT => ErrorCode(ErrorCode::ERRNO_BASE + 18),
             Errno(n) => u16::try_from(n).ok().and_then(portable).map_or(ErrorCode::OTHER, ErrorCode),
         }
     }
@@ -107,6 +114,12 @@ impl fmt::Display for Errno {
             Errno::REPLACED => f.write_str("Somebody else has put something else in its place"),
             Errno::SIZE_LIES => f.write_str("What can be read of it is not as much as its size says"),
             Errno::UNSUPPORTED => f.write_str("Not supported here"),
+            Errno::ROOT_REPLACED => f.write_str(
+                "The served directory was mounted over, moved or made anew; start the server again to serve what is there now",
+            ),
+            Errno::OTHER_MOUNT => f.write_str(
+                "Something else is mounted there, which the server does not serve without --across-mounts",
+            ),
             Errno::HASH_MISMATCH => f.write_str("Content does not match its hash"),
             Errno::INTERNAL => f.write_str("Internal error of haul; please report it"),
             Errno::BAD_BLOCK => f.write_str("Compressed content is damaged"),

@@ -495,3 +495,37 @@ fn a_directory_that_is_not_held_any_more_is_still_known() {
     assert_eq!(set("inside|0"), Err(Errno::REPLACED));
     assert_eq!(set("inside|1"), Ok(()));
 }
+
+/// `/proc` is mounted on every Linux, and to write to some of what is in it is to run code.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_is_mounted_below_a_root_is_not_reached_from_it_where_that_is_not_wanted() {
+    on_new_and_old_kernels(|| {
+        let whole = Root::confined(fs::File::open("/").unwrap().into(), "/".into());
+        let root = whole.clone().within_its_mount();
+        for path in ["proc/version", "/proc/version", "proc|version", "proc|sys/kernel/ostype"] {
+            assert!(content(&whole, path).is_ok(), "{path}");
+            assert_eq!(content(&root, path), Err(Errno::OTHER_MOUNT), "{path}");
+            assert_eq!(names::make_dir(&root, &target(path)), Err(Errno::OTHER_MOUNT), "{path}");
+        }
+        assert!(names::open_dir(&root, &target("proc")).is_err_and(|errno| errno == Errno::OTHER_MOUNT));
+    });
+}
+
+#[test]
+fn a_root_that_was_made_anew_is_not_served() {
+    on_new_and_old_kernels(|| {
+        let trap = Trap::new();
+        let root = trap.confined();
+        assert!(content(&root, "inside/file").is_ok());
+        let away = trap.root.with_file_name("away");
+        fs::rename(&trap.root, &away).unwrap();
+        assert_eq!(content(&root, "inside/file"), Err(Errno::ROOT_REPLACED));
+        fs::create_dir(&trap.root).unwrap();
+        assert_eq!(content(&root, "inside/file"), Err(Errno::ROOT_REPLACED));
+        assert_eq!(names::make_dir(&root, &target("new")), Err(Errno::ROOT_REPLACED));
+        fs::remove_dir(&trap.root).unwrap();
+        fs::rename(&away, &trap.root).unwrap();
+        assert!(content(&root, "inside/file").is_ok());
+    });
+}

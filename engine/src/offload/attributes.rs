@@ -7,6 +7,7 @@ use rustix::fs::{FileType, Gid, Mode, RawMode, Stat, Timespec, Timestamps, UTIME
 use rustix::io::Errno as E;
 use std::os::fd::BorrowedFd;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Set-user-ID and set-group-ID.
 const SET_UID: u32 = 0o4000;
@@ -22,6 +23,28 @@ pub(super) fn umask() -> u32 {
         rustix::process::umask(mask);
         u32::from(mask.as_raw_mode())
     })
+}
+
+/// Peers are not trusted with owners and set-ID bits, see [`guard_metadata`].
+static GUARDED: AtomicBool = AtomicBool::new(false);
+
+/// From here on no file of this process gets an owner or a set-ID bit that a peer named, nor a root another mode: for a server
+/// that runs as root and whose clients are not to become that.
+pub fn guard_metadata() {
+    GUARDED.store(true, Ordering::Relaxed);
+}
+
+pub(super) fn is_guarded() -> bool {
+    GUARDED.load(Ordering::Relaxed)
+}
+
+/// Takes out of what is asked for what peers are not trusted with.
+fn trusted(preserve: Preserve, unkept: &mut Unkept) -> Preserve {
+    if !is_guarded() || !preserve.has(Preserve::OWNER) {
+        return preserve;
+    }
+    *unkept = unkept.or(Unkept::OWNER);
+    Preserve(preserve.0 & !Preserve::OWNER.0)
 }
 
 /// What `stat` found, as it travels.
@@ -80,6 +103,7 @@ pub(super) fn apply_to_file(
 ) -> Result<Unkept, Errno> {
     let times = attributes.map(timestamps).transpose()?;
     let mut unkept = Unkept::default();
+    let preserve = trusted(preserve, &mut unkept);
     if let Some(attributes) = attributes.filter(|_| preserve.has(Preserve::OWNER)) {
         unkept.note(Unkept::OWNER, set_owner(fd, attributes))?;
     }
@@ -87,6 +111,11 @@ pub(super) fn apply_to_file(
         Some(attributes) if preserve.has(Preserve::MODE) => Some(exact_mode(fd, attributes)?),
         _ => mode,
     };
+    let set_id = mode.filter(|mode| is_guarded() && mode & (SET_UID | SET_GID) != 0);
+    let mode = mode.map(|mode| if set_id.is_some() { mode & !(SET_UID | SET_GID) } else { mode });
+    if set_id.is_some() {
+        unkept = unkept.or(Unkept::MODE);
+    }
     if let Some(mode) = mode {
         unkept.note(Unkept::MODE, rustix::fs::fchmod(fd, raw_mode(mode)))?;
     }
@@ -100,6 +129,7 @@ pub(super) fn apply_to_file(
 pub(super) fn apply_to_dir(fd: BorrowedFd<'_>, attributes: &Attributes, preserve: Preserve) -> Result<Unkept, Errno> {
     let times = timestamps(attributes)?;
     let mut unkept = Unkept::default();
+    let preserve = trusted(preserve, &mut unkept);
     if preserve.has(Preserve::OWNER) {
         unkept.note(Unkept::OWNER, set_owner(fd, attributes))?;
     }

@@ -43,6 +43,8 @@ pub(super) struct Making {
     /// The permission bits that it was asked for when it was made.
     pub(super) asked: u32,
     pub(super) wanted: Wanted,
+    /// Below which it is made.
+    pub(super) root: Root,
 }
 
 /// A temporary name in `dir` of a [`Making`].
@@ -99,7 +101,8 @@ pub(super) fn create(
     let (named, mode) = (wanted.brief && present.is_some(), wanted.mode.filter(|_| replaced.is_none()));
     let NewFile { fd, temp, asked } = root.writing(spot.dir.as_fd(), || open_temp(spot.dir.as_fd(), named, mode))?;
     let Spot { dir, name, .. } = spot;
-    let making = Making { dir: dir.into_owned()?, name: name.into(), temp, replaced, asked, wanted };
+    let making =
+        Making { dir: dir.into_owned()?, name: name.into(), temp, replaced, asked, wanted, root: root.clone() };
     let mut attributes = present.map_or(NO_ATTRIBUTES, |stat| from_stat(&stat));
     let file = OpenFile::new(fd, Role::Making(making));
     if let (Role::Making(making), true) = (&file.role, wanted.keep > 0 && replaced.is_some()) {

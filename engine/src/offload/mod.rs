@@ -46,6 +46,7 @@ mod table;
 mod threads;
 mod walk;
 
+pub use attributes::guard_metadata;
 pub use open::OpenFile;
 pub use resolve::Root;
 pub use store::BlockStore;

@@ -119,7 +119,12 @@ pub(super) fn set_meta(
 ) -> Result<Unkept, Errno> {
     let handle = resolve::directory_to_change(root, target)?;
     let dir = open_at(handle.as_fd(), b".", DIR_READ)?;
-    let unkept = attributes::apply_to_dir(dir.as_fd(), attributes, preserve)?;
+    let of_root = attributes::is_guarded() && root.is(dir.as_fd());
+    let asked = if of_root { Preserve(preserve.0 & !(Preserve::MODE.0 | Preserve::OWNER.0)) } else { preserve };
+    let mut unkept = attributes::apply_to_dir(dir.as_fd(), attributes, asked)?;
+    if of_root && preserve.has(Preserve::MODE) {
+        unkept = unkept.or(Unkept::MODE);
+    }
     if preserve.has(Preserve::MODE) {
         root.has_mode(handle.as_fd());
     }
@@ -137,7 +142,8 @@ pub(super) fn make_link(
     let times = attributes::timestamps(attributes)?;
     let spot = resolve::new(root, target)?;
     let dir = spot.dir.as_fd();
-    let owner = preserve.has(Preserve::OWNER).then(|| attributes::owner(attributes));
+    let given = preserve.has(Preserve::OWNER) && !attributes::is_guarded();
+    let owner = given.then(|| attributes::owner(attributes));
     match root.writing(dir, || Ok(rustix::fs::symlinkat(text, dir, &*spot.name)?)) {
         Err(Errno::EXISTS) => {}
         result => {

@@ -66,6 +66,7 @@ pub(super) fn publish(file: &OpenFile, finish: &Finish, give_up: &AtomicBool) ->
         }
         Role::Source => return Err(Errno::INVALID),
     };
+    making.root.check_place()?;
     let fd = file.fd();
     let began_with_something = making.wanted.keep > making.wanted.size || making.temp.as_ref().is_some_and(|t| t.stays);
     if began_with_something && file.stat()?.st_size as u64 > making.wanted.size {

@@ -54,6 +54,8 @@ struct Inner {
     read_only: bool,
     /// Its sessions have nothing to do with each other.
     strangers: bool,
+    /// Nothing that is mounted below the root belongs to it.
+    one_mount: bool,
     /// What `dir` is; `None` where nobody can tell, and nothing is held then.
     identity: Option<Identity>,
     /// Why relative operands begin nowhere, if so.
@@ -88,8 +90,15 @@ impl Root {
 
     fn at(dir: OwnedFd, confined_to: Option<PathBuf>) -> Root {
         let identity = Identity::of_open(dir.as_fd()).ok();
-        let dir = Arc::new(dir);
-        Root::of(Inner { dir, confined_to, read_only: false, strangers: false, identity, no_base: None })
+        Root::of(Inner {
+            dir: Arc::new(dir),
+            confined_to,
+            read_only: false,
+            strangers: false,
+            one_mount: false,
+            identity,
+            no_base: None,
+        })
     }
 
     fn of(inner: Inner) -> Root {
@@ -105,6 +114,24 @@ impl Root {
     /// by it, if it has become something else.
     pub fn among_strangers(self) -> Root {
         Root::of(Inner { strangers: true, ..Inner::clone(&self.inner) })
+    }
+
+    /// The same root without what is mounted below it: in some file systems, as that of processes, to write is to run code.
+    pub fn within_its_mount(self) -> Root {
+        Root::of(Inner { one_mount: true, ..Inner::clone(&self.inner) })
+    }
+
+    /// True of the root's own directory.
+    pub(super) fn is(&self, dir: BorrowedFd<'_>) -> bool {
+        self.inner.identity.is_some_and(|identity| Identity::of_open(dir) == Ok(identity))
+    }
+
+    /// The path that was to be served must still name what is held. Else something was mounted over it, or it was made anew:
+    /// whoever looks there does not see what is written here.
+    pub(super) fn check_place(&self) -> Result<(), Errno> {
+        let (Some(canonical), Some(held)) = (&self.inner.confined_to, self.inner.identity) else { return Ok(()) };
+        let now = retry_on_intr(|| rustix::fs::lstat(canonical));
+        if now.is_ok_and(|now| Identity::of(&now) == held) { Ok(()) } else { Err(Errno::ROOT_REPLACED) }
     }
 
     /// Does what needs to write to `dir`, once more where its mode was in the way and is ours to change.
@@ -147,6 +174,7 @@ impl Root {
 
     /// The part of an operand below the directory handle, for a confined root always relative to it.
     fn rest<'t>(&self, target: &'t Target) -> Result<&'t [u8], Errno> {
+        self.check_place()?;
         let operand = target.operand.as_bytes();
         match &self.inner.confined_to {
             Some(canonical) if target.operand.is_absolute() => {
@@ -165,12 +193,12 @@ impl Root {
         let Some(canonical) = &self.inner.confined_to else {
             return Ok(Handle::Owned(open_at(self.inner.dir.as_fd(), path, DIR_HANDLE)?));
         };
-        match open_beneath(self.inner.dir.as_fd(), path) {
+        match open_beneath(self.inner.dir.as_fd(), path, self.inner.one_mount) {
             Some(result) => Ok(Handle::Owned(result?)),
             None => {
-                let end =
-                    walk::walk(self.inner.dir.as_fd(), canonical.as_os_str().as_bytes(), path, walk::Last::Directory)?;
-                Ok(end.dir)
+                let canonical = canonical.as_os_str().as_bytes();
+                let last = walk::Last::Directory;
+                Ok(walk::walk(self.inner.dir.as_fd(), canonical, path, last, self.inner.one_mount)?.dir)
             }
         }
     }
@@ -222,6 +250,8 @@ pub(super) struct Spot<'r> {
     pub(super) name: Cow<'r, [u8]>,
     /// A link here is not followed.
     pub(super) no_follow: bool,
+    /// Nothing is opened that is mounted here.
+    pub(super) one_mount: bool,
 }
 
 impl Spot<'_> {
@@ -235,7 +265,10 @@ impl Spot<'_> {
     pub(super) fn open(&self, access: OFlags) -> Result<OwnedFd, Errno> {
         let follow = if self.no_follow { OFlags::NOFOLLOW } else { OFlags::empty() };
         let flags = access | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC | follow;
-        open_at(self.dir.as_fd(), &self.name, flags)
+        match self.one_mount {
+            true => open_in_mount(self.dir.as_fd(), &self.name, flags),
+            false => open_at(self.dir.as_fd(), &self.name, flags),
+        }
     }
 }
 
@@ -244,20 +277,36 @@ pub(super) fn existing<'r>(root: &'r Root, target: &'r Target, follow: bool) -> 
     let path = root.rest(target)?;
     if let Some(below) = &target.below {
         let operand = operand(root, path, Missing::Fail)?;
-        let dir = below_parent(operand, below, Missing::Fail)?;
-        return Ok(Spot { dir, name: Cow::Borrowed(below.file_name()), no_follow: true });
+        let dir = below_parent(root, operand, below, Missing::Fail)?;
+        return Ok(Spot {
+            dir,
+            name: Cow::Borrowed(below.file_name()),
+            no_follow: true,
+            one_mount: root.inner.one_mount,
+        });
     }
     let Some(canonical) = root.inner.confined_to.as_deref().filter(|_| !path.is_empty()) else {
         let name = if path.is_empty() { b"." } else { path };
-        return Ok(Spot { dir: root.handle(), name: Cow::Borrowed(name), no_follow: !follow });
+        return Ok(Spot {
+            dir: root.handle(),
+            name: Cow::Borrowed(name),
+            no_follow: !follow,
+            one_mount: root.inner.one_mount,
+        });
     };
     let (parent, name) = split(path);
-    let spot = Spot { dir: root.open_operand(parent)?, name: Cow::Borrowed(name), no_follow: true };
+    let spot = Spot {
+        dir: root.open_operand(parent)?,
+        name: Cow::Borrowed(name),
+        no_follow: true,
+        one_mount: root.inner.one_mount,
+    };
     if !follow || !is_link(&spot)? {
         return Ok(spot);
     }
-    let end = walk::walk(root.inner.dir.as_fd(), canonical.as_os_str().as_bytes(), path, walk::Last::Any)?;
-    Ok(Spot { dir: end.dir, name: Cow::Owned(end.name), no_follow: true })
+    let (canonical, one_mount) = (canonical.as_os_str().as_bytes(), root.inner.one_mount);
+    let end = walk::walk(root.inner.dir.as_fd(), canonical, path, walk::Last::Any, one_mount)?;
+    Ok(Spot { dir: end.dir, name: Cow::Owned(end.name), no_follow: true, one_mount })
 }
 
 /// Where something shall be made: its directory, made if it is missing, and a name that is not followed. The root itself
@@ -267,14 +316,24 @@ pub(super) fn new<'r>(root: &'r Root, target: &'r Target) -> Result<Spot<'r>, Er
     let path = root.rest(target)?;
     if let Some(below) = &target.below {
         let operand = operand(root, path, Missing::Make)?;
-        let dir = below_parent(operand, below, Missing::Make)?;
-        return Ok(Spot { dir, name: Cow::Borrowed(below.file_name()), no_follow: true });
+        let dir = below_parent(root, operand, below, Missing::Make)?;
+        return Ok(Spot {
+            dir,
+            name: Cow::Borrowed(below.file_name()),
+            no_follow: true,
+            one_mount: root.inner.one_mount,
+        });
     }
     let (parent, name) = split(path);
     if name.is_empty() {
         return Err(Errno::IS_DIRECTORY);
     }
-    Ok(Spot { dir: operand_dir(root, parent, Missing::Make)?, name: Cow::Borrowed(name), no_follow: true })
+    Ok(Spot {
+        dir: operand_dir(root, parent, Missing::Make)?,
+        name: Cow::Borrowed(name),
+        no_follow: true,
+        one_mount: root.inner.one_mount,
+    })
 }
 
 /// What to do about directories that are not there.
@@ -289,7 +348,7 @@ pub(super) fn directory<'r>(root: &'r Root, target: &'r Target, missing: Missing
     let operand = operand(root, root.rest(target)?, missing)?;
     match &target.below {
         None => Ok(operand),
-        Some(below) => dirs_below(operand, below.as_bytes(), missing),
+        Some(below) => dirs_below(root, operand, below.as_bytes(), missing),
     }
 }
 
@@ -301,9 +360,11 @@ pub(super) fn directory_to_change<'r>(root: &'r Root, target: &'r Target) -> Res
         (None, operand) => Ok(operand),
         (Some(below), Handle::Operand(operand)) => {
             let base = operand.clone();
-            operand.take_made(below.as_bytes(), || dirs_below(Handle::Operand(base), below.as_bytes(), Missing::Fail))
+            operand.take_made(below.as_bytes(), || {
+                dirs_below(root, Handle::Operand(base), below.as_bytes(), Missing::Fail)
+            })
         }
-        (Some(below), operand) => dirs_below(operand, below.as_bytes(), Missing::Fail),
+        (Some(below), operand) => dirs_below(root, operand, below.as_bytes(), Missing::Fail),
     }
 }
 
@@ -313,13 +374,13 @@ pub(super) fn make_directory(root: &Root, target: &Target) -> Result<(), Errno> 
     let operand = operand(root, root.rest(target)?, Missing::Make)?;
     let Some(below) = &target.below else { return Ok(()) };
     let Handle::Operand(operand) = operand else {
-        return dirs_below(operand, below.as_bytes(), Missing::Make).map(|_| ());
+        return dirs_below(root, operand, below.as_bytes(), Missing::Make).map(|_| ());
     };
-    let make = || dirs_below(Handle::Operand(operand.clone()), below.as_bytes(), Missing::Make);
+    let make = || dirs_below(root, Handle::Operand(operand.clone()), below.as_bytes(), Missing::Make);
     let made = match make() {
         Err(Errno::ACCESS) => {
-            let parent = below_parent(Handle::Operand(operand.clone()), below, Missing::Fail)?;
-            root.writing(parent.as_fd(), &make)?
+            let parent = below_parent(root, Handle::Operand(operand.clone()), below, Missing::Fail)?;
+            root.writing(parent.as_fd(), make)?
         }
         result => result?,
     };
@@ -330,22 +391,23 @@ pub(super) fn make_directory(root: &Root, target: &Target) -> Result<(), Errno> 
     operand.note_made(below.as_bytes(), made)
 }
 
-fn below_parent<'r>(operand: Handle<'r>, below: &RelPath, missing: Missing) -> Result<Handle<'r>, Errno> {
+fn below_parent<'r>(root: &Root, operand: Handle<'r>, below: &RelPath, missing: Missing) -> Result<Handle<'r>, Errno> {
     let parent = split(below.as_bytes()).0;
-    if parent.is_empty() { Ok(operand) } else { dirs_below(operand, parent, missing) }
+    if parent.is_empty() { Ok(operand) } else { dirs_below(root, operand, parent, missing) }
 }
 
 /// The directory `path` below `dir`, no link followed.
-fn dirs_below<'r>(dir: Handle<'r>, path: &[u8], missing: Missing) -> Result<Handle<'r>, Errno> {
+fn dirs_below<'r>(root: &Root, dir: Handle<'r>, path: &[u8], missing: Missing) -> Result<Handle<'r>, Errno> {
     if let Handle::Operand(operand) = &dir
         && let Some(held) = operand.held(path)
     {
         return Ok(Handle::Held(held));
     }
-    match open_no_links(dir.as_fd(), path) {
-        Some(Err(Errno::NOT_FOUND)) if missing == Missing::Make => walk::steps(dir, path, missing),
+    let one_mount = root.inner.one_mount;
+    match open_no_links(dir.as_fd(), path, one_mount) {
+        Some(Err(Errno::NOT_FOUND)) if missing == Missing::Make => walk::steps(dir, path, missing, one_mount),
         Some(result) => Ok(Handle::Owned(result?)),
-        None => walk::steps(dir, path, missing),
+        None => walk::steps(dir, path, missing, one_mount),
     }
 }
 
@@ -369,7 +431,7 @@ fn operand_dir<'r>(root: &'r Root, path: &[u8], missing: Missing) -> Result<Hand
             result => break result?,
         }
     };
-    match walk::steps(base, &path[front.len()..], missing) {
+    match walk::steps(base, &path[front.len()..], missing, root.inner.one_mount) {
         // The link in the way is one of those that could be followed but lead nowhere.
         Err(Errno::LOOP) => Err(Errno::NOT_FOUND),
         result => result,
@@ -398,12 +460,13 @@ pub(super) fn open_at(dir: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result
 }
 
 /// A directory below `dir`, links followed by the kernel as long as they stay below. `None` where it takes a walk to know.
-fn open_beneath(dir: BorrowedFd<'_>, path: &[u8]) -> Option<Result<OwnedFd, Errno>> {
+fn open_beneath(dir: BorrowedFd<'_>, path: &[u8], one_mount: bool) -> Option<Result<OwnedFd, Errno>> {
     #[cfg(target_os = "linux")]
     {
         use rustix::fs::ResolveFlags;
-        // EXDEV: an absolute link, or `..` on the way. EAGAIN: somebody renames directories under a `..`.
-        match fast::open(dir, path, ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)? {
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | fast::mounts(one_mount);
+        // EXDEV: an absolute link, or `..` on the way, or a mount. EAGAIN: somebody renames directories under a `..`.
+        match fast::open(dir, path, DIR_HANDLE, resolve)? {
             Err(E::XDEV | E::AGAIN) => None,
             result => Some(result.map_err(Errno::from)),
         }
@@ -416,14 +479,15 @@ fn open_beneath(dir: BorrowedFd<'_>, path: &[u8]) -> Option<Result<OwnedFd, Errn
 }
 
 /// A directory below `dir` without any link on the way. `None` where it takes a walk to know.
-fn open_no_links(dir: BorrowedFd<'_>, path: &[u8]) -> Option<Result<OwnedFd, Errno>> {
+fn open_no_links(dir: BorrowedFd<'_>, path: &[u8], one_mount: bool) -> Option<Result<OwnedFd, Errno>> {
     #[cfg(target_os = "linux")]
     {
         use rustix::fs::ResolveFlags;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        match fast::open(dir, path, resolve)? {
+        match fast::open(dir, path, DIR_HANDLE, resolve | fast::mounts(one_mount))? {
             // A path longer than PATH_MAX is no obstacle to a walk.
             Err(E::AGAIN | E::NAMETOOLONG) => None,
+            Err(E::XDEV) => Some(Err(Errno::OTHER_MOUNT)),
             result => Some(result.map_err(Errno::from)),
         }
     }
@@ -434,10 +498,20 @@ fn open_no_links(dir: BorrowedFd<'_>, path: &[u8]) -> Option<Result<OwnedFd, Err
     }
 }
 
+/// Opens one component, unless something is mounted there. Where the kernel cannot say so, another device is a mount.
+pub(super) fn open_in_mount(dir: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+    #[cfg(target_os = "linux")]
+    if let Some(result) = fast::open(dir, name, flags, fast::mounts(true) | rustix::fs::ResolveFlags::NO_MAGICLINKS) {
+        return result.map_err(|errno| if errno == E::XDEV { Errno::OTHER_MOUNT } else { errno.into() });
+    }
+    let opened = open_at(dir, name, flags)?;
+    let (here, there) = (rustix::fs::fstat(dir)?, rustix::fs::fstat(&opened)?);
+    if here.st_dev == there.st_dev { Ok(opened) } else { Err(Errno::OTHER_MOUNT) }
+}
+
 #[cfg(target_os = "linux")]
 mod fast {
-    use super::DIR_HANDLE;
-    use rustix::fs::{Mode, ResolveFlags};
+    use rustix::fs::{Mode, OFlags, ResolveFlags};
     use rustix::io::{Errno as E, retry_on_intr};
     use std::os::fd::{BorrowedFd, OwnedFd};
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -445,11 +519,20 @@ mod fast {
     /// Set when this kernel (before 5.6) or a seccomp filter was found not to offer openat2.
     static MISSING: AtomicBool = AtomicBool::new(false);
 
-    pub(super) fn open(dir: BorrowedFd<'_>, path: &[u8], resolve: ResolveFlags) -> Option<rustix::io::Result<OwnedFd>> {
+    pub(super) fn mounts(one_mount: bool) -> ResolveFlags {
+        if one_mount { ResolveFlags::NO_XDEV } else { ResolveFlags::empty() }
+    }
+
+    pub(super) fn open(
+        dir: BorrowedFd<'_>,
+        path: &[u8],
+        flags: OFlags,
+        resolve: ResolveFlags,
+    ) -> Option<rustix::io::Result<OwnedFd>> {
         if MISSING.load(Ordering::Relaxed) || super::super::old_kernel() {
             return None;
         }
-        match retry_on_intr(|| rustix::fs::openat2(dir, path, DIR_HANDLE, Mode::empty(), resolve)) {
+        match retry_on_intr(|| rustix::fs::openat2(dir, path, flags, Mode::empty(), resolve)) {
             Err(E::NOSYS | E::PERM) => {
                 MISSING.store(true, Ordering::Relaxed);
                 None

@@ -3,7 +3,7 @@
 //! Every directory on the way is held open, so `..` in a link text is a step back on a stack of handles and not a
 //! question to the file system: renaming directories meanwhile cannot lead the walk out of the root.
 
-use super::resolve::{DIR_HANDLE, Handle, Missing, open_at};
+use super::resolve::{DIR_HANDLE, Handle, Missing, open_at, open_in_mount};
 use crate::backend::Errno;
 use crate::limits::MAX_LINKS_FOLLOWED;
 use rustix::fs::{Mode, OFlags};
@@ -26,7 +26,14 @@ pub(super) struct End<'r> {
 
 /// Goes along `path` below `root`, following links while they stay below it. `canonical` is the absolute path of `root`:
 /// absolute links that begin with it continue at the root, all others are [`Errno::OUTSIDE_ROOT`].
-pub(super) fn walk<'r>(root: BorrowedFd<'r>, canonical: &[u8], path: &[u8], last: Last) -> Result<End<'r>, Errno> {
+/// With `one_mount` nothing that is mounted below the root is entered.
+pub(super) fn walk<'r>(
+    root: BorrowedFd<'r>,
+    canonical: &[u8],
+    path: &[u8],
+    last: Last,
+    one_mount: bool,
+) -> Result<End<'r>, Errno> {
     let mut stack: Vec<OwnedFd> = Vec::new();
     let mut ahead: Vec<Vec<u8>> = Vec::new();
     let mut links = 0;
@@ -37,7 +44,7 @@ pub(super) fn walk<'r>(root: BorrowedFd<'r>, canonical: &[u8], path: &[u8], last
             continue;
         }
         let here = stack.last().map_or(root, AsFd::as_fd);
-        match step(here, &name, last == Last::Any && ahead.is_empty())? {
+        match step(here, &name, last == Last::Any && ahead.is_empty(), one_mount)? {
             Step::Directory(dir) => stack.push(dir),
             Step::End => return Ok(End { dir: top(root, stack), name }),
             Step::Link(text) => {
@@ -79,8 +86,9 @@ enum Step {
     End,
 }
 
-fn step(dir: BorrowedFd<'_>, name: &[u8], may_end: bool) -> Result<Step, Errno> {
-    match open_at(dir, name, DIR_HANDLE | OFlags::NOFOLLOW) {
+fn step(dir: BorrowedFd<'_>, name: &[u8], may_end: bool, one_mount: bool) -> Result<Step, Errno> {
+    let open = if one_mount { open_in_mount } else { open_at };
+    match open(dir, name, DIR_HANDLE | OFlags::NOFOLLOW) {
         Ok(opened) => Ok(Step::Directory(opened)),
         Err(Errno::NOT_FOUND) if may_end => Ok(Step::End),
         // ENOTDIR for everything else on Linux; ELOOP for links elsewhere.
@@ -95,13 +103,13 @@ fn step(dir: BorrowedFd<'_>, name: &[u8], may_end: bool) -> Result<Step, Errno> 
 }
 
 /// Goes along `path` below `dir` without following any link (ELOOP), making what is missing if asked.
-pub(super) fn steps<'r>(dir: Handle<'r>, path: &[u8], missing: Missing) -> Result<Handle<'r>, Errno> {
+pub(super) fn steps<'r>(dir: Handle<'r>, path: &[u8], missing: Missing, one_mount: bool) -> Result<Handle<'r>, Errno> {
     let mut here = dir;
     for name in components(path) {
         if name == b".." {
             return Err(Errno::OUTSIDE_ROOT); // No caller passes one; it must never reach the kernel.
         }
-        let next = match step(here.as_fd(), name, false) {
+        let next = match step(here.as_fd(), name, false, one_mount) {
             Err(Errno::NOT_FOUND) if missing == Missing::Make => made(here.as_fd(), name)?,
             result => result?,
         };
@@ -116,7 +124,7 @@ pub(super) fn steps<'r>(dir: Handle<'r>, path: &[u8], missing: Missing) -> Resul
 /// A new directory, or the one somebody else made just now.
 fn made(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Step, Errno> {
     match rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o777)) {
-        Ok(()) | Err(E::EXIST) => step(dir, name, false),
+        Ok(()) | Err(E::EXIST) => step(dir, name, false, false),
         Err(error) => Err(error.into()),
     }
 }

@@ -91,7 +91,12 @@ const ACCESS: Errno = Errno(E::ACCESS.raw_os_error());
 /// Looks for a block of `bytes` bytes. Something else in its place is removed.
 pub(super) fn find(scope: BorrowedFd<'_>, name: &BlockName, bytes: u64) -> Option<Found> {
     let leaf = open_leaf(scope, name, Missing::Fail).ok()?;
-    let spot = Spot { dir: Handle::Borrowed(leaf.as_fd()), name: Cow::Borrowed(name.file()), no_follow: true };
+    let spot = Spot {
+        dir: Handle::Borrowed(leaf.as_fd()),
+        name: Cow::Borrowed(name.file()),
+        no_follow: true,
+        one_mount: false,
+    };
     match open_source(&spot) {
         Ok((fd, stat)) if is_alone(&stat) && from_stat(&stat).size == bytes => Some(Found { fd, leaf, name: *name }),
         Ok(_) | Err(Errno::NOT_REGULAR | Errno::LOOP | ACCESS) => {
