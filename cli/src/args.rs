@@ -282,13 +282,24 @@ pub(crate) struct CopyArgs {
 Blocks for --dedup are kept in $HAUL_CAS_DIR, else $XDG_DATA_HOME/haul/cas or ~/.local/share/haul/cas,
 up to $HAUL_CAS_CAP_MB MiB (default 1024; 0: no limit).")]
 pub(crate) struct ServeArgs {
-    /// Serve only what is below DIR; made if missing. `/` lifts the bounds. [default: the home directory]
+    /// Serve only what is below DIR, which must be there. `/` lifts the bounds. [default: the home directory]
     #[arg(long, value_name = "DIR")]
     pub(crate) root: Option<PathBuf>,
-    /// Listen on a TCP address, as 127.0.0.1:0, in place of stdin and stdout; prints `LISTENING ip:port`. Without a key
-    /// only on loopback addresses.
-    #[arg(long, value_name = "ADDR")]
-    pub(crate) listen: Option<std::net::SocketAddr>,
+    /// Listen on a TCP address, as 127.0.0.1:0 or localhost:7420, in place of stdin and stdout; prints `LISTENING ip:port`.
+    /// With --key-file, or with --allow-every-local-user on loopback addresses.
+    #[arg(long, value_name = "ADDR", requires = "root")]
+    pub(crate) listen: Option<String>,
+    /// Ask nobody who connects to --listen who he is: every user of this machine, and every program that can connect to its
+    /// loopback addresses, may do below the root what you may.
+    #[arg(long, requires = "listen", conflicts_with = "key_file")]
+    pub(crate) allow_every_local_user: bool,
+    /// Serve what is mounted below the root too. In some file systems, as /proc, to write is to run code.
+    #[arg(long)]
+    pub(crate) across_mounts: bool,
+    /// As root with --listen, give files the owners and set-ID bits that clients name, and let them change the mode of the
+    /// root itself.
+    #[arg(long, requires = "listen")]
+    pub(crate) trust_metadata: bool,
     /// Let in only who knows this key, as `haul keygen` wrote it, and encrypt with AES-256-GCM.
     #[arg(long, value_name = "FILE", requires_all = ["listen", "root"])]
     pub(crate) key_file: Option<PathBuf>,

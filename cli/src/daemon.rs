@@ -49,7 +49,7 @@ impl Address {
         let port = port.parse().ok().filter(|&port| digits && port != 0).ok_or(NO_PORT)?;
         let name = match name.strip_prefix('[') {
             Some(rest) => {
-                let inner = rest.strip_suffix(']').filter(|inner| inner.parse::<Ipv6Addr>().is_ok());
+                let inner = rest.strip_suffix(']').filter(|inner| is_ipv6(inner));
                 inner.ok_or("not an IPv6 address in brackets")?
             }
             None => {
@@ -82,6 +82,14 @@ impl Address {
             }
         }
     }
+}
+
+/// True of an address of IPv6, perhaps with the zone in which it means something: `fe80::1%eth0`.
+fn is_ipv6(text: &str) -> bool {
+    let (address, zone) = text.split_once('%').map_or((text, None), |(address, zone)| (address, Some(zone)));
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:@".contains(&byte);
+    let zone_is_good = zone.is_none_or(|zone| !zone.is_empty() && zone.bytes().all(plain));
+    zone_is_good && address.parse::<Ipv6Addr>().is_ok()
 }
 
 impl fmt::Display for Address {

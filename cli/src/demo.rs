@@ -172,10 +172,11 @@ impl Drop for Server {
 fn start_server(dir: &Path, backend: &str) -> Result<Server, Error> {
     let program = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
     let mut child = Command::new(program)
-        .args(["--backend", backend, "serve", "--listen", "127.0.0.1:0", "--root"])
+        .args(["--backend", backend, "serve", "--allow-every-local-user", "--listen", "127.0.0.1:0", "--root"])
         .arg(dir)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
+        .stderr(Stdio::null())
         .spawn()
         .map_err(|error| format!("cannot start the server: {error}"))?;
     let mut line = String::new();

@@ -74,7 +74,7 @@ fn permissions(mode: u32) -> String {
 }
 
 /// `2026-11-22T19:30:00Z`
-fn utc(seconds: i64) -> String {
+pub(crate) fn utc(seconds: i64) -> String {
     let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
     // Civil date from days since 1970-01-01, proleptic Gregorian; eras of 400 years begin on 1 March.
     let shifted = days + 719_468;

@@ -30,6 +30,7 @@ mod store;
 mod threads;
 mod tuner;
 mod unkept;
+mod visits;
 
 use args::{Command, Haul};
 use exit::Exit;

@@ -10,23 +10,25 @@ use crate::plaintext;
 use crate::remote;
 use crate::signals::{self, Hangup};
 use crate::store;
+use crate::visits;
 use haul_engine::backend::DirId;
 use haul_engine::block::Pool;
 use haul_engine::limits::{
     DAEMON_LARGE_BLOCKS, DAEMON_SESSION_BLOCKS, DOOR_FRAME_BLOCKS, DOOR_LARGE_BLOCKS, MAX_SESSIONS, POOL_LARGE_BLOCKS,
     POOL_SMALL_BLOCKS, SECOND,
 };
-use haul_engine::offload::Root;
+use haul_engine::offload::{self, Root};
 use haul_engine::session::Session;
-use haul_engine::session::acceptor::{Acceptor, Fate, Visit};
+use haul_engine::session::acceptor::Acceptor;
 use haul_engine::session::doorman::{Daemon, Doorman};
 use haul_engine::session::rendezvous::Direct;
 use haul_engine::session::server::Server;
 use haul_engine::session::{CANNOT_GO_ON, Failure, Reason};
+use haul_engine::tcp;
 use haul_engine::worker::Worker;
 use std::cell::{Cell, RefCell};
 use std::io::Write;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -36,7 +38,8 @@ use std::rc::Rc;
 pub(crate) fn run(args: &ServeArgs, choice: Choice) -> Exit {
     let hangup = if args.listen.is_some() { Hangup::IsNothing } else { Hangup::Stops };
     match signals::install(hangup).map_err(|why| (why, Exit::Start)).and_then(|()| serve(args, choice)) {
-        Ok(exit) if signals::stopped() && exit == Exit::Success => Exit::Interrupted,
+        // Whoever listens goes on until he is told to stop: that is how it is done.
+        Ok(exit) if signals::stopped() && exit == Exit::Success && args.listen.is_none() => Exit::Interrupted,
         Ok(exit) => exit,
         Err((why, exit)) => {
             output::error(&why);
@@ -48,7 +51,7 @@ pub(crate) fn run(args: &ServeArgs, choice: Choice) -> Exit {
 fn serve(args: &ServeArgs, choice: Choice) -> Result<Exit, (String, Exit)> {
     let key = args.key_file.as_deref().map(keygen::read).transpose().map_err(|why| (why, Exit::Usage))?;
     let root = root(args, key.is_some()).map_err(|why| (why, Exit::FileIo))?;
-    let listener = args.listen.map(|address| listen(address, key.is_some())).transpose()?;
+    let listener = args.listen.as_deref().map(|address| listen(address, args)).transpose()?;
     // Before anything is made that a login which is served elsewhere does not need.
     let origin = match listener {
         Some(listener) => Origin::Listener(listener),
@@ -79,11 +82,7 @@ fn serve(args: &ServeArgs, choice: Choice) -> Result<Exit, (String, Exit)> {
         Origin::Listener(listener) => {
             let listener = backend.add_listener(listener).map_err(failed)?;
             let mut worker = Worker::new(backend, pool);
-            let on_visit = Rc::new(|visit: Visit| {
-                if let Fate::Served(result) = visit.fate {
-                    said(result);
-                }
-            });
+            let on_visit = visits::log();
             let (patience, entropy) = (remote::patience(None), remote::random);
             let session: Box<dyn Session> = match key {
                 None => {
@@ -211,12 +210,11 @@ fn root(args: &ServeArgs, is_daemon: bool) -> Result<Root, String> {
         let here = Root::working_directory();
         return here.map(bounds).map_err(|errno| format!("{}: cannot serve: {errno}", dir.display()));
     }
-    if !args.read_only {
-        std::fs::create_dir_all(&dir).map_err(failed)?;
-    }
+    // Not made if it is missing: whoever mistypes it, or has not mounted it yet, would serve an empty directory.
     let canonical = dir.canonicalize().map_err(failed)?;
     let handle: OwnedFd = std::fs::File::open(&canonical).map_err(failed)?.into();
-    Ok(bounds(Root::confined(handle, canonical)))
+    let root = bounds(Root::confined(handle, canonical));
+    Ok(if args.across_mounts { root } else { root.within_its_mount() })
 }
 
 /// Where the client of this session may connect directly: the address at which its ssh reached this machine.
@@ -238,22 +236,73 @@ fn direct(args: &ServeArgs) -> Direct {
     direct
 }
 
-/// Without a key only this machine may connect.
-fn listen(address: SocketAddr, has_key: bool) -> Result<TcpListener, (String, Exit)> {
-    if !has_key && !address.ip().is_loopback() {
-        let why = format!(
-            "{address}: only loopback addresses can be listened on without --key-file, because nobody is asked who he is"
-        );
-        return Err((why, Exit::Usage));
+/// What is meant by `text`: an address or a name, and a port; an IPv6 address in brackets, perhaps with a zone.
+fn addresses(text: &str) -> Result<Vec<SocketAddr>, String> {
+    const FORM: &str = "an address and a port are needed, as 127.0.0.1:7420, [fe80::1%eth0]:7420 or localhost:7420";
+    let (name, port) = text.rsplit_once(':').ok_or_else(|| format!("{text}: {FORM}"))?;
+    let port: u16 = port.parse().map_err(|_| format!("{text}: {FORM}"))?;
+    let name = match name.strip_prefix('[').map(|rest| rest.strip_suffix(']')) {
+        Some(Some(address)) => address,
+        None if !name.is_empty() && !name.contains(':') => name,
+        _ => return Err(format!("{text}: {FORM}")),
+    };
+    let found = (name, port).to_socket_addrs().map_err(|error| format!("{text}: cannot listen: {error}"))?;
+    Ok(found.collect())
+}
+
+/// Without a key only this machine may connect, and only where that is wanted in so many words.
+fn listen(text: &str, args: &ServeArgs) -> Result<TcpListener, (String, Exit)> {
+    let usage = |why: String| (why, Exit::Usage);
+    let addresses = addresses(text).map_err(usage)?;
+    if args.key_file.is_none() {
+        if !addresses.iter().all(|address| address.ip().is_loopback()) {
+            let why =
+                "only loopback addresses can be listened on without --key-file, because nobody is asked who he is";
+            return Err(usage(format!("{text}: {why}")));
+        }
+        if !args.allow_every_local_user {
+            let why = "--key-file is needed, or --allow-every-local-user: without a key every user of this machine may do \
+                below the root what you may";
+            return Err(usage(format!("{text}: {why}")));
+        }
     }
-    let failed =
-        |error: std::io::Error| (format!("{address}: cannot listen: {}", output::reason(&error)), Exit::Socket);
-    let listener = TcpListener::bind(address).map_err(failed)?;
-    let bound = listener.local_addr().map_err(failed)?;
+    // The first one of a name's addresses that can be had.
+    let mut bound = Err(format!("{text}: cannot listen: the name has no address"));
+    for address in addresses {
+        bound = tcp::listen(address).map_err(|errno| format!("{address}: cannot listen: {errno}"));
+        if bound.is_ok() {
+            break;
+        }
+    }
+    let (listener, bound) = bound.map_err(|why| (why, Exit::Socket))?;
+    let guarded = rustix::process::geteuid().is_root() && !args.trust_metadata;
+    if guarded {
+        offload::guard_metadata();
+    }
+    say_what_is_served(bound, args, guarded);
     match output::print_line(format!("LISTENING {bound}").as_bytes()) {
         Ok(()) => Ok(listener),
         Err(error) => Err((format!("stdout: cannot write: {}", output::reason(&error)), Exit::FileIo)),
     }
+}
+
+/// One line for whoever has started this: who may do what here.
+fn say_what_is_served(bound: SocketAddr, args: &ServeArgs, guarded: bool) {
+    let root = args.root.as_deref().unwrap_or(Path::new("/")).display();
+    let who = match &args.key_file {
+        Some(file) => format!("whoever has the key in {}", file.display()),
+        None => "every user of this machine".to_string(),
+    };
+    let what = if args.read_only { "read" } else { "read, write and replace" };
+    let uid = rustix::process::geteuid();
+    let user = if uid.is_root() { "root".to_string() } else { format!("the user {}", uid.as_raw()) };
+    let metadata = match (guarded && !args.read_only, args.trust_metadata && uid.is_root()) {
+        (true, _) => "; owners, set-ID bits and the mode of the root itself are not changed (--trust-metadata)",
+        (_, true) => "; owners and set-ID bits are set as clients say",
+        _ => "",
+    };
+    let mounts = if args.across_mounts { ", what is mounted there included" } else { "" };
+    output::error(&format!("serving at {bound}: {who} may {what} what {user} may below {root}{mounts}{metadata}"));
 }
 
 /// Where sshd runs this program in place of the command that a haul asked for, that command's start line comes from here.

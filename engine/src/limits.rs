@@ -109,6 +109,8 @@ pub const LAST_WORDS_TIMEOUT: u64 = SECOND;
 pub const MAX_WAITING: usize = 16;
 /// Bytes of the network prefix by which strangers from IPv6 count as one: whoever has one address there has all of a /64.
 pub const ORIGIN_BYTES: usize = 8;
+/// Lines that a listening server writes in one second about those who did not prove themselves.
+pub const STRANGERS_LOGGED: u64 = 20;
 /// Bytes that a connection must move within the time of a stall to keep its place while others wait for one: 1 KiB/s.
 pub const LEAST_USE_BYTES: u64 = 64 * 1024;
 /// Nanoseconds in which the client of a session must come to the listener that was opened for it. Base clients give a

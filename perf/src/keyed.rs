@@ -24,7 +24,8 @@ impl Keyed {
         ensure!(made.success(), "haul keygen failed");
         let mut serve = command(haul);
         serve
-            .args(["serve", "--listen", &format!("{ip}:0"), "--allow-plaintext", "--root", "/", "--key-file"])
+            .args(["serve", "--listen", &format!("{ip}:0"), "--allow-plaintext", "--across-mounts"])
+            .args(["--root", "/", "--key-file"])
             .arg(&key);
         serve.env("HAUL_BACKEND", backend).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = Running(serve.spawn().context("haul serve")?);

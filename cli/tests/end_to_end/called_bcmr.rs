@@ -79,7 +79,10 @@ fn it_serves_the_home_directory_or_the_root_it_is_given_to_both_versions() {
 fn it_listens_where_it_is_told_to() {
     let (dir, program) = called();
     let mut command = Command::new(&program);
-    command.args(["serve", "--listen", "127.0.0.1:0", "--root"]).arg(dir.path()).stdout(Stdio::piped());
+    command
+        .args(["serve", "--allow-every-local-user", "--listen", "127.0.0.1:0", "--root"])
+        .arg(dir.path())
+        .stdout(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();

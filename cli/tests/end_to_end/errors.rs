@@ -371,7 +371,7 @@ fn command_lines_that_make_no_sense_are_usage_errors() {
         (&["copy", "x:a", "y:b"], "one side of a copy must be this machine"),
         (&["copy", "-T", "a", "b", "c"], "-T takes one source"),
         (&["copy", "a;b:/f", "c"], "`a;b` is not a host name"),
-        (&["serve", "--listen", "192.0.2.1:0"], "only loopback addresses"),
+        (&["serve", "--root", "/", "--listen", "192.0.2.1:0"], "only loopback addresses"),
     ];
     for (args, words) in table {
         let ended = complete(Command::new(binary()).args(args));
@@ -386,7 +386,8 @@ fn a_port_that_is_taken_is_a_socket_failure() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     for backend in BACKENDS {
-        let ended = complete(&mut haul(backend, ["serve", "--root", "/tmp", "--listen", &address]));
+        let ended =
+            complete(&mut haul(backend, ["serve", "--root", "/tmp", "--allow-every-local-user", "--listen", &address]));
         assert_says(&ended, Path::new("/"), 10, &format!("haul: {address}: cannot listen: Address already in use\n"));
     }
 }

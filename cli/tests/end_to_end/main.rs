@@ -26,6 +26,7 @@ mod changing_sources;
 mod connections;
 #[cfg(target_os = "linux")]
 mod daemon;
+mod daemon_defaults;
 #[cfg(target_os = "linux")]
 mod disk_full;
 #[cfg(target_os = "linux")]

@@ -258,7 +258,9 @@ fn the_kernel_sends_the_file_of_a_fast_download_to_a_socket_without_a_ring() {
     random_file(&root.join("file"), 24 * MIB, 6);
     let trace = dir.path().join("trace");
     let mut serve = Command::new(binary());
-    serve.args(["--backend", "poll", "serve", "--listen", "127.0.0.1:0", "--root"]).arg(&root);
+    serve
+        .args(["--backend", "poll", "serve", "--allow-every-local-user", "--listen", "127.0.0.1:0", "--root"])
+        .arg(&root);
     let mut serve = traced(&serve, "sendfile,splice,read,pread64,preadv2", &trace);
     let mut child = serve.stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();

@@ -624,6 +624,7 @@ impl Guest {
                 let wanted = self.meeting.clone();
                 Server::keyed(link, root, on_end, let_in.agreed)
                     .with_large_blocks(DOOR_SESSION_BLOCKS)
+                    .without_in_place()
                     .with_place(meeting.dismissed.clone(), Rc::new(move || wanted.borrow().is_wanted()))
             }
             _ => {

@@ -102,6 +102,8 @@ pub struct Server {
     patience: Patience,
     /// Requests that would change anything are refused.
     read_only: bool,
+    /// Requests that write to a file where it stands are served.
+    in_place: bool,
     phase: Phase,
     /// Nothing was asked for since the first Welcome: one more Hello may take its place.
     may_greet_again: bool,
@@ -158,6 +160,7 @@ impl Server {
             codec: Policy::new(None, false, OFFLOAD_THREADS),
             patience: Patience::default(),
             read_only: false,
+            in_place: true,
             phase: Phase::AwaitHello { deadline: None },
             may_greet_again: false,
             terms: Terms { dialect: Dialect::BASE, caps: Caps::NONE },
@@ -237,6 +240,13 @@ impl Server {
     #[must_use]
     pub(super) fn with_traffic(mut self, traffic: Traffic) -> Server {
         self.traffic = traffic;
+        self
+    }
+
+    /// Refuses to write to files where they stand: a file is replaced as a whole, or stays what it is.
+    #[must_use]
+    pub(super) fn without_in_place(mut self) -> Server {
+        self.in_place = false;
         self
     }
 
@@ -451,6 +461,10 @@ impl Server {
         };
         let verb: Box<dyn Verb> = match (&request, &self.direct) {
             _ if self.read_only && class == Class::Write => Box::new(Refused { failure: read_only() }),
+            (Frame::PutChunked { .. } | Frame::Truncate { .. }, _) if !self.in_place => {
+                let rule = "this server changes no file where it stands";
+                Box::new(Refused { failure: Failure::rule(b"", "cannot write", rule) })
+            }
             (Frame::OpenDirectChannel, Some(direct)) if io.terms.caps.has(Caps::DIRECT_TCP) => {
                 self.meetings.retain(|meeting| !meeting.borrow().is_done());
                 if self.meetings.len() < MAX_MEETINGS {

@@ -232,7 +232,10 @@ impl Serving {
         store: Arc<tempfile::TempDir>,
     ) -> Serving {
         let mut command = Command::new(binary());
-        command.args(["--backend", backend, "serve", "--root"]).arg(root.path().join("root")).args(flags);
+        command
+            .args(["--backend", backend, "serve", "--across-mounts", "--root"])
+            .arg(root.path().join("root"))
+            .args(flags);
         command.env("HAUL_CAS_DIR", store.path()).envs(environment.iter().copied());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
