@@ -5,16 +5,18 @@ use crate::exit::{self, Exit};
 use crate::plaintext;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use haul_engine::limits::MAX_CONNECTIONS;
+use haul_engine::wire::display::Printable;
 use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
 /// Moves files between machines as fast as the hardware allows, and proves that what arrived is what was sent.
 #[derive(Parser, Debug)]
 #[command(name = "haul", version, after_help = exit::TABLE, max_term_width = 100)]
 pub(crate) struct Haul {
-    /// Which I/O backend this process uses; auto takes io_uring where it works.
-    #[arg(long, global = true, env = "HAUL_BACKEND", value_enum, default_value_t = Choice::Auto)]
-    pub(crate) backend: Choice,
+    /// Which I/O backend this process uses; auto takes io_uring where it works. [default: auto] [env: HAUL_BACKEND]
+    #[arg(long, global = true, value_enum)]
+    pub(crate) backend: Option<Choice>,
 
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -310,14 +312,15 @@ pub(crate) struct ServeArgs {
     /// environment overrules it.
     #[arg(long)]
     pub(crate) allow_plaintext: bool,
-    /// Ports at which to listen for direct connections; the first one that is free. [default: any]
-    #[arg(long, value_name = "FIRST-LAST", value_parser = ports, env = "HAUL_PORT_RANGE")]
+    /// Ports at which to listen for direct connections; the first one that is free. [default: any] [env: HAUL_PORT_RANGE]
+    #[arg(long, value_name = "FIRST-LAST", value_parser = ports)]
     pub(crate) port_range: Option<Ports>,
     /// Serve in one process with other logins that say the same. For clients that send a file over several.
     #[arg(long, value_name = "NAME", hide = true, value_parser = crate::gather::is_name, conflicts_with_all = ["listen", "read_only"])]
     pub(crate) gather: Option<String>,
-    /// Address at which to listen for direct connections, and which the client is told. [default: the one that its ssh reached]
-    #[arg(long, value_name = "IP", env = "HAUL_BIND")]
+    /// Address at which to listen for direct connections, and which the client is told. [default: the one that its ssh
+    /// reached] [env: HAUL_BIND]
+    #[arg(long, value_name = "IP")]
     pub(crate) bind: Option<std::net::IpAddr>,
 }
 
@@ -414,7 +417,7 @@ fn bundled_help(words: impl IntoIterator<Item = OsString>) -> Option<String> {
 
 /// Parses the command line; prints help, version or the error itself.
 pub(crate) fn parse() -> Result<Haul, Exit> {
-    let haul = Haul::try_parse().map_err(|error| {
+    let mut haul = Haul::try_parse().map_err(|error| {
         use clap::error::ErrorKind;
         if let (ErrorKind::DisplayHelp, Some(bundle)) = (error.kind(), bundled_help(std::env::args_os())) {
             crate::output::error(&format!("`{bundle}`: -h is help and stands alone"));
@@ -437,5 +440,51 @@ pub(crate) fn parse() -> Result<Haul, Exit> {
         }
     })?;
     plaintext::check(&haul.command)?;
-    Ok(haul)
+    let serves = matches!(haul.command, Command::Serve(_));
+    let completed = complete_backend(&mut haul.backend, serves).and_then(|()| match &mut haul.command {
+        Command::Serve(args) => complete(args),
+        _ => Ok(()),
+    });
+    completed.map(|()| haul).map_err(|why| {
+        crate::output::error(&why);
+        Exit::Usage
+    })
+}
+
+/// What the command line leaves to the environment.
+pub(crate) fn complete_backend(backend: &mut Option<Choice>, serves: bool) -> Result<(), String> {
+    let choice = |text: &str| Choice::from_str(text, true).map_err(|_| "one of auto, uring and poll".to_string());
+    if backend.is_none() {
+        *backend = from_environment("HAUL_BACKEND", serves, choice)?;
+    }
+    Ok(())
+}
+
+/// The same of a server.
+pub(crate) fn complete(args: &mut ServeArgs) -> Result<(), String> {
+    if args.port_range.is_none() {
+        args.port_range = from_environment("HAUL_PORT_RANGE", true, ports)?;
+    }
+    if args.bind.is_none() {
+        let ip = |text: &str| text.parse().map_err(|_| "an IP address".to_string());
+        args.bind = from_environment("HAUL_BIND", true, ip)?;
+    }
+    Ok(())
+}
+
+/// What a variable of the environment says; nothing where it is empty. A server's is not the one that its client sees, so
+/// the message says whose it is.
+fn from_environment<T>(
+    name: &str,
+    serves: bool,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Result<Option<T>, String> {
+    let Some(value) = std::env::var_os(name).filter(|value| !value.is_empty()) else { return Ok(None) };
+    let whose = if serves { "the server's environment" } else { "the environment" };
+    let refused = |expected| {
+        let shown = Printable(value.as_bytes());
+        format!("{name} in {whose} is `{shown}`, and must be {expected}")
+    };
+    let text = value.to_str().ok_or_else(|| refused("text".to_string()))?;
+    parse(text).map(Some).map_err(refused)
 }

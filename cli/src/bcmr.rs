@@ -5,7 +5,7 @@
 //! bcmr --version                               the release whose clients find everything they know
 //! ```
 
-use crate::args::{Choice, ServeArgs};
+use crate::args::{self, Choice, ServeArgs};
 use crate::serve;
 use clap::Parser;
 use std::ffi::OsStr;
@@ -21,8 +21,8 @@ const USAGE: u8 = 2;
 #[derive(Parser, Debug)]
 #[command(name = "bcmr", version = RELEASE)]
 struct Bcmr {
-    #[arg(long, global = true, hide = true, env = "HAUL_BACKEND", value_enum, default_value_t = Choice::Auto)]
-    backend: Choice,
+    #[arg(long, global = true, hide = true, value_enum)]
+    backend: Option<Choice>,
     #[command(subcommand)]
     command: Command,
 }
@@ -41,7 +41,15 @@ pub(crate) fn is_name(called: Option<&OsStr>) -> bool {
 /// Runs as `bcmr`.
 pub(crate) fn run() -> ExitCode {
     match Bcmr::try_parse() {
-        Ok(Bcmr { backend, command: Command::Serve(args) }) => serve::run(&args, backend).into(),
+        Ok(Bcmr { mut backend, command: Command::Serve(mut args) }) => {
+            match args::complete_backend(&mut backend, true).and_then(|()| args::complete(&mut args)) {
+                Ok(()) => serve::run(&args, backend.unwrap_or(Choice::Auto)).into(),
+                Err(why) => {
+                    crate::output::error(&why);
+                    ExitCode::from(USAGE)
+                }
+            }
+        }
         Err(error) => {
             let _ = error.print();
             if !error.use_stderr() {

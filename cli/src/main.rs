@@ -59,7 +59,7 @@ fn begin() -> ExitCode {
 }
 
 fn dispatch(haul: Haul) -> Exit {
-    let backend = haul.backend;
+    let backend = haul.backend.unwrap_or(args::Choice::Auto);
     match haul.command {
         Command::Copy(args) => copy::run(&args, backend),
         Command::Serve(args) => serve::run(&args, backend),

@@ -73,6 +73,11 @@ const EXAMINE: &str = "PATH=\"$PATH:${HAUL_PROBE:-$HOME/.local/bin:$HOME/.cargo/
     while read -r l; do case $l in ping) echo pong;; \
     go) exec \"$p\" doctor --json ${d:+\"$d\"} </dev/null 2>/dev/null;; esac; done";
 
+/// What scp tells ssh, too: a configuration for people at a terminal must not reach a program's session. No terminal, no
+/// other command in place of ours, no ports forwarded, nothing run here.
+const FOR_PROGRAMS: [&str; 4] =
+    ["RequestTTY=no", "RemoteCommand=none", "ClearAllForwardings=yes", "PermitLocalCommand=no"];
+
 /// Questions of ssh without an answer after which nobody is there.
 const QUESTIONS: u32 = 2;
 
@@ -170,8 +175,7 @@ impl Dial {
         let plain = if self.args.plaintext { "plaintext" } else { "" };
         let ports = self.args.port_range.map(|ports| ports.to_string()).unwrap_or_default();
         let words = [START, &nonce, &self.args.remote_path, root, plain, &ports, &self.gather].map(quote).join(" ");
-        let script = format!("exec sh -c {words}");
-        let child = self.spawn(false, &script)?;
+        let child = self.spawn(false, &in_sh(&words))?;
         let mixed = "it takes absolute paths or relative ones, not both in one run";
         let direct = match self.args.direct {
             DirectWay::Ssh => None,
@@ -216,7 +220,7 @@ impl Dial {
     pub(crate) fn examine(&self, directory: &str) -> Result<(Child, Vec<u8>), Failure> {
         let nonce = nonce();
         let words = [EXAMINE, &nonce, &self.args.remote_path, directory].map(quote).join(" ");
-        Ok((self.spawn(false, &format!("exec sh -c {words}"))?, nonce.into_bytes()))
+        Ok((self.spawn(false, &in_sh(&words))?, nonce.into_bytes()))
     }
 
     /// One login more, which says a line that begins with the nonce and stays until its stdin ends. Neither asks the user
@@ -227,7 +231,7 @@ impl Dial {
         if dial.args.rsh.is_none() {
             dial.args.ssh_option.push("BatchMode=yes".into());
         }
-        let mut command = dial.command(false, &format!("exec sh -c 'echo {nonce}; read x'"))?;
+        let mut command = dial.command(false, &in_sh(&format!("'echo {nonce}; read x'")))?;
         command.stderr(Stdio::null());
         Ok((start(command)?, nonce.into_bytes()))
     }
@@ -274,6 +278,9 @@ impl Dial {
         }
         // Behind what the user says, which comes first and wins.
         let is_ssh = Path::new(&program).file_name().is_some_and(|name| name == "ssh");
+        if is_ssh {
+            command.args(FOR_PROGRAMS.iter().flat_map(|option| ["-o", option]));
+        }
         if self.independent && is_ssh {
             command.args(["-o", "ControlMaster=no", "-o", "ControlPath=none"]);
         }
@@ -330,6 +337,12 @@ pub(crate) fn patience(timeout: Option<u64>) -> Patience {
         *field = set.next().unwrap_or(*field);
     }
     patience
+}
+
+/// The command by which any login shell becomes a sh with these arguments. A restricted one says that it may not become
+/// another program, and starts it.
+fn in_sh(words: &str) -> String {
+    format!("exec sh -c {words}; sh -c {words}")
 }
 
 /// Quotes a word for any Bourne-like shell.

@@ -14,8 +14,8 @@ use crate::visits;
 use haul_engine::backend::DirId;
 use haul_engine::block::Pool;
 use haul_engine::limits::{
-    DAEMON_LARGE_BLOCKS, DAEMON_SESSION_BLOCKS, DOOR_FRAME_BLOCKS, DOOR_LARGE_BLOCKS, MAX_SESSIONS, POOL_LARGE_BLOCKS,
-    POOL_SMALL_BLOCKS, SECOND,
+    DAEMON_LARGE_BLOCKS, DAEMON_SESSION_BLOCKS, DOOR_FRAME_BLOCKS, DOOR_LARGE_BLOCKS, MAX_SESSIONS, POOL_SMALL_BLOCKS,
+    SECOND, SERVED_LARGE_BLOCKS,
 };
 use haul_engine::offload::{self, Root};
 use haul_engine::session::Session;
@@ -71,7 +71,7 @@ fn serve(args: &ServeArgs, choice: Choice) -> Result<Exit, (String, Exit)> {
     let store = if read_only { None } else { store::from_environment(&root) }.map(|store| backend.add_store(store));
     let root = backend.add_root(root);
     let pool = match (&origin, &key) {
-        (Origin::Streams(..), _) if gathering.is_none() => Pool::new(POOL_SMALL_BLOCKS, POOL_LARGE_BLOCKS),
+        (Origin::Streams(..), _) if gathering.is_none() => Pool::new(POOL_SMALL_BLOCKS, SERVED_LARGE_BLOCKS),
         (_, None) => Pool::new(POOL_SMALL_BLOCKS, DAEMON_LARGE_BLOCKS),
         (_, Some(_)) => Pool::with_frames(POOL_SMALL_BLOCKS, DOOR_LARGE_BLOCKS, DOOR_FRAME_BLOCKS),
     };

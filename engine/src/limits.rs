@@ -132,9 +132,13 @@ pub const PACKING_CONNECTIONS: u16 = 2;
 /// Connections beyond which, if the choice is ours, only LZ4 is agreed on: Zstandard gains little there and takes blocks of
 /// 4 MiB at either end. 16 of them with text: 291 MiB and 17 s with Zstandard, 80 MiB and 3 s with LZ4 (2026-11-27).
 pub const ZSTD_CONNECTIONS: u16 = 4;
-/// Direct connections of one meeting served at the same time: all of a run, and as many again of which only the client knows
-/// yet that they broke, and has opened others in their place.
-pub const MAX_SERVED: usize = 2 * MAX_CONNECTIONS as usize;
+/// Direct connections of one meeting served at the same time: all of a run, and some of which only the client knows yet that
+/// they broke, and has opened others in their place. Each needs a block to receive into.
+pub const MAX_SERVED: usize = MAX_CONNECTIONS as usize + 16;
+/// Large blocks the pool of a server holds at most whose client came by ssh, and may have [`MAX_SERVED`] direct connections.
+/// With 32 of them 31 connections took 3.7 s for what took 32 of them 11 to 200 s, and 64 lost files (2026-11-30): what is
+/// with the disk must not take what others receive into. One connection alone has no more than before.
+pub const SERVED_LARGE_BLOCKS: usize = MAX_SERVED + SESSION_LARGE_BLOCKS;
 /// Connections that log in at the same time: sshd begins to refuse when 10 have not (MaxStartups 10:30:100).
 pub const LOGINS_AT_A_TIME: usize = 6;
 /// Bytes of a peer's words that are shown.
@@ -145,6 +149,11 @@ pub const QUEUED_JOBS: usize = 1024;
 pub const JOBS_UNREPORTED: usize = 16 * 1024;
 /// Direct connections that may break with the same file in hand before it is not tried on another one.
 pub const MAX_BROKE: u8 = 3;
+/// Bytes of a file or a range that show that content comes through: a way that loses large packets lets less than that pass.
+pub const BULK_BYTES: u64 = 64 * 1024;
+/// Direct connections in a row that came about and carried nothing, each for as long as a silent peer is waited for, after
+/// which that way is given up. With 3 for each file 1 GiB took 325 s where ssh took 25 (2026-11-30).
+pub const MAX_STUCK: u8 = 2;
 /// Bytes of files one of several connections takes on ahead of what it is moving.
 pub const PULL_AHEAD_BYTES: u64 = 8 * 1024 * 1024;
 /// Files at least this large are moved in ranges where several connections were asked for and the peer has no better way.
@@ -371,6 +380,13 @@ const _: () = {
             + POOL_SMALL_BLOCKS * (SMALL_BYTES + 2 * ROOM_BYTES)
             + POOL_FRAME_BLOCKS * (FRAME_BYTES + 2 * ROOM_BYTES)
             <= 64 * 1024 * 1024
+    );
+    // Of a server with that many direct connections: 96 x 520 KiB + 128 x 72 KiB + 8 x 4.07 MiB = 90.4 MiB.
+    assert!(
+        SERVED_LARGE_BLOCKS * (BLOCK_BYTES + 2 * ROOM_BYTES)
+            + POOL_SMALL_BLOCKS * (SMALL_BYTES + 2 * ROOM_BYTES)
+            + POOL_FRAME_BLOCKS * (FRAME_BYTES + 2 * ROOM_BYTES)
+            <= 92 * 1024 * 1024
     );
     // And of a listening server with a key: 112 x 520 KiB + 128 x 72 KiB + 4 x 4.07 MiB = 82.1 MiB, whatever its clients do.
     assert!(

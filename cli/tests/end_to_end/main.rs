@@ -32,6 +32,8 @@ mod disk_full;
 #[cfg(target_os = "linux")]
 mod doctor;
 #[cfg(target_os = "linux")]
+mod environment;
+#[cfg(target_os = "linux")]
 mod errors;
 #[cfg(target_os = "linux")]
 mod fast_uploads;
@@ -100,6 +102,8 @@ mod kill;
 #[cfg(target_os = "linux")]
 mod listener;
 #[cfg(target_os = "linux")]
+mod many_connections;
+#[cfg(target_os = "linux")]
 mod memory;
 #[cfg(target_os = "linux")]
 mod namespaces;
@@ -129,6 +133,8 @@ mod signals;
 mod silence;
 #[cfg(target_os = "linux")]
 mod silence_base;
+#[cfg(target_os = "linux")]
+mod ssh_config;
 #[cfg(target_os = "linux")]
 mod starved;
 #[cfg(target_os = "linux")]

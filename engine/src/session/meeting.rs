@@ -112,6 +112,11 @@ impl Invited {
         Invited { greeting: Greeting { caps, ..self.greeting }, ..self.clone() }
     }
 
+    /// Where it is.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Why there is no connection where nothing has come from there.
     pub fn unanswered(&self) -> String {
         unanswered(self.address, self.ports, self.daemon.is_some())
@@ -124,6 +129,21 @@ fn unanswered(address: SocketAddr, ports: Option<(u16, u16)>, is_daemon: bool) -
         return format!("{address} does not answer: its port may be filtered, or too many wait there. {open}");
     }
     format!("{address} does not answer: is its port filtered? {}", to_open(ports))
+}
+
+/// Why no connection came about. Nothing on the way, and nobody at its other end, can do anything for want of something here.
+fn unreached(address: SocketAddr, errno: Errno, ports: Option<(u16, u16)>) -> String {
+    const HERE: [Errno; 5] = [
+        Errno::TOO_MANY_FILES,
+        Errno::TOO_MANY_FILES_ALL,
+        Errno::NO_MEMORY,
+        Errno(rustix::io::Errno::NOBUFS.raw_os_error()),
+        Errno(rustix::io::Errno::ADDRNOTAVAIL.raw_os_error()),
+    ];
+    match HERE.contains(&errno) {
+        true => format!("{address}: {errno} (at this end)"),
+        false => format!("{address}: {errno}. {}", to_open(ports)),
+    }
 }
 
 /// What can be done about a port that cannot be reached.
@@ -286,7 +306,7 @@ impl Meeting {
                 _ => cx.submit(0, 0, OpKind::CloseStream { stream }),
             },
             (OpKind::Connect { address }, Err(errno)) => {
-                self.refused = Some(no_direct(format!("{address}: {errno}. {}", to_open(self.ports))));
+                self.refused = Some(no_direct(unreached(*address, errno, self.ports)));
             }
             _ => {}
         }
@@ -593,4 +613,22 @@ impl Meeting {
 /// There is no direct connection.
 pub(super) fn no_direct(why: impl fmt::Display) -> Failure {
     Failure::connection(WHAT, why).because(Reason::NoConnection)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_here_is_not_blamed_on_a_port_there() {
+        let address = "192.0.2.1:7420".parse().unwrap();
+        for errno in [rustix::io::Errno::ADDRNOTAVAIL, rustix::io::Errno::MFILE, rustix::io::Errno::NOBUFS] {
+            for ports in [None, Some((5000, 5100))] {
+                let why = unreached(address, errno.into(), ports);
+                assert!(why.contains("at this end") && !why.contains("port") && !why.contains("Open"), "{why}");
+            }
+        }
+        let why = unreached(address, rustix::io::Errno::CONNREFUSED.into(), Some((5000, 5100)));
+        assert!(why.ends_with("Open TCP ports 5000-5100 there"), "{why}");
+    }
 }

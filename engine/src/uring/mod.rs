@@ -122,7 +122,7 @@ impl Uring {
     /// A backend on this thread.
     pub fn with(options: Options) -> Result<Uring, Unavailable> {
         let mut ring = Ring::new(probe::entries(options.entries)).map_err(|error| probe::refused(&error))?;
-        probe::check(&ring)?;
+        probe::check(&mut ring)?;
         let alarm = Alarm::new().map_err(|errno| probe::refused(&errno.into()))?;
         let offload =
             Offload::new(options.offload_threads, alarm.collecting()).map_err(|error| probe::refused(&error))?;

@@ -1,6 +1,6 @@
 //! Can a ring be made here, and does it know what is needed? If not, why not, in words for a user.
 
-use super::sys::{self, Ring};
+use super::sys::{self, Ring, Wait};
 use io_uring::opcode;
 use rustix::io::Errno;
 use std::io;
@@ -31,8 +31,7 @@ pub struct Unavailable {
 
 /// Tries a small ring and throws it away. For `doctor` and for choosing a backend without building one.
 pub fn probe() -> Result<(), Unavailable> {
-    let ring = Ring::new(4).map_err(|error| refused(&error))?;
-    check(&ring)
+    check(&mut Ring::new(4).map_err(|error| refused(&error))?)
 }
 
 /// Why a ring was refused.
@@ -42,8 +41,10 @@ pub(super) fn refused(error: &io::Error) -> Unavailable {
     Unavailable { reason: explain(errno, setting.as_deref().map(str::trim)) }
 }
 
-/// That the ring knows every opcode the backend builds.
-pub(super) fn check(ring: &Ring) -> Result<(), Unavailable> {
+/// That the ring knows every opcode the backend builds, and can be entered: a seccomp filter may allow one call of io_uring
+/// and not another.
+pub(super) fn check(ring: &mut Ring) -> Result<(), Unavailable> {
+    ring.enter(Wait::No).map_err(|errno| refused(&io::Error::from_raw_os_error(errno.0)))?;
     let known = ring.probe().map_err(|error| refused(&error))?;
     let missing: Vec<&str> =
         NEEDED.iter().filter(|(code, _)| !known.is_supported(*code)).map(|&(_, name)| name).collect();
