@@ -3,6 +3,7 @@
 //! ```text
 //! invited -> connect -> move files until none will come -> end
 //!               \          \-> breaks: connect again, for a while; what it had in hand goes back to the queue
+//!               |          \-> carries nothing, twice: none is opened any more, as if it had never come about
 //!                \-> never came about: the run goes on through ssh, or ends
 //! ```
 //! Their number is fixed, or a tuner says while the copy goes that more shall come, or that those that came last shall leave.
@@ -16,8 +17,8 @@ use crate::run::{Link, News, Share, Start};
 use crate::signals;
 use crate::threads;
 use crate::tuner::{Seen, Tuner};
-use haul_engine::limits::{AUTO_CONNECTIONS, AUTO_DAEMON_CONNECTIONS, PACKING_CONNECTIONS};
-use haul_engine::queue::{Queue, Retirement};
+use haul_engine::limits::{AUTO_CONNECTIONS, AUTO_DAEMON_CONNECTIONS, MAX_STUCK, PACKING_CONNECTIONS};
+use haul_engine::queue::{Carried, Queue, Retirement};
 use haul_engine::session::client::{Invitation, Patience, Seat};
 use haul_engine::session::report::{Report, SharedProgress};
 use haul_engine::session::{CANNOT_GO_ON, Failure, helper};
@@ -84,6 +85,24 @@ struct Fate {
     worst: Option<Lost>,
     /// The user knows that there is none.
     told: bool,
+    /// What all of them have carried.
+    carried: Carried,
+    /// Those in a row that came about and carried nothing, and what had been carried when the first of them ended.
+    stuck: (u8, u64),
+}
+
+impl Fate {
+    /// One came about and carried nothing.
+    fn on_stuck(&mut self) {
+        let carried = self.carried.count();
+        let before = if self.stuck.1 == carried { self.stuck.0 } else { 0 };
+        self.stuck = (before.saturating_add(1), carried);
+    }
+
+    /// True once no more are to be opened: what is small comes through, and content does not.
+    fn is_given_up(&self) -> bool {
+        self.stuck.0 >= MAX_STUCK
+    }
 }
 
 type SharedFate = Arc<Mutex<Fate>>;
@@ -195,8 +214,11 @@ impl Crew {
         let mut tuner = Tuner::new(1, most);
         while self.direct.is_wanted() {
             std::thread::sleep(TICK);
-            if first + lock(&self.fate).left == 0 {
-                break;
+            {
+                let fate = lock(&self.fate);
+                if first + fate.left == 0 || fate.is_given_up() {
+                    break;
+                }
             }
             let bytes = load(&progress.bytes);
             let known = load(&progress.totals_final) == 1;
@@ -326,6 +348,7 @@ impl Direct {
 
     /// One of them, as often as it must be opened.
     fn seat(&self, place: &Place, news: &SyncSender<News>, fate: &SharedFate) -> Option<Lost> {
+        let given_up = || lock(fate).is_given_up();
         let is_wanted = || self.is_wanted() && !place.standing.retirement.is_told();
         let patience = Duration::from_nanos(self.patience.redial);
         let (mut until, mut pause) = (None, PAUSE);
@@ -334,6 +357,9 @@ impl Direct {
             let (lost, was_there) = self.attempt(place, news, fate);
             // What one that was to leave had in hand is taken up by others.
             let lost = lost.filter(|_| is_wanted())?;
+            if given_up() {
+                return Some(Lost::Refused(self.stuck()));
+            }
             // As long as none has come about this is how it is with all of them.
             if !matches!(lost, Lost::Broken(_)) && !lock(fate).met {
                 return Some(lost);
@@ -357,11 +383,20 @@ impl Direct {
         None
     }
 
+    /// Why direct connections are given up that do come about.
+    fn stuck(&self) -> Failure {
+        let whose = self.invitation.get().map_or_else(String::new, |invited| format!(" to {}", invited.address()));
+        let why = format!("connections{whose} come about and carry nothing: are large packets lost on the way (MTU)?");
+        Failure::connection("no direct connection", why)
+    }
+
     /// Runs a client on a new connection. What it ended with, if not well, and whether it came about.
     fn attempt(&self, place: &Place, news: &SyncSender<News>, fate: &SharedFate) -> (Option<Lost>, bool) {
         let (sender, own) = sync_channel(64);
-        let (choice, progress, queue) =
-            (self.choice, self.progress.clone(), self.queue.retiring(&place.standing.retirement));
+        let carried = lock(fate).carried.clone();
+        let (begun, before) = (Instant::now(), carried.count());
+        let queue = self.queue.retiring(&place.standing.retirement).counting(&carried);
+        let (choice, progress) = (self.choice, self.progress.clone());
         let link = Link { choice, progress, queue, share: place.share, sender };
         let (invitation, patience, packs) = (self.invitation.clone(), self.patience, place.packs);
         let seat = Seat { index: place.index, random: remote::random(), required: self.required };
@@ -394,6 +429,11 @@ impl Direct {
         place.standing.open.store(false, Ordering::Release);
         if lost.is_none() && self.is_wanted() && !place.standing.retirement.is_told() {
             lost = Some(Lost::Broken(Failure::connection("connection lost", "it ended too early")));
+        }
+        // A peer that is gone is noticed at once, or is not there when it is tried again.
+        let waited = begun.elapsed() >= Duration::from_nanos(self.patience.alive);
+        if matches!(lost, Some(Lost::Broken(_))) && was_met && waited && carried.count() == before {
+            lock(fate).on_stuck();
         }
         (lost, was_met)
     }

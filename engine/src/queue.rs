@@ -24,7 +24,7 @@ mod ranges;
 pub use ranges::Ranging;
 
 use crate::backend::Waker;
-use crate::limits::{MAX_BROKE, MAX_RANGES, PULL_AHEAD_BYTES, QUEUED_JOBS};
+use crate::limits::{BULK_BYTES, MAX_BROKE, MAX_RANGES, PULL_AHEAD_BYTES, QUEUED_JOBS};
 use crate::session::Failure;
 use crate::session::plan::Options;
 use crate::session::report::Direction;
@@ -34,7 +34,7 @@ use crate::wire::path::Target;
 pub(crate) use ranges::Range;
 use ranges::{Ranged, missing};
 use std::collections::{BTreeMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// One file to move, or a part of one.
@@ -125,9 +125,24 @@ impl Retirement {
     }
 }
 
+/// Counts what some connections of a run have carried, if it was more than a few packets.
+#[derive(Clone, Default, Debug)]
+pub struct Carried(Arc<AtomicU64>);
+
+impl Carried {
+    /// Files and ranges, so far.
+    pub fn count(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    fn add(&self, bytes: u64) {
+        self.0.fetch_add(u64::from(bytes >= BULK_BYTES), Ordering::AcqRel);
+    }
+}
+
 /// Shared by all connections of a run.
 #[derive(Clone)]
-pub struct Queue(Arc<Shared>, Option<Retirement>);
+pub struct Queue(Arc<Shared>, Option<Retirement>, Carried);
 
 struct Shared {
     direction: Direction,
@@ -179,13 +194,19 @@ impl Queue {
 
     /// The same with ranges of another size.
     pub fn with_ranging(direction: Direction, options: Options, ranging: Ranging) -> Queue {
-        Queue(Arc::new(Shared { direction, options, ranging, state: Mutex::default() }), None)
+        Queue(Arc::new(Shared { direction, options, ranging, state: Mutex::default() }), None, Carried::default())
     }
 
     /// The same queue, for a connection that may be told to leave before the run is over.
     #[must_use]
     pub fn retiring(&self, retirement: &Retirement) -> Queue {
-        Queue(self.0.clone(), Some(retirement.clone()))
+        Queue(self.0.clone(), Some(retirement.clone()), self.2.clone())
+    }
+
+    /// The same queue, for connections whose work is counted there.
+    #[must_use]
+    pub fn counting(&self, carried: &Carried) -> Queue {
+        Queue(self.0.clone(), self.1.clone(), carried.clone())
     }
 
     /// Tells a connection to leave.
@@ -423,6 +444,9 @@ impl Queue {
     }
 
     pub(crate) fn finish(&self, finished: Finished) {
+        if let Ok((_, bytes, Way::Moved(_))) = finished.result {
+            self.2.add(bytes);
+        }
         let mut state = self.state();
         state.targets.remove(&finished.job.target);
         state.finished.push(finished);
@@ -460,6 +484,7 @@ impl Queue {
 
     /// A range is done, or cannot be.
     pub(crate) fn finish_range(&self, range: Range, result: Result<Vec<Hash>, Failure>) {
+        self.2.add(if result.is_ok() { range.length } else { 0 });
         let owner = self.state().finish_range(range, result);
         owner.iter().for_each(Waker::wake);
     }

@@ -142,5 +142,7 @@ mod stop;
 #[cfg(target_os = "linux")]
 mod striped;
 #[cfg(target_os = "linux")]
+mod stuck;
+#[cfg(target_os = "linux")]
 mod target_dirs;
 mod truth;

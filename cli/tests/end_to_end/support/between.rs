@@ -34,6 +34,8 @@ pub enum Fate {
     FlipUp(u64),
     /// Nobody is there.
     Refused,
+    /// It stays, and nothing comes through after so many bytes.
+    Swallowed(u64),
     /// It stays, and lets so many bytes through a second.
     Each(u64),
     /// The same with all others of this kind together.
@@ -245,6 +247,9 @@ fn carry(
                 at += len as u64;
                 let passed = own.fetch_add(len as u64, Ordering::SeqCst) + len as u64;
                 all.fetch_add(len as u64, Ordering::SeqCst);
+                if matches!(fate, Fate::Swallowed(limit) if passed >= limit) {
+                    continue;
+                }
                 if matches!(fate, Fate::Cut(limit) if passed >= limit) || to.write_all(&buffer[..len]).is_err() {
                     break;
                 }
