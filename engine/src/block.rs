@@ -299,6 +299,16 @@ impl Shared {
     }
 }
 
+impl Slice {
+    /// The first `bytes` of it, which it must have, and the rest.
+    pub fn split(&self, bytes: usize) -> (Slice, Slice) {
+        assert!(bytes <= self.len(), "split inside the slice");
+        let middle = self.range.start + bytes;
+        let part = |range| Slice { block: self.block.clone(), range };
+        (part(self.range.start..middle), part(middle..self.range.end))
+    }
+}
+
 /// A counted view of part of a block; keeps the block out of its pool.
 #[derive(Clone)]
 pub struct Slice {

@@ -73,7 +73,16 @@ pub const FEW_PACKED_PERCENT: u64 = 10;
 /// Bytes below which content is not worth compressing.
 pub const PACK_WORTH_BYTES: usize = 256;
 /// Bytes of a file sent by one operation without passing through user space; a few of them fill a stream's queue.
-pub const FILE_RUN_BYTES: u64 = 1024 * 1024;
+/// No more, because nobody sees how far it has come before it is done: at 26 KB/s that takes 20 s.
+pub const FILE_RUN_BYTES: u64 = 512 * 1024;
+/// The same on a link that is not known to be quick.
+pub const SLOW_RUN_BYTES: u64 = 128 * 1024;
+/// Bytes of content handed to a stream by one operation: what has left of a larger record counts although the rest has not.
+pub const SEND_PIECE_BYTES: usize = 256 * 1024;
+/// Bytes of a record or frame that are waited for at a time while a link is not known to be quick.
+pub const SLOW_RECV_BYTES: usize = 64 * 1024;
+/// Bytes per second from which a link is quick: what is waited for as a whole then comes within a second.
+pub const QUICK_BYTES_PER_SECOND: u64 = 1024 * 1024;
 /// Blocks of 4 MiB hashed, filled in from a store, or put into it by one operation: a cancel is noticed between two blocks.
 pub const BLOCKS_PER_OPERATION: usize = 16;
 /// Such operations in flight for one file: as many as there are helper threads.
@@ -331,6 +340,13 @@ pub const REDIAL_TIMEOUT: u64 = 10 * SECOND;
 pub const STALL_TIMEOUT: u64 = 60 * SECOND;
 /// Nanoseconds after which a server that is at work on an answer and has nothing to send says that it lives.
 pub const PULSE_INTERVAL: u64 = SECOND;
+/// Nanoseconds after which a session that waits looks at the clock.
+pub const LOOK_AT_CLOCK: u64 = SECOND;
+/// Nanoseconds by which such a look may come late on a busy machine. What is later was suspended, and what the other end did
+/// meanwhile is not known.
+pub const LATE_LOOK: u64 = SECOND;
+/// Nanoseconds of that which are worth a word.
+pub const SUSPENDED: u64 = 10 * SECOND;
 /// Nanoseconds of silence, or without progress of a send, after which a peer that would say that it lives does not.
 pub const ALIVE_TIMEOUT: u64 = 20 * SECOND;
 /// Bytes per second that a server reads, hashes or flushes at least. One that does not say meanwhile that it lives has so
@@ -372,7 +388,9 @@ const _: () = {
     assert!(MAX_SESSIONS <= LISTEN_BACKLOG as usize);
     assert!(AUTO_CONNECTIONS <= MAX_CONNECTIONS && 4 * AUTO_DAEMON_CONNECTIONS as usize <= MAX_SESSIONS);
     assert!(TCP_KEEPALIVE_IDLE.as_millis() < TCP_USER_TIMEOUT_MILLIS as u128, "one question is asked before");
-    assert!(FILE_RUN_BYTES <= crate::wire::MAX_BLOCK as u64);
+    assert!(FILE_RUN_BYTES <= crate::wire::MAX_BLOCK as u64 && SLOW_RUN_BYTES <= FILE_RUN_BYTES);
+    assert!(SLOW_RECV_BYTES <= BLOCK_BYTES && LATE_LOOK < SUSPENDED && LOOK_AT_CLOCK + LATE_LOOK < ALIVE_TIMEOUT);
+    assert!(26_000 * (ALIVE_TIMEOUT / SECOND) > SEND_PIECE_BYTES as u64, "26 KB/s are enough");
     assert!((CAS_VICTIMS as u64) > CAS_CAP_MIB / 4, "a store of whole blocks with the default cap is remembered whole");
     // Memory of one worker: 32 x 520 KiB + 128 x 72 KiB + 8 x 4.07 MiB = 57.9 MiB, whatever the files.
     assert!(

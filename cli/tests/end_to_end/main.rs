@@ -134,6 +134,8 @@ mod silence;
 #[cfg(target_os = "linux")]
 mod silence_base;
 #[cfg(target_os = "linux")]
+mod slow_links;
+#[cfg(target_os = "linux")]
 mod ssh_config;
 #[cfg(target_os = "linux")]
 mod starved;

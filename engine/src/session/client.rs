@@ -6,13 +6,15 @@
 //! A client always reads while it writes. `Ask`s are prepared ahead (files are opened and loaded), sent one after the
 //! other, and answered one after the other; what an answer needs afterwards (naming a downloaded file) goes on beside.
 
+mod watch;
+
 use super::codec::Policy;
 use super::lead::Lead;
 use super::link::{Incoming, Link};
 use super::meeting::{BASE_IS_SEALED, Meeting, Step, no_direct};
 use super::opening::Opener;
 use super::report::{Report, Reporter, SharedProgress};
-use super::silence::Silence;
+use super::silence::{Awake, Silence};
 use super::{Context, Failure, Flow, Io, Outcome, Quotas, Reason, Session, Terms};
 use crate::backend::{Completion, OpKind, Output, StreamId, Time, Token};
 use crate::limits::{CLIENT_LOAD_AHEAD, CLIENT_WINDOW_REQUESTS, LEAVE_TIMEOUT, LOOK_AGAIN, OFFLOAD_THREADS, SECOND};
@@ -169,6 +171,9 @@ pub struct Client {
     silence: Silence,
     /// The oldest request that has left and has no answer, and since when it is the server's turn.
     waiting: Option<(u32, Time)>,
+    /// When anything but a sign of life last came, or left.
+    moved_at: Time,
+    awake: Awake,
     /// While it opens a connection of its own: when to see whether anybody still wants it.
     look: Option<Time>,
 }
@@ -235,6 +240,8 @@ impl Client {
             driver,
             silence: Silence::new(patience),
             waiting: None,
+            moved_at: Time(0),
+            awake: Awake::default(),
             look: None,
         }
     }
@@ -401,7 +408,11 @@ impl Client {
             let next = self.link.next().map_err(Failure::stream)?;
             let Some(incoming) = next else { break };
             self.silence.on_heard();
-            if self.is_stray(&incoming) || matches!(incoming, Incoming::Frame(Frame::Pulse)) {
+            if matches!(incoming, Incoming::Frame(Frame::Pulse)) {
+                continue;
+            }
+            self.moved_at = cx.now;
+            if self.is_stray(&incoming) {
                 continue;
             }
             let Some(&transfer) = self.asks.unanswered.front() else {
@@ -505,6 +516,9 @@ impl Client {
         let (bytes, busy) = self.link.take_sent();
         self.codec.on_sent(bytes, busy);
         self.silence.on_sent(bytes, busy);
+        if bytes > 0 {
+            self.moved_at = cx.now;
+        }
         self.receive(cx)?;
         loop {
             self.with_driver(cx, |driver, desk| driver.pump(desk));
@@ -527,6 +541,9 @@ impl Client {
     }
 
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<Flow, Report> {
+        if let Some(slept) = self.awake.turn(cx.now) {
+            self.on_suspended(slept, cx.now);
+        }
         if self.stall_deadline().is_some_and(|deadline| deadline <= cx.now) {
             let seconds = self.stall() / SECOND;
             return Err(silent(format!("the server has read nothing for {seconds} s")).into());
@@ -534,6 +551,11 @@ impl Client {
         if self.answer_deadline().is_some_and(|deadline| deadline <= cx.now) {
             let seconds = self.silence.answer(self.owed_work()) / SECOND;
             return Err(silent(format!("the server has said nothing for {seconds} s")).into());
+        }
+        if self.idle_deadline().is_some_and(|deadline| deadline <= cx.now) {
+            let seconds = self.silence.idle(self.owed_work()) / SECOND;
+            let why = format!("the server has said nothing for {seconds} s but that it is at work");
+            return Err(Failure::connection("connection", why).into());
         }
         if matches!(self.phase, Phase::Meeting(_)) && self.link.is_nowhere() {
             if self.driver.is_unwanted() {
@@ -602,51 +624,6 @@ impl Client {
             (_, None) => Failure::connection("connection lost", "the server closed it").into(),
         }
     }
-
-    /// A Hello may lie in the pipe of a remote shell for as long as the login takes.
-    fn stall_deadline(&self) -> Option<Time> {
-        self.link
-            .stalled_since()
-            .filter(|_| !matches!(self.phase, Phase::Opening(_)))
-            .map(|since| since.after(self.stall()))
-    }
-
-    fn stall(&self) -> u64 {
-        match self.phase {
-            Phase::Working => self.silence.stall(self.link.stall(), self.owed_work()),
-            _ => self.link.stall(),
-        }
-    }
-
-    /// Bytes that the server may be at, of whatever it owes.
-    fn owed_work(&self) -> Option<u64> {
-        let owed = self.asks.unanswered.front().and_then(|transfer| self.asks.all.get(transfer));
-        owed.map_or(Some(0), |asked| asked.ask.work())
-    }
-
-    /// Takes note of whose turn it is. What leaves after a request is no sign that anybody is there: a pipe to ssh takes it.
-    fn watch(&mut self) {
-        let front = self.asks.unanswered.front().copied();
-        self.waiting = match self.waiting {
-            // What has come and is still with our own helpers is no silence.
-            _ if !self.link.is_receiving() || !self.link.is_parsed() => None,
-            Some((transfer, since)) if front == Some(transfer) => Some((transfer, since)),
-            _ => {
-                // Not while the request itself is still being sent.
-                let sent = front.filter(|transfer| self.asks.all.get(transfer).is_some_and(|asked| asked.sent));
-                sent.zip(self.link.silent_since())
-            }
-        };
-    }
-
-    fn answer_deadline(&self) -> Option<Time> {
-        self.owed_since().map(|since| since.after(self.silence.answer(self.owed_work())))
-    }
-
-    /// Since when the server says nothing that owes an answer, and has been sent what it needs for it.
-    fn owed_since(&self) -> Option<Time> {
-        self.waiting.map(|(_, since)| since.max(self.link.heard_at()))
-    }
 }
 
 impl Session for Client {
@@ -678,7 +655,9 @@ impl Session for Client {
     }
 
     fn on_turn(&mut self, cx: &mut Context<'_>) -> Flow {
-        match self.turn(cx) {
+        let turned = self.turn(cx);
+        self.awake.rest(self.stall_deadline().is_some() || self.waiting.is_some());
+        match turned {
             Ok(flow) => flow,
             Err(last) => {
                 (self.reporter)(last);
@@ -700,7 +679,8 @@ impl Session for Client {
             Phase::Leaving { deadline } => Some(*deadline),
             Phase::Working => None,
         };
-        [phase, self.stall_deadline(), self.answer_deadline()].into_iter().flatten().min()
+        let server = [self.stall_deadline(), self.answer_deadline(), self.idle_deadline()];
+        server.into_iter().chain([phase, self.awake.next()]).flatten().min()
     }
 
     fn state_of(&self, token: Token) -> &'static str {

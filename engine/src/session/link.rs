@@ -13,7 +13,10 @@ use super::Context;
 use super::sealed::{Records, Sealed};
 use crate::backend::{Completion, Errno, OpKind, Output, StreamId, Time};
 use crate::block::{Block, Class, Head, Quota, Shared, Slice, Slices};
-use crate::limits::{RECEIVE_BLOCKS, SEND_QUEUE_BYTES, STALL_TIMEOUT};
+use crate::limits::{
+    BLOCK_BYTES, FILE_RUN_BYTES, QUICK_BYTES_PER_SECOND, RECEIVE_BLOCKS, SECOND, SEND_PIECE_BYTES, SEND_QUEUE_BYTES,
+    SLOW_RECV_BYTES, SLOW_RUN_BYTES, STALL_TIMEOUT,
+};
 use crate::wire::compress::Codec;
 use crate::wire::decode::{DecodeError, Decoder, Event, Role};
 use crate::wire::encode::{self, EncodeError};
@@ -97,6 +100,24 @@ impl Inbox {
     }
 }
 
+/// Sends bytes in pieces, each of which counts when it has left.
+pub(super) fn send_pieces(stream: StreamId, mut head: Head, mut body: Slices, cx: &mut Context<'_>) {
+    while let [only] = &body[..]
+        && only.len() > SEND_PIECE_BYTES
+    {
+        let (piece, rest) = only.split(SEND_PIECE_BYTES);
+        let (head, piece) = (std::mem::take(&mut head), Slices::from_iter([piece]));
+        cx.submit(0, SEND, OpKind::Send { stream, head, body: piece });
+        body = Slices::from_iter([rest]);
+    }
+    cx.submit(0, SEND, OpKind::Send { stream, head, body });
+}
+
+/// So many bytes in so many nanoseconds are what a quick link carries.
+fn is_quick(bytes: u64, nanoseconds: u64) -> bool {
+    u128::from(bytes) * u128::from(SECOND) >= u128::from(nanoseconds) * u128::from(QUICK_BYTES_PER_SECOND)
+}
+
 /// A stream with frames on it.
 pub(crate) struct Link {
     pub(crate) stream: StreamId,
@@ -129,6 +150,11 @@ pub(crate) struct Link {
     run_heads: VecDeque<usize>,
     /// Nanoseconds without progress after which the peer is cut off.
     stall: u64,
+    /// When the receive in flight was asked for, and whether the last large one came as fast as a quick link brings it.
+    asked_at: Time,
+    quick_in: bool,
+    /// What left last left as fast.
+    quick_out: bool,
 }
 
 impl Link {
@@ -156,6 +182,9 @@ impl Link {
             sealed: None,
             run_heads: VecDeque::new(),
             stall: STALL_TIMEOUT,
+            asked_at: Time(0),
+            quick_in: false,
+            quick_out: false,
         }
     }
 
@@ -213,11 +242,15 @@ impl Link {
         if self.receiving || self.ended || self.failed.is_some() || self.is_nowhere() {
             return;
         }
+        // Nobody sees how much of what was asked for has come before all of it has.
+        let most = if self.quick_in { BLOCK_BYTES } else { SLOW_RECV_BYTES };
+        self.asked_at = cx.now;
         if let Some(sealed) = &mut self.sealed {
             // A block that was received before is parsed while the next one comes.
             if let Some((into, at_least)) =
                 sealed.next_receive(self.inbox.is_some(), &mut self.spare, [quota, &self.reserve], cx)
             {
+                let at_least = at_least.min(most);
                 cx.submit(0, RECV, OpKind::Recv { stream: self.stream, into, at_least });
                 self.receiving = true;
             }
@@ -231,7 +264,7 @@ impl Link {
             return;
         };
         // Inside a data frame more is certain to come, so a whole block is asked for at once.
-        let at_least = (self.decoder.payload_left() as usize).clamp(1, into.capacity());
+        let at_least = (self.decoder.payload_left() as usize).clamp(1, into.capacity().min(most));
         cx.submit(0, RECV, OpKind::Recv { stream: self.stream, into, at_least });
         self.receiving = true;
     }
@@ -279,6 +312,9 @@ impl Link {
         if filled > 0 {
             self.heard_at = cx.now;
             self.traffic.0 += filled as u64;
+        }
+        if filled >= SLOW_RECV_BYTES {
+            self.quick_in = is_quick(filled as u64, cx.now.0.saturating_sub(self.asked_at.0));
         }
         if let Some(sealed) = &mut self.sealed {
             sealed.on_received(into, filled, &mut self.spare, cx);
@@ -411,6 +447,16 @@ impl Link {
         self.sent(len as usize + head, now);
     }
 
+    /// Bytes of a file that the kernel may send at once: they count as sent only when all have left.
+    pub(crate) fn run_bytes(&self) -> u64 {
+        if self.quick_out { FILE_RUN_BYTES } else { SLOW_RUN_BYTES }
+    }
+
+    /// This end did not run until now: what the peer did meanwhile is not known, and its time begins anew.
+    pub(crate) fn forgive(&mut self, now: Time) {
+        (self.heard_at, self.progress_at) = (now, now);
+    }
+
     fn queued(&mut self, bytes: usize, now: Time) {
         if self.unsent == 0 {
             self.progress_at = now;
@@ -420,6 +466,9 @@ impl Link {
     }
 
     fn sent(&mut self, bytes: usize, now: Time) {
+        if bytes as u64 >= SLOW_RUN_BYTES {
+            self.quick_out = is_quick(bytes as u64, now.0.saturating_sub(self.progress_at.0));
+        }
         self.unsent -= bytes;
         self.progress_at = now;
         self.left_bytes += bytes as u64;
@@ -459,7 +508,7 @@ impl Link {
     fn send(&mut self, body: Slices, cx: &mut Context<'_>) {
         let head = self.take_outbox();
         self.queued(head.len() + body.iter().map(Slice::len).sum::<usize>(), cx.now);
-        cx.submit(0, SEND, OpKind::Send { stream: self.stream, head, body });
+        send_pieces(self.stream, head, body, cx);
     }
 
     /// True while more data may be queued.

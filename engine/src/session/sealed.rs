@@ -9,10 +9,10 @@
 //! of a block is carried over to the next. Nonces are counted when a record is begun, so several may be with helpers.
 
 use super::Context;
-use super::link::{Inbox, OPEN, SEAL, SEND};
+use super::link::{Inbox, OPEN, SEAL, send_pieces};
 use crate::backend::{Completion, Compute, OpKind, StreamId};
 use crate::block::{Block, Class, Head, Quota, Slice, Slices};
-use crate::limits::{ARRIVED_BLOCKS, ROOM_BYTES, SEAL_BYTES, SPARED_BLOCKS, SPARED_FRAMES};
+use crate::limits::{ARRIVED_BLOCKS, BLOCK_BYTES, ROOM_BYTES, SEAL_BYTES, SPARED_BLOCKS, SPARED_FRAMES};
 use crate::wire::decode::DecodeError;
 use crate::wire::encode::DATA_HEADER_BYTES;
 use crate::wire::seal::{BadLength, LENGTH_BYTES, Seals, TAG_BYTES, record_len};
@@ -103,7 +103,10 @@ impl Sealed {
     pub(super) fn seal(&mut self, frames: &[u8], header: usize, body: Option<Slice>, cx: &mut Context<'_>) -> usize {
         let (before, head) = frames.split_at(frames.len() - header);
         let (apart, head) = match (self.records, &body) {
-            (Records::Keyed, Some(_)) if frames.len() <= SHARED_BYTES => (&[][..], frames),
+            // What is long on its way does not keep back the request that it belongs to: who has that says that he lives.
+            (Records::Keyed, Some(body)) if frames.len() <= SHARED_BYTES && body.len() <= BLOCK_BYTES => {
+                (&[][..], frames)
+            }
             _ => (before, head),
         };
         self.seal_frames(apart) + body.map_or(0, |body| self.seal_body(head, body, cx))
@@ -181,7 +184,7 @@ impl Sealed {
     pub(super) fn pump_send(&mut self, stream: StreamId, cx: &mut Context<'_>) -> bool {
         while let Some(Outgoing::Ready(..)) = self.outgoing.front() {
             if let Some(Outgoing::Ready(head, body)) = self.outgoing.pop_front() {
-                cx.submit(0, SEND, OpKind::Send { stream, head, body });
+                send_pieces(stream, head, body, cx);
             }
         }
         self.outgoing.is_empty()

@@ -18,6 +18,7 @@ use super::rendezvous::{self, Direct, SharedMeeting};
 use super::report::Progress;
 use super::request::{Class, begin, class_of, has_body, name_of, read_only, request_path, unexpected};
 use super::sealed::Records;
+use super::silence::Awake;
 use super::tree;
 use super::verb::{Body, Verb, reply_failure};
 use super::{Context, Failure, Flow, Io, Outcome, Quotas, Reason, Session, Terms};
@@ -126,6 +127,7 @@ pub struct Server {
     /// Its place is one of few.
     place: Option<Place>,
     was_dismissed: bool,
+    awake: Awake,
     on_end: Option<OnEnd>,
     /// Where clients of this session may connect directly.
     direct: Option<Direct>,
@@ -177,6 +179,7 @@ impl Server {
             traffic: Traffic::default(),
             place: None,
             was_dismissed: false,
+            awake: Awake::default(),
             on_end: Some(on_end),
             direct: None,
             meetings: Vec::new(),
@@ -636,6 +639,10 @@ impl Server {
         if let Phase::AwaitHello { deadline: deadline @ None } = &mut self.phase {
             *deadline = Some(cx.now.after(self.patience.handshake));
         }
+        if self.awake.turn(cx.now).is_some() {
+            // Who was suspended has not seen what the client took meanwhile.
+            self.link.forgive(cx.now);
+        }
         self.check_time(cx.now)?;
         let (bytes, busy) = self.link.take_sent();
         self.codec.on_sent(bytes, busy);
@@ -727,14 +734,17 @@ impl Session for Server {
             self.link.flush(cx);
             return self.finish(Ok(()), cx);
         }
+        let turned = self.turn(cx);
         self.note_use(cx.now);
-        if self.body_deadline().is_some_and(|deadline| deadline <= cx.now) {
-            return self.dismiss("the client has not gone on with what it sends for a minute", cx);
-        }
-        if self.place_deadline().is_some_and(|deadline| deadline <= cx.now) {
-            return self.dismiss("the client did not use its connection for a minute, and others wait for one", cx);
-        }
-        match self.turn(cx) {
+        self.awake.rest(self.link.stalled_since().is_some());
+        match turned {
+            // Looked at behind the turn, which has heard what came meanwhile, and knows whether this end was suspended.
+            Ok(Flow::Continue) if self.body_deadline().is_some_and(|deadline| deadline <= cx.now) => {
+                self.dismiss("the client has not gone on with what it sends for a minute", cx)
+            }
+            Ok(Flow::Continue) if self.place_deadline().is_some_and(|deadline| deadline <= cx.now) => {
+                self.dismiss("the client did not use its connection for a minute, and others wait for one", cx)
+            }
             Ok(flow) => flow,
             Err(failure) => {
                 // What was queued before, such as the Error that says why, is on its way already.
@@ -757,8 +767,8 @@ impl Session for Server {
             _ => None,
         };
         let of_place = [self.body_deadline(), self.place_deadline()];
-        let all = [greeting, self.link.stall_deadline(), self.pulse_deadline()].into_iter().chain(of_place);
-        all.flatten().min()
+        let of_peer = [self.link.stall_deadline(), self.pulse_deadline(), self.awake.next()];
+        of_place.into_iter().chain(of_peer).chain([greeting]).flatten().min()
     }
 
     fn state_of(&self, token: Token) -> &'static str {

@@ -4,13 +4,20 @@
 //! it says every second that it lives (PULSE):  alive
 //! it does not (base peers):                    alive + what it may be at work on + what may still be on its way to it
 //! ```
+//! Who only says that he lives, and neither answers nor takes anything, is given up as well: after `unknown` and the time that
+//! his work takes on a slow disk. And an end that was itself suspended knows nothing of the other one's silence.
+//!
 //! A base server says nothing while it hashes or flushes, so all that can be told is how long that takes at most: its
 //! bytes at the rate of a slow disk. Where nobody knows how much work an answer is (a listing comes in one piece), it has
 //! ten minutes. What has left here may stand in buffers for as long as a slow link needs: its rate is known once more has
 //! left than buffers hold.
 
 use super::opening::Patience;
-use crate::limits::{BUFFERED_BYTES, PULSE_INTERVAL, SECOND, SLOW_DISK_BYTES_PER_SECOND, SLOW_LINK_BYTES_PER_SECOND};
+use crate::backend::Time;
+use crate::limits::{
+    BUFFERED_BYTES, LATE_LOOK, LOOK_AT_CLOCK, PULSE_INTERVAL, SECOND, SLOW_DISK_BYTES_PER_SECOND,
+    SLOW_LINK_BYTES_PER_SECOND,
+};
 
 /// What a client knows of its server's silence.
 pub(super) struct Silence {
@@ -68,6 +75,15 @@ impl Silence {
         self.most.map_or(limit, |most| most.min(limit))
     }
 
+    /// Nanoseconds in which a server that says that it lives must have done something else. `work` as for [`Silence::answer`].
+    pub(super) fn idle(&self, work: Option<u64>) -> u64 {
+        if !self.pulsed {
+            return u64::MAX;
+        }
+        let work = work.map_or(0, |bytes| nanoseconds(bytes, SLOW_DISK_BYTES_PER_SECOND));
+        self.unknown.saturating_add(work).max(self.alive)
+    }
+
     /// True when so many nanoseconds of silence are nothing that a server at work would explain.
     pub(super) fn is_suspicious(&self, nanoseconds: u64) -> bool {
         nanoseconds >= if self.pulsed { PULSE_INTERVAL / 2 * 3 } else { self.alive / 4 * 3 }
@@ -92,6 +108,31 @@ impl Silence {
             None => SLOW_LINK_BYTES_PER_SECOND,
         };
         nanoseconds(self.unheard.min(BUFFERED_BYTES), rate.max(SLOW_LINK_BYTES_PER_SECOND))
+    }
+}
+
+/// Notices that this end did not run for a while: it was stopped, or the machine had no time for it.
+#[derive(Default)]
+pub(super) struct Awake {
+    looked: Option<Time>,
+}
+
+impl Awake {
+    /// A turn of its session. Nanoseconds of sleep, if it was that.
+    pub(super) fn turn(&mut self, now: Time) -> Option<u64> {
+        let before = self.looked.replace(now)?;
+        let gap = now.0.saturating_sub(before.0);
+        (gap > LOOK_AT_CLOCK + LATE_LOOK).then_some(gap)
+    }
+
+    /// The turn is over. A session that does not wait for its peer may sleep for as long as it likes.
+    pub(super) fn rest(&mut self, waits: bool) {
+        self.looked = self.looked.filter(|_| waits);
+    }
+
+    /// When to look again.
+    pub(super) fn next(&self) -> Option<Time> {
+        self.looked.map(|looked| looked.after(LOOK_AT_CLOCK))
     }
 }
 
@@ -129,6 +170,29 @@ mod tests {
         assert_eq!(base.answer(None), 620 * SECOND);
         base.bound(600 * SECOND);
         assert_eq!(base.answer(Some(u64::MAX)), 600 * SECOND);
+    }
+
+    #[test]
+    fn who_only_says_that_he_lives_is_given_up_once_his_work_must_be_done() {
+        let mut pulsed = silence();
+        pulsed.agreed(true);
+        assert_eq!(pulsed.idle(Some(0)), 600 * SECOND);
+        assert_eq!(pulsed.idle(Some(1000 * SLOW_DISK_BYTES_PER_SECOND)), 1600 * SECOND);
+        assert_eq!(pulsed.idle(None), 600 * SECOND);
+    }
+
+    #[test]
+    fn an_end_that_did_not_look_at_the_clock_in_time_was_suspended_unless_it_had_nothing_to_wait_for() {
+        let mut awake = Awake::default();
+        let mut turn = |seconds, waits| {
+            let slept = awake.turn(Time(seconds * SECOND));
+            awake.rest(waits);
+            (slept, awake.next())
+        };
+        assert_eq!(turn(0, true), (None, Some(Time(SECOND))));
+        assert_eq!(turn(1, true), (None, Some(Time(2 * SECOND))));
+        assert_eq!(turn(46, false), (Some(45 * SECOND), None));
+        assert_eq!(turn(100, true), (None, Some(Time(101 * SECOND))));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use super::hashing::Hashing;
 use super::{Failure, Io, Outcome};
 use crate::backend::{Compute, Errno, FileId, FsOp, OpKind, OpenMode, Output, Place};
 use crate::block::{Block, Class, Slice};
-use crate::limits::{BLOCK_BYTES, FILE_RUN_BYTES, PACK_WORTH_BYTES, READ_WINDOW_BLOCKS, READ_WINDOW_FRAMES};
+use crate::limits::{BLOCK_BYTES, PACK_WORTH_BYTES, READ_WINDOW_BLOCKS, READ_WINDOW_FRAMES};
 use crate::session::codec::Plan;
 use crate::tree_hash::{BlockHash, ContentHash, HASH_BLOCK_BYTES, RangeHash, TreeHash};
 use crate::wire::MAX_BLOCK;
@@ -480,7 +480,7 @@ impl Source {
     fn send_runs(&mut self, io: &mut Io<'_, '_>) {
         let State::Open(file) = self.state else { return };
         while io.link.has_room() && self.next_read < self.end {
-            let (offset, len) = (self.next_read, (self.end - self.next_read).min(FILE_RUN_BYTES));
+            let (offset, len) = (self.next_read, (self.end - self.next_read).min(io.link.run_bytes()));
             let head = io.link.run_head(len, io.cx.now);
             let stream = io.link.stream;
             io.submit(RUN, OpKind::SendFile { stream, head, file, offset, len });
