@@ -318,8 +318,8 @@ pub(crate) struct ServeArgs {
     /// Serve in one process with other logins that say the same. For clients that send a file over several.
     #[arg(long, value_name = "NAME", hide = true, value_parser = crate::gather::is_name, conflicts_with_all = ["listen", "read_only"])]
     pub(crate) gather: Option<String>,
-    /// Address at which to listen for direct connections, and which the client is told. [default: the one that its ssh
-    /// reached] [env: HAUL_BIND]
+    /// Address at which to listen for direct connections, and which the client is told. A client that knows which address its
+    /// ssh has reached takes no other. [default: the one that its ssh reached] [env: HAUL_BIND]
     #[arg(long, value_name = "IP")]
     pub(crate) bind: Option<std::net::IpAddr>,
 }

@@ -35,6 +35,10 @@ pub(crate) fn run(args: &CopyArgs, choice: Choice) -> Exit {
     let Some(target) = sources.pop().filter(|_| !sources.is_empty()) else {
         return run::usage("a source and a target are needed");
     };
+    if let Some((number, why)) = value_of_scp(args, &sources) {
+        crate::output::error(&format!("{number}: there is no such file; {why}"));
+        return Exit::Usage;
+    }
     if args.no_target_directory && sources.len() > 1 {
         return run::usage("-T takes one source");
     }
@@ -111,6 +115,20 @@ pub(crate) fn run(args: &CopyArgs, choice: Choice) -> Exit {
         }
         (ended, _) => ended.or_absent(&mut output),
     }
+}
+
+/// A number that scp would have taken as the value of an option which is another one here, and what to do.
+fn value_of_scp(args: &CopyArgs, sources: &[Parsed]) -> Option<(String, &'static str)> {
+    let why = match (args.partial_progress, args.links) {
+        (true, _) => "-P keeps what is incomplete and takes no value; the port of ssh is --port",
+        (_, true) => "-l copies links and takes no value; there is no limit of bandwidth",
+        _ => return None,
+    };
+    let number =
+        sources.iter().filter(|source| source.host.is_none()).map(|source| &source.operand.shown).find(|shown| {
+            shown.iter().all(u8::is_ascii_digit) && Path::new(OsStr::from_bytes(shown)).symlink_metadata().is_err()
+        })?;
+    Some((String::from_utf8_lossy(number).into_owned(), why))
 }
 
 /// True when the copy of a directory would lie inside it: the walk would find what it has just made, without end.

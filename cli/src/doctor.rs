@@ -21,7 +21,7 @@ use crate::run;
 use crate::signals::{self, Hangup};
 use far::{LOGINS, Login, Met, NoLogin, seconds};
 use haul_engine::limits::PEER_WORDS_BYTES;
-use haul_engine::wire::display::Printable;
+use haul_engine::wire::display::{Printable, visible_json};
 use machine::Machine;
 use serde_json::{Value, json};
 use std::ffi::{OsStr, OsString};
@@ -177,7 +177,8 @@ pub(crate) fn run(args: &DoctorArgs, choice: Choice) -> Exit {
     }
     let (problems, warnings) = (sheet.count(State::Problem), sheet.count(State::Warning));
     if args.json {
-        sheet.say(&document(&here, there.as_ref(), &sheet.findings, problems, warnings).to_string());
+        let document = document(&here, there.as_ref(), &sheet.findings, problems, warnings).to_string();
+        sheet.say(&visible_json(&document));
     } else {
         sheet.say(&format!("{}, {}", counted(problems, "problem"), counted(warnings, "warning")));
     }
@@ -222,7 +223,7 @@ fn examine(host: &Host, path: &str, args: &DoctorArgs, choice: Choice, sheet: &m
         }
     };
     let answers = ["haul ", "bcmr "].iter().any(|name| login.who.starts_with(name));
-    sheet.add([who(&login)]);
+    sheet.add([who(&login, args.remote.rsh.is_some())]);
     let round_trip = login.round_trip();
     let runs_commands = round_trip.is_some();
     sheet.add(
@@ -276,8 +277,8 @@ fn no_login(why: NoLogin) -> Option<Finding> {
     Some(Finding::bad(State::Problem, "between", "login", text, hint))
 }
 
-/// Who answers at the end of ssh.
-fn who(login: &Login) -> Finding {
+/// Who answers at the end of ssh, or of a remote shell of the user's `own`, which has no SFTP server.
+fn who(login: &Login, own: bool) -> Finding {
     let text = format!("{:.2} s through ssh; ", seconds(login.took));
     let ours = concat!("haul ", env!("CARGO_PKG_VERSION"));
     match login.who.as_str() {
@@ -293,7 +294,12 @@ fn who(login: &Login) -> Finding {
             State::Problem,
             "between",
             "login",
-            format!("{text}no haul answers: copies go through the SFTP server of sshd and are not verified"),
+            match own {
+                true => format!("{text}no haul answers: copies fail, because the shell of -e is not asked for SFTP"),
+                false => {
+                    format!("{text}no haul answers: copies go through the SFTP server of sshd and are not verified")
+                }
+            },
             "copy this program to ~/.local/bin/haul there, or name it with --remote-path",
         ),
         _ => Finding::bad(

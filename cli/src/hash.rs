@@ -6,7 +6,9 @@ use crate::output::{Output, hex, put_name};
 use crate::run;
 use haul_engine::session::inspect::{self, Question};
 use haul_engine::session::report::Report;
+use haul_engine::wire::display::{Printable, visible_json};
 use serde_json::json;
+use std::io::IsTerminal as _;
 use std::sync::Arc;
 
 pub(crate) fn run(args: &HashArgs, choice: Choice) -> Exit {
@@ -24,16 +26,18 @@ pub(crate) fn run(args: &HashArgs, choice: Choice) -> Exit {
         inspect::client(around.stream, around.opening, Question::Hash, operands, around.progress, around.reporter)
     });
     let json = args.output.json;
+    let terminal = std::io::stdout().is_terminal();
     let ended =
         run::client(choice, &peer, &run::Work::question(make), &mut output, move |report, output| match report {
             Report::Hashed { path, hash } if json => {
                 let mut fields = json!({"schema": "haul/1", "type": "hash", "blake3": hex(&hash)});
                 put_name(&mut fields, "path", &path);
-                output.stdout(fields.to_string());
+                output.stdout(visible_json(&fields.to_string()).as_bytes());
                 None
             }
             Report::Hashed { path, hash } => {
-                output.stdout(like_b3sum(&path, &hex(&hash)));
+                let line = if terminal { shown(&path, &hex(&hash)) } else { like_b3sum(&path, &hex(&hash)) };
+                output.stdout(line);
                 None
             }
             other => Some(other),
@@ -41,7 +45,12 @@ pub(crate) fn run(args: &HashArgs, choice: Choice) -> Exit {
     ended.or_absent(&mut output)
 }
 
-/// As b3sum: two spaces, the name as it is; with a backslash in front where a newline or backslash had to be escaped.
+/// For somebody who reads: no name acts on his terminal.
+fn shown(path: &[u8], hash: &str) -> Vec<u8> {
+    format!("{hash}  {}", Printable(path)).into_bytes()
+}
+
+/// As b3sum, for those who check with it: two spaces, the name as it is; with a backslash in front where a newline or backslash had to be escaped.
 fn like_b3sum(path: &[u8], hash: &str) -> Vec<u8> {
     let mut line = Vec::new();
     if path.iter().any(|byte| matches!(byte, b'\n' | b'\r' | b'\\')) {

@@ -10,7 +10,7 @@ use crate::remote;
 use haul_engine::wire::seal::Secret;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use zeroize::Zeroizing;
 
@@ -43,6 +43,10 @@ pub(crate) fn run(args: &KeygenArgs) -> Exit {
 
 /// Leaves the whole key there, or nothing.
 fn write(path: &Path, key: &str) -> io::Result<()> {
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        // Who is told to keep a key there shall not have to make the place first; it is nobody else's.
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+    }
     let mut file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
     let written = file.write_all(key.as_bytes()).and_then(|()| file.sync_all());
     if written.is_err() {

@@ -6,7 +6,7 @@ use crate::output::{Output, put_name};
 use crate::run;
 use haul_engine::session::inspect::{self, Question};
 use haul_engine::session::report::Report;
-use haul_engine::wire::display::Printable;
+use haul_engine::wire::display::{Printable, visible_json};
 use haul_engine::wire::frame::{Attributes, Kind};
 use serde_json::json;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ pub(crate) fn run(args: &LsArgs, choice: Choice) -> Exit {
         run::client(choice, &peer, &run::Work::question(make), &mut output, move |report, output| match report {
             Report::Listed { path, attributes, link } => {
                 if json {
-                    output.stdout(object(&path, &attributes, &link));
+                    output.stdout(visible_json(&object(&path, &attributes, &link)).as_bytes());
                 } else {
                     output.stdout(line(&path, &attributes, &link, long));
                 }

@@ -49,6 +49,12 @@ pub(crate) fn parse(text: &OsStr) -> Result<Parsed, String> {
     if let Some(rest) = bytes.strip_prefix(b"haul://") {
         return daemon(bytes, rest);
     }
+    for scheme in ["rsync://", "sftp://", "ftp://", "http://", "https://", "s3://"] {
+        if bytes.starts_with(scheme.as_bytes()) {
+            let text = bytes.escape_ascii();
+            return Err(format!("`{text}`: haul does not speak {scheme}; write host:path, or ssh://host/path"));
+        }
+    }
     match split_host(bytes) {
         Some((host, path)) => {
             let host = Host::parse(host, None)?;

@@ -6,13 +6,12 @@ use crate::tuner::{Decision, Rate};
 use crate::unkept::{self, Tally};
 use haul_engine::session::report::{Direction, Progress, Report};
 use haul_engine::session::{Failure, Reason};
-use haul_engine::wire::display::Printable;
+use haul_engine::wire::display::{Printable, visible_json};
 use haul_engine::wire::frame::{Hash, Unkept};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
@@ -106,6 +105,8 @@ pub(crate) struct Output {
     unverified: u64,
     /// The peer keeps neither times nor modes nor links.
     bare: bool,
+    /// The hints that were given.
+    hinted: RefCell<BTreeSet<&'static str>>,
     /// The first of the lines on stdout that could not be written, and why.
     lost: RefCell<Option<std::io::Error>>,
     /// Nothing of this run is proved.
@@ -143,6 +144,7 @@ impl Output {
             verified: 0,
             unverified: 0,
             bare: false,
+            hinted: RefCell::default(),
             lost: RefCell::new(None),
             unproved: false,
             peer_keeps: false,
@@ -177,7 +179,7 @@ impl Output {
         if self.args.json {
             fields["schema"] = SCHEMA.into();
             fields["type"] = kind.into();
-            self.stdout(fields.to_string());
+            self.stdout(visible_json(&fields.to_string()).as_bytes());
         }
     }
 
@@ -379,7 +381,7 @@ impl Output {
         let path = Printable(&failure.path);
         let colon = if failure.path.is_empty() { "" } else { ": " };
         let line = format!("haul: {path}{colon}{}", failure.reason());
-        let hint = hint(failure);
+        let hint = hint(failure).filter(|hint| self.hinted.borrow_mut().insert(hint));
         self.print(|| {
             stderr(&line);
             if let Some(hint) = hint {

@@ -7,6 +7,7 @@ use haul_engine::session::client::{Opening, Patience, Wish};
 use haul_engine::session::plan::Operand;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::net::{IpAddr, ToSocketAddrs as _};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -182,7 +183,7 @@ impl Dial {
             way => {
                 let (required, plain) = (way == DirectWay::Direct, self.args.plaintext);
                 let ports = self.args.port_range.map(|Ports { first, last }| (first, last));
-                Some(Wish { required, plain, random: random(), invitation: None, ports })
+                Some(Wish { required, plain, random: random(), invitation: None, ports, reached: self.reached() })
             }
         };
         let opening = Opening {
@@ -264,6 +265,38 @@ impl Dial {
             }
         };
         command.args(words);
+        self.configure(&mut command, Path::new(&program).file_name().is_some_and(|name| name == "ssh"));
+        if subsystem {
+            command.arg("-s");
+        }
+        command.arg("--").arg(OsString::from_vec(self.host.name.clone())).arg(remote);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        Ok(command)
+    }
+
+    /// The addresses of the machine that ssh reaches, by its own configuration. `None` where that is not known: another
+    /// remote shell, or a way through other machines.
+    fn reached(&self) -> Option<Vec<IpAddr>> {
+        let mut words = split_words(self.args.rsh.as_deref().unwrap_or("ssh")).ok()?.into_iter();
+        // What stands elsewhere may be anything, and not know what is asked here.
+        let mut command = Command::new(words.next().filter(|program| program == "ssh")?);
+        command.args(words);
+        self.configure(&mut command, true);
+        command.arg("-G").arg("--").arg(OsString::from_vec(self.host.name.clone()));
+        let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+        let text = String::from_utf8(output.stdout).ok()?;
+        let value =
+            |key| text.lines().find_map(|line| line.split_once(' ').filter(|(name, _)| *name == key)).map(|(_, v)| v);
+        if ["proxyjump", "proxycommand"].into_iter().any(|key| value(key).is_some_and(|value| value != "none")) {
+            return None;
+        }
+        let addresses = (value("hostname")?, 0).to_socket_addrs().ok()?;
+        Some(addresses.map(|address| address.ip()).collect())
+    }
+
+    /// What the user and we want of ssh.
+    fn configure(&self, command: &mut Command, is_ssh: bool) {
+        let args = &self.args;
         if let Some(file) = &args.ssh_config {
             command.arg("-F").arg(file);
         }
@@ -277,7 +310,6 @@ impl Dial {
             command.arg("-o").arg(option);
         }
         // Behind what the user says, which comes first and wins.
-        let is_ssh = Path::new(&program).file_name().is_some_and(|name| name == "ssh");
         if is_ssh {
             command.args(FOR_PROGRAMS.iter().flat_map(|option| ["-o", option]));
         }
@@ -293,12 +325,6 @@ impl Dial {
         if let Some(user) = &self.host.user {
             command.arg("-l").arg(OsString::from_vec(user.clone()));
         }
-        if subsystem {
-            command.arg("-s");
-        }
-        command.arg("--").arg(OsString::from_vec(self.host.name.clone())).arg(remote);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        Ok(command)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Error numbers: the operating system's, and a few conditions that systems have no number for.
 
+use crate::limits::MAX_WALK_DEPTH;
 use crate::wire::frame::ErrorCode;
 use std::fmt;
 
@@ -27,9 +28,11 @@ impl Errno {
     /// This program is wrong: the panic of a helper thread.
     pub const INTERNAL: Errno = Errno(100_009);
     /// The path that is served names another directory than when that began.
-    pub const ROOT_REPLACED: Errno = Errno(100_020);
+    pub const ROOT_REPLACED: Errno = Errno(100_011);
     /// Something else is mounted there, and is not served.
-    pub const OTHER_MOUNT: Errno = Errno(100_021);
+    pub const OTHER_MOUNT: Errno = Errno(100_012);
+    /// Directories within directories, more than are walked.
+    pub const TOO_DEEP: Errno = Errno(100_013);
     /// The content is not what it should be.
     pub const HASH_MISMATCH: Errno = Errno(100_004);
     /// A file whose size did not change has less, or more, in it than that says.
@@ -44,6 +47,8 @@ impl Errno {
     pub const ACCESS: Errno = Errno(rustix::io::Errno::ACCESS.raw_os_error());
     /// No such file or directory.
     pub const NOT_FOUND: Errno = Errno(rustix::io::Errno::NOENT.raw_os_error());
+    /// Nobody listens there.
+    pub const REFUSED: Errno = Errno(rustix::io::Errno::CONNREFUSED.raw_os_error());
     /// Out of space.
     pub const NO_SPACE: Errno = Errno(rustix::io::Errno::NOSPC.raw_os_error());
     /// Out of memory.
@@ -78,6 +83,7 @@ impl Errno {
             // ESTALE and EXDEV.
             Errno::ROOT_REPLACED => ErrorCode(ErrorCode::ERRNO_BASE + 116),
             Errno::OTHER_MOUNT => ErrorCode(ErrorCode::ERRNO_BASE + 18),
+            Errno::TOO_DEEP => ErrorCode::TOO_DEEP,
             Errno(n) => u16::try_from(n).ok().and_then(portable).map_or(ErrorCode::OTHER, ErrorCode),
         }
     }
@@ -122,6 +128,7 @@ impl fmt::Display for Errno {
             ),
             Errno::HASH_MISMATCH => f.write_str("Content does not match its hash"),
             Errno::INTERNAL => f.write_str("Internal error of haul; please report it"),
+            Errno::TOO_DEEP => write!(f, "Nested deeper than the {MAX_WALK_DEPTH} directories that are walked"),
             Errno::BAD_BLOCK => f.write_str("Compressed content is damaged"),
             Errno::BAD_RECORD => f.write_str("What arrived is not what the peer sealed"),
             Errno(n) => {

@@ -39,11 +39,6 @@ const TICK: Duration = Duration::from_millis(100);
 pub(crate) fn run(dial: &Dial, job: &Job, output: &mut Output, nobody: Failure) -> Exit {
     let Some(child) = dial.sftp() else { return run::absent(output, nobody, "") };
     let why = nobody.why();
-    let host = &dial.host;
-    let owners = if job.options.preserve.has(Preserve::OWNER) { "; owners are not kept" } else { "" };
-    let text =
-        format!("no haul answers on {host} ({why}): its SFTP server carries the files, not verified by haul{owners}");
-    output.report(Report::Notice(text));
     output.unproved();
     let progress = Progress::default();
     let ended = match child.map(Sftp::greet) {
@@ -54,6 +49,12 @@ pub(crate) fn run(dial: &Dial, job: &Job, output: &mut Output, nobody: Failure) 
         Ok(Err(_)) if run::stopped_after_all(true) => Err(Trouble::Stopped),
         Ok(Err(_)) => return run::absent(output, nobody, ", and no SFTP server answers either"),
         Ok(Ok(mut sftp)) => {
+            // Now that it is known to do so.
+            let host = &dial.host;
+            let owners = if job.options.preserve.has(Preserve::OWNER) { "; owners are not kept" } else { "" };
+            output.report(Report::Notice(format!(
+                "no haul answers on {host} ({why}): its SFTP server carries the files, not verified by haul{owners}"
+            )));
             progress.connected.store(1, Ordering::Relaxed);
             let ended = Carrier::new(&mut sftp, job, output, &progress).carry();
             if ended.is_ok() {

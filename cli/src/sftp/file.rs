@@ -68,7 +68,10 @@ impl Carrier<'_> {
         let mut hasher = blake3::Hasher::new();
         let refused = there(&spot.target, "cannot write");
         loop {
-            let count = file.read_at(&mut chunk, sent).map_err(here(&spot.source, "cannot read"))?;
+            // One byte more than there was: a file that grows faster than it travels would have no end.
+            let left = (meta.len() + 1).saturating_sub(sent);
+            let room = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
+            let count = file.read_at(&mut chunk[..room], sent).map_err(here(&spot.source, "cannot read"))?;
             if count > 0 {
                 open.push_back(self.sftp.write(handle, sent, &chunk[..count])?);
                 sent += count as u64;
@@ -130,14 +133,22 @@ impl Carrier<'_> {
     /// Receives the content of a file, and makes sure that it was all of it and all the same file.
     fn receive(&mut self, file: &File, attrs: &Attrs, handle: &[u8], spot: &Spot) -> Result<Carried, Why> {
         let refused = there(&spot.source, "cannot read");
-        let size = attrs.size.unwrap_or(0);
+        let Some(size) = attrs.size.filter(|&size| size < u64::MAX) else {
+            return Err(Why::This(Failure::rule(
+                &spot.source,
+                "cannot read",
+                "the server does not say how large it is",
+            )));
+        };
         let (mut asked, mut arrived, mut ended) = (0, 0, false);
         let mut open = VecDeque::new();
         loop {
-            // One more than the size says: that nothing comes of it proves the end.
-            while !ended && open.len() < WINDOW && (asked < size || open.is_empty()) {
-                open.push_back((self.sftp.read(handle, asked, CHUNK)?, asked, CHUNK));
-                asked += CHUNK as u64;
+            // One byte more than the size says: that nothing comes of it proves the end. What comes further on is not asked
+            // for, or a server could fill the disk.
+            while !ended && open.len() < WINDOW && asked <= size {
+                let count = usize::try_from(size + 1 - asked).unwrap_or(CHUNK).min(CHUNK);
+                open.push_back((self.sftp.read(handle, asked, count)?, asked, count));
+                asked += count as u64;
             }
             let Some((id, offset, count)) = open.pop_front() else { break };
             let chunk = self.sftp.chunk(id).map_err(&refused)?;
@@ -145,6 +156,10 @@ impl Carrier<'_> {
             ended |= chunk.is_empty();
             if ended {
                 continue;
+            }
+            if offset + chunk.len() as u64 > size {
+                let rule = "there is more of it than the server said";
+                return Err(Why::This(Failure::rule(&spot.source, "cannot read", rule)));
             }
             file.write_all_at(chunk, offset).map_err(here(&spot.target, "cannot write"))?;
             arrived += chunk.len() as u64;

@@ -28,6 +28,8 @@ mod connections;
 mod daemon;
 mod daemon_defaults;
 #[cfg(target_os = "linux")]
+mod disguises;
+#[cfg(target_os = "linux")]
 mod disk_full;
 #[cfg(target_os = "linux")]
 mod doctor;
@@ -148,3 +150,5 @@ mod stuck;
 #[cfg(target_os = "linux")]
 mod target_dirs;
 mod truth;
+#[cfg(target_os = "linux")]
+mod words;

@@ -359,6 +359,27 @@ fn a_server_cannot_make_the_client_write_outside_of_the_target() {
 }
 
 #[test]
+fn a_file_is_read_to_the_size_that_was_said_and_no_further() {
+    const REGULAR: u32 = 0o100_644;
+    // Size and mode are there.
+    let attrs = |size: u64| [5u32.to_be_bytes().as_slice(), &size.to_be_bytes(), &REGULAR.to_be_bytes()].concat();
+    let stat = |id: u32, size: u64| packet(105, &[&id.to_be_bytes(), &attrs(size)]);
+    let unsized_stat = |id: u32| packet(105, &[&id.to_be_bytes(), &4u32.to_be_bytes(), &REGULAR.to_be_bytes()]);
+    let handle = packet(102, &[&2u32.to_be_bytes(), &string(b"h")]);
+    let chunk = |id: u32, len: usize| packet(103, &[&id.to_be_bytes(), &string(&vec![7; len])]);
+    // Whatever is read, there is more.
+    let endless = (4..40).map(|id| chunk(id, 32 * 1024));
+    let (more, unknown) = ("there is more of it than the server said", "the server does not say how large it is");
+    for (open, words) in [(stat(3, 10), more), (stat(3, 0), more), (unsized_stat(3), unknown)] {
+        let begin = [packet(2, &[&3u32.to_be_bytes()]), stat(1, 10), handle.clone(), open];
+        let (ended, dir) = against(&begin.into_iter().chain(endless.clone()).collect::<Vec<_>>());
+        ended.assert_exit(23);
+        assert!(ended.stderr.contains(words), "{ended:?}");
+        assert!(names(&dir.path().join("to")).is_empty());
+    }
+}
+
+#[test]
 fn a_server_that_talks_nonsense_is_told_in_one_line() {
     let version = packet(2, &[&3u32.to_be_bytes()]);
     let absent =

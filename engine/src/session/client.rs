@@ -603,6 +603,11 @@ impl Client {
         if self.codec.agreed().is_none() {
             return;
         }
+        let is_lead = self.driver.lead().is_some();
+        let others_did = self.progress.packs.load(Ordering::Relaxed) > 0;
+        if self.codec.is_idle() && (!is_lead || others_did) {
+            return;
+        }
         let (packed, unpacked) =
             (self.progress.packed.load(Ordering::Relaxed), self.progress.unpacked.load(Ordering::Relaxed));
         let text = match unpacked {

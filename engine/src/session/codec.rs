@@ -144,6 +144,11 @@ impl Policy {
         }
     }
 
+    /// True when it had nothing to decide.
+    pub fn is_idle(&self) -> bool {
+        self.blocks == 0 && self.total.rate.bytes == 0
+    }
+
     /// What was chosen and why, in one line.
     pub fn summary(&self) -> String {
         let Some(codec) = self.codec.map(Codec::name) else { return "none: no codec was agreed".to_string() };

@@ -267,7 +267,7 @@ impl Download {
         };
         let shown = listing.source.shown_below(path.as_ref());
         if entry.error != ErrorCode::NONE {
-            let failure = unreadable(shown, path.is_none(), &entry);
+            let failure = unreadable(shown, path.is_none(), &entry).of_source();
             return desk.report(Report::Failed(failure));
         }
         let remote = Target { operand: listing.source.path.clone(), below: path.clone() };

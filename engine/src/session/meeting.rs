@@ -33,7 +33,7 @@ use crate::wire::frame::{Caps, Dialect, ErrorCode, Ext, Frame, Hash};
 use crate::wire::hello::{self, Greeting};
 use crate::wire::seal::{self, Seals, Secret};
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 
 /// Nanoseconds after which a request to connect is made once more: where the queue of a listener is full the kernel drops it,
@@ -59,6 +59,8 @@ pub struct Wish {
     pub invitation: Option<Invitation>,
     /// Ports that the server was told to take one of, to name them where none can be reached.
     pub ports: Option<(u16, u16)>,
+    /// The addresses of the machine that ssh reached, where they are known: content goes nowhere else, whatever the server says.
+    pub reached: Option<Vec<IpAddr>>,
 }
 
 /// How the connections of a run come to its server, from when one of them has asked.
@@ -132,7 +134,7 @@ fn unanswered(address: SocketAddr, ports: Option<(u16, u16)>, is_daemon: bool) -
 }
 
 /// Why no connection came about. Nothing on the way, and nobody at its other end, can do anything for want of something here.
-fn unreached(address: SocketAddr, errno: Errno, ports: Option<(u16, u16)>) -> String {
+fn unreached(address: SocketAddr, errno: Errno, ports: Option<(u16, u16)>, daemon: bool) -> String {
     const HERE: [Errno; 5] = [
         Errno::TOO_MANY_FILES,
         Errno::TOO_MANY_FILES_ALL,
@@ -140,10 +142,15 @@ fn unreached(address: SocketAddr, errno: Errno, ports: Option<(u16, u16)>) -> St
         Errno(rustix::io::Errno::NOBUFS.raw_os_error()),
         Errno(rustix::io::Errno::ADDRNOTAVAIL.raw_os_error()),
     ];
-    match HERE.contains(&errno) {
-        true => format!("{address}: {errno} (at this end)"),
-        false => format!("{address}: {errno}. {}", to_open(ports)),
+    if HERE.contains(&errno) {
+        return format!("{address}: {errno} (at this end)");
     }
+    // The machine is there, and says that nobody listens.
+    let advice = match daemon && errno == Errno::REFUSED {
+        true => "Is `haul serve` running there?".to_string(),
+        false => to_open(ports),
+    };
+    format!("{address}: {errno}. {advice}")
 }
 
 /// What can be done about a port that cannot be reached.
@@ -212,6 +219,7 @@ pub(super) struct Meeting {
     keyed: bool,
     daemon: Option<Entropy>,
     ports: Option<(u16, u16)>,
+    reached: Option<Vec<IpAddr>>,
     /// Whoever did decides what becomes of the run.
     was_invited: bool,
     patience: u64,
@@ -261,8 +269,9 @@ impl Meeting {
             ext: greeting.ext.filter(|_| keyed).map(|ext| if wish.plain { ext.or(Ext::PLAIN) } else { ext }),
         };
         let seat = Seat { index: 0, random: wish.random, required: wish.required };
-        let (invitation, ports) = (wish.invitation.filter(|_| keyed), wish.ports);
-        Meeting { invitation, keyed, ports, ..Meeting::with(State::Asking, seat, greeting, patience) }
+        let Wish { ports, reached, .. } = wish;
+        let invitation = wish.invitation.filter(|_| keyed);
+        Meeting { invitation, keyed, ports, reached, ..Meeting::with(State::Asking, seat, greeting, patience) }
     }
 
     /// Where another session has asked already.
@@ -281,6 +290,7 @@ impl Meeting {
             keyed: false,
             daemon: None,
             ports: None,
+            reached: None,
             was_invited: false,
             patience,
             alternative: false,
@@ -306,7 +316,7 @@ impl Meeting {
                 _ => cx.submit(0, 0, OpKind::CloseStream { stream }),
             },
             (OpKind::Connect { address }, Err(errno)) => {
-                self.refused = Some(no_direct(unreached(*address, errno, self.ports)));
+                self.refused = Some(no_direct(unreached(*address, errno, self.ports, self.daemon.is_some())));
             }
             _ => {}
         }
@@ -445,6 +455,13 @@ impl Meeting {
                     self.refused = Some(no_direct(format!("`{}` is no address", Printable(&address))));
                     return Ok(());
                 };
+                if let Some(reached) = &self.reached
+                    && !reached.iter().any(|ip| ip.to_canonical() == address.ip().to_canonical())
+                {
+                    let why = format!("the server names {address}, which is not the address that ssh reached");
+                    self.refused = Some(no_direct(why));
+                    return Ok(());
+                }
                 self.ready = Some((address, Secret::from_bytes(key)));
                 self.state = State::Invited;
             }
@@ -474,9 +491,13 @@ impl Meeting {
     }
 
     fn greet(&mut self, quota: &Quota, cx: &mut Context<'_>) -> Result<Step, Failure> {
-        while let Some(link) = self.link() {
-            let next = link.next().map_err(no_direct)?;
+        loop {
+            let first = matches!(self.state, State::Challenged(_));
+            let Some(link) = self.link() else { break };
+            let next = link.next();
+            let next = next.map_err(|error| if first { no_direct(self.somebody_else()) } else { no_direct(error) })?;
             let Some(incoming) = next else {
+                let Some(link) = self.link() else { break };
                 link.flush(cx);
                 link.pump_recv(quota, cx);
                 if link.at_end() {
@@ -498,6 +519,14 @@ impl Meeting {
             }
         }
         Ok(Step::Waiting)
+    }
+
+    /// What came first is not what a haul says.
+    fn somebody_else(&self) -> String {
+        match (&self.ready, self.daemon) {
+            (Some((address, _)), Some(_)) => format!("{address}: no haul daemon answers there, but something else"),
+            _ => "what answers at that port is not the server".to_string(),
+        }
     }
 
     /// Why the server has closed the new connection, as far as that can be known.
@@ -624,11 +653,11 @@ mod tests {
         let address = "192.0.2.1:7420".parse().unwrap();
         for errno in [rustix::io::Errno::ADDRNOTAVAIL, rustix::io::Errno::MFILE, rustix::io::Errno::NOBUFS] {
             for ports in [None, Some((5000, 5100))] {
-                let why = unreached(address, errno.into(), ports);
+                let why = unreached(address, errno.into(), ports, false);
                 assert!(why.contains("at this end") && !why.contains("port") && !why.contains("Open"), "{why}");
             }
         }
-        let why = unreached(address, rustix::io::Errno::CONNREFUSED.into(), Some((5000, 5100)));
+        let why = unreached(address, rustix::io::Errno::CONNREFUSED.into(), Some((5000, 5100)), false);
         assert!(why.ends_with("Open TCP ports 5000-5100 there"), "{why}");
     }
 }

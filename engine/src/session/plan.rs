@@ -130,7 +130,10 @@ pub(crate) fn unreadable(path: Vec<u8>, base: bool, entry: &TreeEntry) -> Failur
 
 /// The words for a number the server gave.
 fn describe(code: ErrorCode) -> Vec<u8> {
-    let errno = code.0.checked_sub(ErrorCode::ERRNO_BASE).map(|n| Errno(i32::from(n)));
+    let errno = match code {
+        ErrorCode::TOO_DEEP => Some(Errno::TOO_DEEP),
+        code => code.0.checked_sub(ErrorCode::ERRNO_BASE).map(|n| Errno(i32::from(n))),
+    };
     errno.map_or_else(|| format!("error {}", code.0), |errno| errno.to_string()).into_bytes()
 }
 

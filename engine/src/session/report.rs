@@ -25,6 +25,8 @@ pub struct Progress {
     pub packed: AtomicU64,
     /// See `packed`.
     pub unpacked: AtomicU64,
+    /// Blocks that were offered to a codec.
+    pub packs: AtomicU64,
     /// 1 once the totals will grow no more.
     pub totals_final: AtomicU64,
     /// 1 once both ends have greeted each other: from here on the terminal is ours.
@@ -34,6 +36,10 @@ pub struct Progress {
 impl Progress {
     pub(crate) fn moved(&self, bytes: usize) {
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn packed_one(&self) {
+        self.packs.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn skipped(&self, bytes: u64) {

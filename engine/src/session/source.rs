@@ -262,6 +262,7 @@ impl Source {
             _ => (None, 0),
         };
         io.codec.on_packed(from.len(), len, nanos);
+        io.progress.packed_one();
         let this = |slot: &&mut Slot| matches!(&slot.content, Content::Packing(raw) if raw.block_number() == from.block_number());
         if let Some(slot) = self.window.iter_mut().find(this) {
             slot.content = match len {

@@ -240,7 +240,7 @@ impl Upload {
             } else {
                 "cannot stat"
             };
-            desk.report(Report::Failed(Failure::here(&shown, what, errno)));
+            desk.report(Report::Failed(Failure::here(&shown, what, errno).of_source()));
             return;
         }
         match found.attributes.kind {

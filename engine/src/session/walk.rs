@@ -83,7 +83,7 @@ impl Walker {
         }
         if let Some((path, attributes)) = self.descend.take() {
             if self.stack.len() >= MAX_WALK_DEPTH {
-                return Step::Entry(Found { path, attributes, link: Vec::new(), error: Some(Errno::LOOP) });
+                return Step::Entry(Found { path, attributes, link: Vec::new(), error: Some(Errno::TOO_DEEP) });
             }
             let place = self.place(path.as_ref());
             self.descend = Some((path, attributes));

@@ -290,6 +290,8 @@ impl ErrorCode {
     pub const BUSY: ErrorCode = ErrorCode(ErrorCode::ERRNO_BASE + 16);
     /// The source was written to while it was read.
     pub const CHANGED: ErrorCode = ErrorCode(7);
+    /// Directories within directories, more than are walked.
+    pub const TOO_DEEP: ErrorCode = ErrorCode(8);
     /// Codes from here on are `4096 + errno`, with Linux numbering whatever the system.
     pub const ERRNO_BASE: u16 = 4096;
 }
