@@ -238,7 +238,8 @@ pub const SPLICE_BYTES: usize = 1024 * 1024;
 /// Directories that operands named which one session holds open, those it used last: a copy works with one target and the
 /// sources of the moment.
 pub const OPERANDS_HELD: usize = 16;
-/// Directories below an operand that are held open from when they are made until they get their attributes.
+/// Directories below an operand that are held open from when they are made until they get their attributes, at most: with few
+/// descriptors fewer.
 pub const DIRS_HELD: usize = 128;
 /// The same of which it is remembered what they were, once more are to be held than may be.
 pub const DIRS_KNOWN: usize = 16_384;

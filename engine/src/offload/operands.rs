@@ -92,7 +92,7 @@ impl Operand {
             return Ok(());
         }
         made.held.push_back(path.into());
-        while made.held.len() > DIRS_HELD
+        while made.held.len() > may_hold()
             && let Some(oldest) = made.held.pop_front()
         {
             let Some(known) = made.by_path.get_mut(&oldest) else { continue };
@@ -257,6 +257,16 @@ fn kept(name: &Name) -> Arc<Operand> {
     let operand = Operand::new();
     kept.insert(name.clone(), Arc::downgrade(&operand));
     operand
+}
+
+/// Directories of one operand that are held at most: an eighth of the descriptors that the process may have, because files
+/// need them as well.
+fn may_hold() -> usize {
+    static LIMIT: OnceLock<usize> = OnceLock::new();
+    *LIMIT.get_or_init(|| {
+        let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        descriptors.map_or(DIRS_HELD, |limit| usize::try_from(limit / 8).unwrap_or(DIRS_HELD)).min(DIRS_HELD)
+    })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
