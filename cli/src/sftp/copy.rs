@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! up:    stat target -> each source: stat here -> file: put to .haul-<16 hex>.tmp, rename   -> tree: mkdir, and so on
-//! down:  stat target here -> each source: stat there -> file: temporary file here, rename   -> tree: list, and so on
+//! down:  stat target here -> each source: stat there -> file: made here, published          -> tree: list, and so on
 //! ```
 //! Sources land where they do natively, links and special files in trees are treated as natively, and a file gets its
-//! name when it is complete. What is missing is the proof: SFTP has no hashes, so only sizes are compared. Names that the
-//! server lists are used one component at a time, in directories that were made or looked at and are no links.
+//! name when it is complete. What is missing is the proof: SFTP has no hashes, so only sizes are compared. On this side
+//! everything is done as natively, by the engine (disk.rs); names that the server lists are used one component at a time.
 
-use super::file::{Carried, umask};
+use super::disk::Disk;
+use super::file::Carried;
 use super::packet::Attrs;
 use super::{Sftp, Trouble};
 use crate::copy::Job;
@@ -17,23 +18,18 @@ use crate::output::Output;
 use crate::remote::Dial;
 use crate::run;
 use crate::signals;
-use haul_engine::backend::Errno;
+use haul_engine::backend::{DirEntry, Errno};
 use haul_engine::session::plan::{Landing, Operand, skip_reason};
 use haul_engine::session::report::{Direction, Progress, Report};
 use haul_engine::session::{Failure, Reason};
-use haul_engine::wire::frame::{ErrorCode, Kind, Preserve};
-use haul_engine::wire::path::RelPath;
-use std::ffi::OsStr;
-use std::fs::{self, File, Metadata};
-use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use haul_engine::wire::frame::{Attributes, ErrorCode, Kind, Preserve, Timestamp, Unkept};
+use haul_engine::wire::path::{RelPath, Target};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 /// How often the progress line moves.
 const TICK: Duration = Duration::from_millis(100);
+const MAKE_DIR: &str = "cannot make directory";
 
 /// Copies everything, says how it went, and with which code the process ends. Nobody else answers, for this reason.
 pub(crate) fn run(dial: &Dial, job: &Job, output: &mut Output, nobody: Failure) -> Exit {
@@ -56,7 +52,14 @@ pub(crate) fn run(dial: &Dial, job: &Job, output: &mut Output, nobody: Failure) 
                 "no haul answers on {host} ({why}): its SFTP server carries the files, not verified by haul{owners}"
             )));
             progress.connected.store(1, Ordering::Relaxed);
-            let ended = Carrier::new(&mut sftp, job, output, &progress).carry();
+            let disk = match Disk::new() {
+                Ok(disk) => disk,
+                Err(error) => {
+                    output.fatal(&Failure::connection("cannot start", crate::output::reason(&error)), Exit::Start);
+                    return output.finish();
+                }
+            };
+            let ended = Carrier::new(&mut sftp, disk, job, output, &progress).carry();
             if ended.is_ok() {
                 sftp.leave();
             }
@@ -81,19 +84,19 @@ pub(crate) fn run(dial: &Dial, job: &Job, output: &mut Output, nobody: Failure) 
 /// One place in a tree, on both sides, as used and as shown.
 #[derive(Clone)]
 pub(super) struct Spot {
-    pub(super) here: PathBuf,
+    pub(super) here: Target,
     pub(super) there: Vec<u8>,
     pub(super) source: Vec<u8>,
     pub(super) target: Vec<u8>,
 }
 
 impl Spot {
-    fn child(&self, name: &[u8]) -> Spot {
+    fn child(&self, name: &RelPath) -> Spot {
         Spot {
-            here: self.here.join(OsStr::from_bytes(name)),
-            there: below(&self.there, name),
-            source: below(&self.source, name),
-            target: below(&self.target, name),
+            here: self.here.child(Some(name)),
+            there: below(&self.there, name.as_bytes()),
+            source: below(&self.source, name.as_bytes()),
+            target: below(&self.target, name.as_bytes()),
         }
     }
 }
@@ -130,14 +133,15 @@ pub(super) fn there(path: &[u8], what: &'static str) -> impl Fn(Trouble) -> Why 
     move |trouble| trouble.of_path(path, what).map_or_else(Why::All, Why::This)
 }
 
-pub(super) fn here(path: &[u8], what: &'static str) -> impl Fn(io::Error) -> Why {
-    move |error| Why::This(Failure::here(path, what, error.into()))
+pub(super) fn here(path: &[u8], what: &'static str) -> impl Fn(Errno) -> Why {
+    move |errno| Why::This(Failure::here(path, what, errno))
 }
 
 /// Carries one job out.
 pub(super) struct Carrier<'a> {
     pub(super) sftp: &'a mut Sftp,
-    job: &'a Job,
+    pub(super) disk: Disk,
+    pub(super) job: &'a Job,
     output: &'a mut Output,
     progress: &'a Progress,
     ticked: Instant,
@@ -146,8 +150,14 @@ pub(super) struct Carrier<'a> {
 }
 
 impl<'a> Carrier<'a> {
-    fn new(sftp: &'a mut Sftp, job: &'a Job, output: &'a mut Output, progress: &'a Progress) -> Carrier<'a> {
-        Carrier { sftp, job, output, progress, ticked: Instant::now(), hopeless: false }
+    fn new(
+        sftp: &'a mut Sftp,
+        disk: Disk,
+        job: &'a Job,
+        output: &'a mut Output,
+        progress: &'a Progress,
+    ) -> Carrier<'a> {
+        Carrier { sftp, disk, job, output, progress, ticked: Instant::now(), hopeless: false }
     }
 
     fn carry(&mut self) -> Result<(), Trouble> {
@@ -183,11 +193,8 @@ impl<'a> Carrier<'a> {
 
     fn kind_of_target(&mut self, target: &Operand) -> Result<Option<Kind>, Why> {
         if self.job.down {
-            return match fs::metadata(local(target.path.as_bytes())) {
-                Ok(meta) => Ok(Some(kind(&meta))),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-                Err(error) => Err(here(&target.shown, "cannot stat")(error)),
-            };
+            let present = self.disk.stat(&Target { operand: target.path.clone(), below: None }, true);
+            return Ok(present.map_err(here(&target.shown, "cannot stat"))?.map(|attributes| attributes.kind));
         }
         match self.sftp.stat(&remote(target.path.as_bytes()), true) {
             Ok(attrs) => Ok(Some(attrs.kind())),
@@ -197,28 +204,28 @@ impl<'a> Carrier<'a> {
     }
 
     fn source(&mut self, source: &Operand, landing: &Landing) -> Result<(), Why> {
-        let path = source.path.as_bytes();
-        let kind = if self.job.down {
-            self.sftp.stat(&remote(path), true).map_err(there(&source.shown, "cannot stat"))?.kind()
+        let local = Target { operand: source.path.clone(), below: None };
+        let path = remote(source.path.as_bytes());
+        let (kind, mode) = if self.job.down {
+            (self.sftp.stat(&path, true).map_err(there(&source.shown, "cannot stat"))?.kind(), 0)
         } else {
-            kind(&fs::metadata(local(path)).map_err(here(&source.shown, "cannot stat"))?)
+            let missing = || here(&source.shown, "cannot stat")(Errno::NOT_FOUND);
+            let found = self.disk.stat(&local, true).map_err(here(&source.shown, "cannot stat"))?;
+            found.map(|attributes| (attributes.kind, while_filled(&attributes))).ok_or_else(missing)?
         };
         let target = landing.of(source, kind).map_err(|failure| {
             self.hopeless = true;
             Why::This(failure)
         })?;
-        let (shown, to) = (landing.shown(&target), target.joined());
-        let (from, to) = (path, to.as_bytes());
-        let (here, there) = if self.job.down { (to, from) } else { (from, to) };
-        let spot = Spot { here: local(here), there: remote(there), source: source.shown.clone(), target: shown };
+        let shown = landing.shown(&target);
+        let (here, there) = if self.job.down { (target, path) } else { (local, remote(target.joined().as_bytes())) };
+        let spot = Spot { here, there, source: source.shown.clone(), target: shown };
         match kind {
             Kind::Directory if self.job.options.recursive => {
-                let what = "cannot make directory";
                 let made = if self.job.down {
-                    make_private_dirs(&spot.here).map_err(self::here(&spot.target, what))?
+                    self.make_dir(&spot, true)?
                 } else {
-                    let meta = fs::metadata(&spot.here).map_err(self::here(&spot.source, "cannot stat"))?;
-                    self.make_dirs(&spot.there, while_filled(&meta)).map_err(self::there(&spot.target, what))?
+                    self.make_dirs(&spot.there, mode).map_err(self::there(&spot.target, MAKE_DIR))?
                 };
                 self.directory(&spot, made)
             }
@@ -229,6 +236,17 @@ impl<'a> Carrier<'a> {
             Kind::Regular => self.file(&spot),
             _ => Err(Why::This(Failure::here(&source.shown, "cannot open", Errno::NOT_REGULAR))),
         }
+    }
+
+    /// Makes a directory here. False if it is there already; links are followed only to where an operand leads.
+    fn make_dir(&mut self, spot: &Spot, follow: bool) -> Result<bool, Why> {
+        let failed = here(&spot.target, MAKE_DIR);
+        let present = self.disk.stat(&spot.here, follow).map_err(&failed)?;
+        if present.is_some_and(|present| present.kind != Kind::Directory) {
+            return Err(failed(Errno::NOT_DIRECTORY));
+        }
+        self.disk.make_dir(&spot.here).map_err(failed)?;
+        Ok(present.is_none())
     }
 
     /// Makes a remote directory with this mode, and all above it. False if it is there already, which is as good.
@@ -254,69 +272,91 @@ impl<'a> Carrier<'a> {
         let refused = there(&spot.source, "cannot list");
         let attrs = self.sftp.stat(&spot.there, true).map_err(&refused)?;
         for (name, attrs) in self.sftp.list(&spot.there).map_err(&refused)? {
-            let safe = RelPath::parse(&name).is_ok() && !name.contains(&b'/');
-            let done = if safe {
-                self.entry_down(&spot.child(&name), attrs)
-            } else {
-                let shown = below(&spot.source, &name);
-                Err(Why::This(Failure::rule(&shown, "left out", "the server sent an unsafe name")))
+            let done = match RelPath::parse(&name) {
+                Ok(name) if !name.as_bytes().contains(&b'/') => self.entry_down(&spot.child(&name), attrs),
+                _ => {
+                    let shown = below(&spot.source, &name);
+                    Err(Why::This(Failure::rule(&shown, "left out", "the server sent an unsafe name")))
+                }
             };
             self.take_note(done)?;
         }
-        let mode = attrs.mode.unwrap_or(0o755) & 0o777;
-        let mode = if self.exact() { Some(mode) } else { made.then(|| mode & !umask()) };
-        let set = || -> io::Result<()> {
-            let directory = File::open(&spot.here)?;
-            directory.set_modified(time(&attrs))?;
-            mode.map_or(Ok(()), |mode| directory.set_permissions(fs::Permissions::from_mode(mode)))
-        };
-        set().map_err(here(&spot.target, "cannot set attributes"))
+        let failed = here(&spot.target, "cannot set attributes");
+        let mut attributes = attributes(&attrs, 0o755);
+        let mut preserve = self.exact();
+        if made && preserve == Preserve::default() {
+            // What the kernel has masked stays so.
+            let follow = spot.here.below.is_none();
+            let masked = self.disk.stat(&spot.here, follow).map_err(&failed)?.map_or(0, |masked| masked.mode);
+            attributes.mode = masked & (attributes.mode | !0o777);
+            preserve = if attributes.mode == masked { preserve } else { Preserve::MODE };
+        }
+        let unkept = self.disk.set_meta(&spot.here, attributes, preserve).map_err(failed)?;
+        self.unkept(spot, unkept);
+        Ok(())
     }
 
     fn directory_up(&mut self, spot: &Spot, made: bool) -> Result<(), Why> {
         let failed = here(&spot.source, "cannot list");
-        let meta = fs::metadata(&spot.here).map_err(&failed)?;
-        for entry in fs::read_dir(&spot.here).map_err(&failed)? {
-            let done = self.entry_up(&spot.child(entry.map_err(&failed)?.file_name().as_bytes()));
+        let (dir, attributes) = self.disk.open_dir(&spot.here).map_err(&failed)?;
+        // Those in it come after everything else, so that only one is open at a time.
+        let mut inner = Vec::new();
+        let listed = loop {
+            let (entries, end) = match self.disk.read_dir(dir) {
+                Ok(page) => page,
+                Err(errno) => break Err(failed(errno)),
+            };
+            for DirEntry { name, attributes, link } in entries {
+                let Ok(name) = RelPath::parse(&name) else { continue };
+                let child = spot.child(&name);
+                let done = match attributes {
+                    Ok(attributes) if attributes.kind == Kind::Directory => {
+                        inner.push((name, attributes));
+                        Ok(())
+                    }
+                    Ok(attributes) => self.entry_up(&child, attributes.kind, &link),
+                    Err(errno) => Err(here(&child.source, "cannot stat")(errno)),
+                };
+                self.take_note(done)?;
+            }
+            if end {
+                break Ok(());
+            }
+        };
+        self.disk.close_dir(dir);
+        self.take_note(listed)?;
+        for (name, attributes) in inner {
+            let done = self.inner_up(&spot.child(&name), while_filled(&attributes));
             self.take_note(done)?;
         }
         let refused = there(&spot.target, "cannot set attributes");
-        let mode = meta.mode() & 0o777;
-        let mode = if self.exact() {
+        let mode = attributes.mode & 0o777;
+        let mode = if self.exact() == Preserve::MODE {
             Some(mode)
-        } else if made && while_filled(&meta) != mode {
+        } else if made && while_filled(&attributes) != mode {
             // What the server has masked stays so.
             self.sftp.stat(&spot.there, true).map_err(&refused)?.mode.map(|masked| masked & mode)
         } else {
             None
         };
-        let attrs = Attrs { mode, mtime: Some(seconds(&meta)), size: None };
-        self.sftp.set_attrs(&spot.there, &attrs).map_err(&refused)
+        let attrs = Attrs { mode, mtime: Some(seconds(&attributes)), size: None };
+        let unkept = self.sftp.set_kept(&attrs, |sftp, attrs| sftp.set_attrs(&spot.there, attrs)).map_err(&refused)?;
+        self.unkept(spot, unkept);
+        Ok(())
     }
 
     fn entry_down(&mut self, spot: &Spot, attrs: Attrs) -> Result<(), Why> {
         match attrs.kind() {
             Kind::Directory => {
-                let made = match private_dir(&spot.here) {
-                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                        let meta = fs::symlink_metadata(&spot.here).map_err(here(&spot.target, "cannot stat"))?;
-                        if !meta.is_dir() {
-                            let errno = Errno::NOT_DIRECTORY;
-                            return Err(Why::This(Failure::here(&spot.target, "cannot make directory", errno)));
-                        }
-                        false
-                    }
-                    made => made.map(|()| true).map_err(here(&spot.target, "cannot make directory"))?,
-                };
+                let made = self.make_dir(spot, false)?;
                 self.directory(spot, made)
             }
             Kind::Regular => self.file(spot),
             Kind::Symlink if self.job.options.links => {
                 let text = self.sftp.read_link(&spot.there).map_err(there(&spot.source, "cannot read link"))?;
-                let temp = spot.here.with_file_name(temp_name());
-                std::os::unix::fs::symlink(OsStr::from_bytes(&text), &temp)
-                    .and_then(|()| fs::rename(&temp, &spot.here).inspect_err(|_| _ = fs::remove_file(&temp)))
-                    .map_err(here(&spot.target, "cannot make link"))?;
+                let made = self.disk.make_link(&spot.here, &text, attributes(&attrs, 0o777));
+                let unkept = made.map_err(here(&spot.target, "cannot make link"))?;
+                self.unkept(spot, unkept);
                 self.output.report(Report::Link { target: spot.target.clone(), text });
                 Ok(())
             }
@@ -324,36 +364,33 @@ impl<'a> Carrier<'a> {
         }
     }
 
-    fn entry_up(&mut self, spot: &Spot) -> Result<(), Why> {
-        let meta = fs::symlink_metadata(&spot.here).map_err(here(&spot.source, "cannot stat"))?;
-        match kind(&meta) {
-            Kind::Directory => {
-                let refused = there(&spot.target, "cannot make directory");
-                let made = match self.sftp.stat(&spot.there, false) {
-                    Ok(attrs) if attrs.kind() == Kind::Directory => false,
-                    Ok(_) => {
-                        let errno = Errno::NOT_DIRECTORY;
-                        return Err(Why::This(Failure::here(&spot.target, "cannot make directory", errno)));
-                    }
-                    Err(trouble) if trouble.is_missing() => {
-                        self.sftp.make_dir(&spot.there, while_filled(&meta)).map_err(refused)?;
-                        true
-                    }
-                    Err(trouble) => return Err(refused(trouble)),
-                };
-                self.directory(spot, made)
+    /// A directory in one that is copied up. It has this mode until all that belongs in it is there.
+    fn inner_up(&mut self, spot: &Spot, mode: u32) -> Result<(), Why> {
+        let refused = there(&spot.target, MAKE_DIR);
+        let made = match self.sftp.stat(&spot.there, false) {
+            Ok(attrs) if attrs.kind() == Kind::Directory => false,
+            Ok(_) => return Err(here(&spot.target, MAKE_DIR)(Errno::NOT_DIRECTORY)),
+            Err(trouble) if trouble.is_missing() => {
+                self.sftp.make_dir(&spot.there, mode).map_err(refused)?;
+                true
             }
+            Err(trouble) => return Err(refused(trouble)),
+        };
+        self.directory(spot, made)
+    }
+
+    /// What is no directory, in one that is copied up.
+    fn entry_up(&mut self, spot: &Spot, kind: Kind, link: &[u8]) -> Result<(), Why> {
+        match kind {
             Kind::Regular => self.file(spot),
             Kind::Symlink if self.job.options.links => {
-                let text = fs::read_link(&spot.here).map_err(here(&spot.source, "cannot read link"))?;
-                let text = text.into_os_string().as_bytes().to_vec();
                 let temp = remote_temp(&spot.there);
                 let refused = there(&spot.target, "cannot make link");
-                self.sftp.make_link(&text, &temp).map_err(&refused)?;
+                self.sftp.make_link(link, &temp).map_err(&refused)?;
                 if let Err(trouble) = self.sftp.rename(&temp, &spot.there) {
                     return Err(self.abandon(&temp, refused(trouble)));
                 }
-                self.output.report(Report::Link { target: spot.target.clone(), text });
+                self.output.report(Report::Link { target: spot.target.clone(), text: link.to_vec() });
                 Ok(())
             }
             other => self.skip(spot, other),
@@ -389,15 +426,22 @@ impl<'a> Carrier<'a> {
         match why {
             Why::All(Trouble::Lost(_) | Trouble::Silent(_)) => return why,
             Why::All(_) => self.sftp.last_words(),
-            Why::This(_) => {}
+            Why::This(_) => self.sftp.forget(),
         }
         let _ = self.sftp.remove(temp);
         why
     }
 
-    /// True where permission bits are kept as they are.
-    pub(super) fn exact(&self) -> bool {
-        self.job.options.preserve.has(Preserve::MODE)
+    /// It is there, but not with these attributes.
+    pub(super) fn unkept(&mut self, spot: &Spot, what: Unkept) {
+        if !what.is_empty() {
+            self.output.report(Report::Unkept { target: spot.target.clone(), what });
+        }
+    }
+
+    /// What is kept exactly: nothing but permission bits can be.
+    pub(super) fn exact(&self) -> Preserve {
+        if self.job.options.preserve.has(Preserve::MODE) { Preserve::MODE } else { Preserve::default() }
     }
 
     pub(super) fn expect(&self, bytes: u64) {
@@ -415,66 +459,40 @@ impl<'a> Carrier<'a> {
     }
 }
 
-/// A path as the system here wants it.
-fn local(path: &[u8]) -> PathBuf {
-    PathBuf::from(OsStr::from_bytes(if path.is_empty() { b"." } else { path }))
-}
-
 /// A path as the server wants it.
 fn remote(path: &[u8]) -> Vec<u8> {
     if path.is_empty() { b".".to_vec() } else { path.to_vec() }
 }
 
 /// The mode of a new directory until all that belongs in it is there.
-fn while_filled(meta: &Metadata) -> u32 {
-    meta.mode() & 0o777 | 0o700
-}
-
-/// A directory that nobody else sees into yet.
-fn private_dir(path: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().mode(0o700).create(path)
-}
-
-/// The same, with all above it. False if it is there already.
-fn make_private_dirs(path: &Path) -> io::Result<bool> {
-    if path.is_dir() {
-        return Ok(false);
-    }
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).map_or(Ok(()), fs::create_dir_all)?;
-    private_dir(path).map(|()| true)
-}
-
-pub(super) fn temp_name() -> String {
-    let mut random = [0; 8];
-    // Made exclusively: a name that is taken is an error, not a mistake.
-    let _ = getrandom::fill(&mut random);
-    format!(".haul-{:016x}.tmp", u64::from_be_bytes(random))
+fn while_filled(attributes: &Attributes) -> u32 {
+    attributes.mode & 0o777 | 0o700
 }
 
 /// A name beside this one.
 pub(super) fn remote_temp(path: &[u8]) -> Vec<u8> {
+    let mut random = [0; 8];
+    // Made exclusively: a name that is taken is an error, not a mistake.
+    let _ = getrandom::fill(&mut random);
+    let name = format!(".haul-{:016x}.tmp", u64::from_be_bytes(random));
     let directory = path.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
-    [&path[..directory], temp_name().as_bytes()].concat()
-}
-
-pub(super) fn kind(meta: &Metadata) -> Kind {
-    let kind = meta.file_type();
-    match () {
-        () if kind.is_dir() => Kind::Directory,
-        () if kind.is_symlink() => Kind::Symlink,
-        () if kind.is_fifo() => Kind::Fifo,
-        () if kind.is_socket() => Kind::Socket,
-        () if kind.is_char_device() => Kind::CharDevice,
-        () if kind.is_block_device() => Kind::BlockDevice,
-        () => Kind::Regular,
-    }
+    [&path[..directory], name.as_bytes()].concat()
 }
 
 /// Whole seconds, as far as the protocol can count them.
-pub(super) fn seconds(meta: &Metadata) -> u32 {
-    u32::try_from(meta.mtime().max(0)).unwrap_or(u32::MAX)
+pub(super) fn seconds(attributes: &Attributes) -> u32 {
+    u32::try_from(attributes.mtime.seconds.max(0)).unwrap_or(u32::MAX)
 }
 
-pub(super) fn time(attrs: &Attrs) -> SystemTime {
-    attrs.mtime.map_or_else(SystemTime::now, |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.into()))
+/// What the server said of a file, as it is set here; `mode` where it said nothing of that. Owners are not known by name.
+pub(super) fn attributes(attrs: &Attrs, mode: u32) -> Attributes {
+    let now = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs() as i64);
+    Attributes {
+        kind: attrs.kind(),
+        size: attrs.size.unwrap_or(0),
+        mode: attrs.mode.unwrap_or(mode) & 0o777,
+        mtime: Timestamp { seconds: attrs.mtime.map_or_else(now, i64::from), nanoseconds: 0 },
+        uid: u32::MAX,
+        gid: u32::MAX,
+    }
 }

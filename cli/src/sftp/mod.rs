@@ -8,6 +8,7 @@
 //! nothing is given up, and a user who wants to stop is heard.
 
 pub(crate) mod copy;
+mod disk;
 mod file;
 mod packet;
 
@@ -15,7 +16,7 @@ use crate::{remote, run, signals};
 use haul_engine::limits::STALL_TIMEOUT;
 use haul_engine::session::Failure;
 use haul_engine::wire::display::Printable;
-use haul_engine::wire::frame::ErrorCode;
+use haul_engine::wire::frame::{ErrorCode, Unkept};
 use packet::{Attrs, Fields, Reader, malformed};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::BTreeMap;
@@ -105,6 +106,10 @@ impl Trouble {
         let (code, words) = match code {
             NO_SUCH_FILE => (errno(2), b"No such file or directory".to_vec()),
             PERMISSION_DENIED => (errno(13), b"Permission denied".to_vec()),
+            // There is no number for a full disk, a quota or a disk that fails. Nothing else fails once a file is open.
+            _ if what == file::WRITE => {
+                (errno(5), [&message, b" (its disk is full, over quota, or broken)".as_slice()].concat())
+            }
             _ => (ErrorCode::OTHER, message),
         };
         let message = [what.as_bytes(), b": ", &words].concat();
@@ -327,6 +332,40 @@ impl Sftp {
     /// Opens a file for reading.
     pub(crate) fn open(&mut self, path: &[u8]) -> Result<Vec<u8>> {
         self.handle(OPEN, Fields::default().bytes(path).u32(0x01).attrs(&Attrs::default()))
+    }
+
+    /// Sets attributes, and says which of them are refused there: the content does not depend on them.
+    pub(crate) fn set_kept(
+        &mut self,
+        attrs: &Attrs,
+        mut set: impl FnMut(&mut Sftp, &Attrs) -> Result<()>,
+    ) -> Result<Unkept> {
+        let mut refused = |sftp: &mut Sftp, attrs: &Attrs| match set(sftp, attrs) {
+            Ok(()) => Ok(false),
+            Err(Trouble::Refused { code, .. }) if code != NO_SUCH_FILE => Ok(true),
+            Err(trouble) => Err(trouble),
+        };
+        let mut unkept = Unkept::default();
+        if !refused(self, attrs)? {
+            return Ok(unkept);
+        }
+        // Which of them, the server does not say.
+        let (mode, mtime) = (Attrs { mtime: None, ..*attrs }, Attrs { mode: None, ..*attrs });
+        for (what, attrs) in [(Unkept::MODE, mode), (Unkept::TIMES, mtime)] {
+            if (attrs.mode.is_some() || attrs.mtime.is_some()) && refused(self, &attrs)? {
+                unkept = unkept.or(what);
+            }
+        }
+        Ok(unkept)
+    }
+
+    /// Nobody asks any more for the replies to what has been sent ahead.
+    pub(crate) fn forget(&mut self) {
+        let ids: Vec<u32> = self.open.keys().copied().collect();
+        for id in ids {
+            // One that says that the connection is lost says so again to whoever asks next.
+            let _ = self.reply(id, DATA);
+        }
     }
 
     fn handle(&mut self, kind: u8, fields: Fields) -> Result<Vec<u8>> {

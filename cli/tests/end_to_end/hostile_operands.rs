@@ -85,9 +85,14 @@ fn runs() -> Vec<(Route, &'static [&'static str])> {
     runs
 }
 
+/// Through an SFTP server one end only is a haul.
+fn over_sftp(way: Way) -> impl Iterator<Item = (Route, &'static [&'static str])> {
+    Route::over_sftp().into_iter().filter(move |route| route.way == way).map(|route| (route, &["-a"][..]))
+}
+
 #[test]
 fn a_target_that_becomes_a_link_gets_nothing_more_through_it() {
-    for (route, flags) in runs() {
+    for (route, flags) in runs().into_iter().chain(over_sftp(Way::Down)) {
         let scene = Scene::new();
         fs::create_dir(scene.path("shared/tree")).unwrap();
         let command = route.command(flags, &[&contents_of(&scene.path("from"))], &scene.path("shared/tree"));
@@ -107,7 +112,8 @@ fn a_target_that_becomes_a_link_gets_nothing_more_through_it() {
 #[test]
 fn a_source_that_becomes_a_link_is_not_read_through_it() {
     // Several logins that send have a process each, which resolves the operand when it begins.
-    for (route, flags) in runs().into_iter().filter(|(route, flags)| route.way != Way::Down || flags.len() == 1) {
+    let runs = runs().into_iter().filter(|(route, flags)| route.way != Way::Down || flags.len() == 1);
+    for (route, flags) in runs.chain(over_sftp(Way::Up)) {
         let scene = Scene::new();
         fs::rename(scene.path("from"), scene.path("shared/tree")).unwrap();
         for number in 0..FILES {

@@ -129,6 +129,7 @@ mod redial;
 mod resume;
 #[cfg(target_os = "linux")]
 mod sftp;
+mod sftp_disks;
 #[cfg(target_os = "linux")]
 mod signals;
 #[cfg(target_os = "linux")]

@@ -248,6 +248,17 @@ fn what_cannot_be_copied_is_told_in_one_line_and_stops_nothing_else() {
     }
 }
 
+/// The sizes of the files that are being made in `to`: under temporary names, or by the client without any.
+fn begun(running: &Running, to: &Path) -> Vec<u64> {
+    let open = fs::read_dir(format!("/proc/{}/fd", running.pid())).into_iter().flatten().flatten();
+    let nameless = open.map(|entry| entry.path()).filter(|path| {
+        let name = fs::read_link(path).unwrap_or_default();
+        name.starts_with(to) && name.as_os_str().as_bytes().ends_with(b" (deleted)")
+    });
+    let named = names(to).into_iter().filter(|name| name.as_bytes().starts_with(b".haul-")).map(|name| to.join(name));
+    nameless.chain(named).filter_map(|path| fs::metadata(path).ok()).map(|meta| meta.len()).collect()
+}
+
 #[test]
 fn a_copy_that_is_stopped_leaves_nothing_behind() {
     let Some(sshd) = Sshd::bare("poll", SFTP) else { return };
@@ -258,11 +269,8 @@ fn a_copy_that_is_stopped_leaves_nothing_behind() {
         let to = tempfile::tempdir_in(sshd.dir()).unwrap();
         fs::write(to.path().join("f"), "old").unwrap();
         let running = Running::start(&mut command(&sshd, up, &[], &[&source], &to.path().join("f")));
-        let arrived = || {
-            let sizes = names(to.path()).into_iter().filter(|name| name.as_bytes().starts_with(b".haul-"));
-            sizes.filter_map(|name| fs::metadata(to.path().join(name)).ok()).map(|meta| meta.len()).sum::<u64>()
-        };
-        assert!(wait_for(LIMIT, || arrived() > 1 << 20), "nothing arrives");
+        let arrived = || begun(&running, to.path()).into_iter().sum::<u64>() > 1 << 20;
+        assert!(wait_for(LIMIT, arrived), "nothing arrives");
         signal(running.pid(), stop);
         let ended = running.finish();
         ended.assert_exit(20);
@@ -282,7 +290,7 @@ fn a_copy_stopped_by_a_terminal_leaves_nothing_behind() {
         let to = tempfile::tempdir_in(sshd.dir()).unwrap();
         let mut command = command(&sshd, up, &["--json", "-C"], &[&source], &to.path().join("f"));
         let running = Running::start(command.process_group(0));
-        assert!(wait_for(LIMIT, || !names(to.path()).is_empty()), "nothing arrives");
+        assert!(wait_for(LIMIT, || !begun(&running, to.path()).is_empty()), "nothing arrives");
         signal_group(running.pid(), Signal::INT);
         let ended = running.finish();
         ended.assert_exit(20);

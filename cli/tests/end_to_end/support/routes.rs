@@ -1,6 +1,6 @@
 //! A route: which backend works here, which on the other end, and which way the files go. The same copy is made over many.
 
-use super::{BACKENDS, Pipes, Remote, assert_exit, at, binary, snapshot};
+use super::{BACKENDS, Pipes, Remote, SFTP, Sshd, assert_exit, at, binary, snapshot};
 use std::ffi::OsString;
 use std::fmt;
 use std::fs;
@@ -61,6 +61,13 @@ impl Route {
     /// Within this machine, with both backends.
     pub fn local() -> Vec<Route> {
         BACKENDS.map(|near| Route { near, far: near, way: Way::Here, remote: None, limited: None }).into()
+    }
+
+    /// Both ways through an SFTP server, with nobody else at the other end; none, with a line that says so, without sshd.
+    pub fn over_sftp() -> Vec<Route> {
+        let Some(sshd) = Sshd::bare("poll", SFTP) else { return Vec::new() };
+        let remote: Rc<dyn Remote> = Rc::new(sshd);
+        Route::to_remote(&remote, "SFTP").into_iter().filter(|route| route.near == "poll").collect()
     }
 
     /// All of them.
