@@ -33,6 +33,8 @@ impl Errno {
     pub const OTHER_MOUNT: Errno = Errno(100_012);
     /// Directories within directories, more than are walked.
     pub const TOO_DEEP: Errno = Errno(100_013);
+    /// Another file of the same copy has this name, apart from case, and the file system takes both for one.
+    pub const SAME_NAME: Errno = Errno(100_014);
     /// The content is not what it should be.
     pub const HASH_MISMATCH: Errno = Errno(100_004);
     /// A file whose size did not change has less, or more, in it than that says.
@@ -119,6 +121,9 @@ impl fmt::Display for Errno {
             Errno::CHANGED => f.write_str("File changed while it was read"),
             Errno::REPLACED => f.write_str("Somebody else has put something else in its place"),
             Errno::SIZE_LIES => f.write_str("What can be read of it is not as much as its size says"),
+            Errno::SAME_NAME => f.write_str(
+                "This copy has written a file there whose name differs only in case, which counts as the same",
+            ),
             Errno::UNSUPPORTED => f.write_str("Not supported here"),
             Errno::ROOT_REPLACED => f.write_str(
                 "The served directory was mounted over, moved or made anew; start the server again to serve what is there now",

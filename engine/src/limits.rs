@@ -235,6 +235,8 @@ pub const PIPE_BYTES: usize = 1024 * 1024;
 /// Bytes moved by one hop of the file-to-stream path.
 pub const SPLICE_BYTES: usize = 1024 * 1024;
 
+/// Names remembered of what the operands of a run have written, where later ones may write there too: 16 bytes each.
+pub const NAMES_KNOWN: usize = 1 << 20;
 /// Directories that operands named which one session holds open, those it used last: a copy works with one target and the
 /// sources of the moment.
 pub const OPERANDS_HELD: usize = 16;

@@ -19,6 +19,7 @@ use crate::remote::Dial;
 use crate::run;
 use crate::signals;
 use haul_engine::backend::{DirEntry, Errno};
+use haul_engine::session::landed::Landed;
 use haul_engine::session::plan::{Landing, Operand, skip_reason};
 use haul_engine::session::report::{Direction, Progress, Report};
 use haul_engine::session::{Failure, Reason};
@@ -86,6 +87,8 @@ pub(crate) fn run(dial: &Dial, job: &Job, output: &mut Output, nobody: Failure) 
 pub(super) struct Spot {
     pub(super) here: Target,
     pub(super) there: Vec<u8>,
+    /// The target, whichever of the two it is.
+    lands: Target,
     pub(super) source: Vec<u8>,
     pub(super) target: Vec<u8>,
 }
@@ -95,6 +98,7 @@ impl Spot {
         Spot {
             here: self.here.child(Some(name)),
             there: below(&self.there, name.as_bytes()),
+            lands: self.lands.child(Some(name)),
             source: below(&self.source, name.as_bytes()),
             target: below(&self.target, name.as_bytes()),
         }
@@ -145,6 +149,7 @@ pub(super) struct Carrier<'a> {
     output: &'a mut Output,
     progress: &'a Progress,
     ticked: Instant,
+    landed: Landed,
     /// What is wrong with the target is wrong for every source.
     hopeless: bool,
 }
@@ -157,7 +162,16 @@ impl<'a> Carrier<'a> {
         output: &'a mut Output,
         progress: &'a Progress,
     ) -> Carrier<'a> {
-        Carrier { sftp, disk, job, output, progress, ticked: Instant::now(), hopeless: false }
+        Carrier {
+            sftp,
+            disk,
+            job,
+            output,
+            progress,
+            ticked: Instant::now(),
+            landed: Landed::default(),
+            hopeless: false,
+        }
     }
 
     fn carry(&mut self) -> Result<(), Trouble> {
@@ -168,7 +182,9 @@ impl<'a> Carrier<'a> {
         };
         let many = self.job.sources.len() > 1;
         let landing = Landing { target: target.clone(), options: self.job.options, many, present };
+        self.landed = Landed::new(&landing, self.job.sources.iter());
         for source in &self.job.sources {
+            self.landed.next();
             let done = self.source(source, &landing);
             self.take_note(done)?;
             if self.hopeless {
@@ -217,9 +233,11 @@ impl<'a> Carrier<'a> {
             self.hopeless = true;
             Why::This(failure)
         })?;
+        self.landed.land(&target);
         let shown = landing.shown(&target);
+        let lands = target.clone();
         let (here, there) = if self.job.down { (target, path) } else { (local, remote(target.joined().as_bytes())) };
-        let spot = Spot { here, there, source: source.shown.clone(), target: shown };
+        let spot = Spot { here, there, lands, source: source.shown.clone(), target: shown };
         match kind {
             Kind::Directory if self.job.options.recursive => {
                 let made = if self.job.down {
@@ -353,6 +371,7 @@ impl<'a> Carrier<'a> {
             }
             Kind::Regular => self.file(spot),
             Kind::Symlink if self.job.options.links => {
+                self.claim(spot)?;
                 let text = self.sftp.read_link(&spot.there).map_err(there(&spot.source, "cannot read link"))?;
                 let made = self.disk.make_link(&spot.here, &text, attributes(&attrs, 0o777));
                 let unkept = made.map_err(here(&spot.target, "cannot make link"))?;
@@ -384,6 +403,7 @@ impl<'a> Carrier<'a> {
         match kind {
             Kind::Regular => self.file(spot),
             Kind::Symlink if self.job.options.links => {
+                self.claim(spot)?;
                 let temp = remote_temp(&spot.there);
                 let refused = there(&spot.target, "cannot make link");
                 self.sftp.make_link(link, &temp).map_err(&refused)?;
@@ -402,7 +422,13 @@ impl<'a> Carrier<'a> {
         Ok(())
     }
 
+    /// No earlier source was copied there.
+    fn claim(&mut self, spot: &Spot) -> Result<(), Why> {
+        self.landed.claim(&spot.lands, &spot.source, &spot.target).map_err(Why::This)
+    }
+
     fn file(&mut self, spot: &Spot) -> Result<(), Why> {
+        self.claim(spot)?;
         let direction = if self.job.down { Direction::Down } else { Direction::Up };
         let Carried { size, grew } = match self.carry_file(spot) {
             // A source that changed meanwhile is tried once more.

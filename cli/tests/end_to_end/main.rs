@@ -152,4 +152,6 @@ mod stuck;
 mod target_dirs;
 mod truth;
 #[cfg(target_os = "linux")]
+mod two_sources;
+#[cfg(target_os = "linux")]
 mod words;

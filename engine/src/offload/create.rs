@@ -6,6 +6,7 @@
 //! ```
 
 use super::attributes::{from_stat, kind};
+use super::case::Claim;
 use super::open::{OpenFile, Role, read_full, write_full};
 use super::resolve::{self, Handle, Root, Spot};
 use crate::backend::{Errno, NO_ATTRIBUTES};
@@ -45,6 +46,8 @@ pub(super) struct Making {
     pub(super) wanted: Wanted,
     /// Below which it is made.
     pub(super) root: Root,
+    /// Its name must not be another file's of the same copy, apart from case.
+    pub(super) claim: Option<Claim>,
 }
 
 /// A temporary name in `dir` of a [`Making`].
@@ -101,8 +104,9 @@ pub(super) fn create(
     let (named, mode) = (wanted.brief && present.is_some(), wanted.mode.filter(|_| replaced.is_none()));
     let NewFile { fd, temp, asked } = root.writing(spot.dir.as_fd(), || open_temp(spot.dir.as_fd(), named, mode))?;
     let Spot { dir, name, .. } = spot;
-    let making =
-        Making { dir: dir.into_owned()?, name: name.into(), temp, replaced, asked, wanted, root: root.clone() };
+    let claim = resolve::claim(root, target);
+    let (dir, name, root) = (dir.into_owned()?, name.into(), root.clone());
+    let making = Making { dir, name, temp, replaced, asked, wanted, root, claim };
     let mut attributes = present.map_or(NO_ATTRIBUTES, |stat| from_stat(&stat));
     let file = OpenFile::new(fd, Role::Making(making));
     if let (Role::Making(making), true) = (&file.role, wanted.keep > 0 && replaced.is_some()) {

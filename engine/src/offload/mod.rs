@@ -31,6 +31,7 @@
 #[cfg(test)]
 mod attacks;
 mod attributes;
+mod case;
 mod clone;
 mod create;
 mod jobs;

@@ -141,6 +141,18 @@ pub(super) fn make_link(
 ) -> Result<Unkept, Errno> {
     let times = attributes::timestamps(attributes)?;
     let spot = resolve::new(root, target)?;
+    let make = || replace_link(root, &spot, text, attributes, preserve, &times);
+    resolve::claim(root, target).as_ref().map_or_else(make, |claim| claim.give(make))
+}
+
+fn replace_link(
+    root: &Root,
+    spot: &Spot<'_>,
+    text: &[u8],
+    attributes: &Attributes,
+    preserve: Preserve,
+    times: &Timestamps,
+) -> Result<Unkept, Errno> {
     let dir = spot.dir.as_fd();
     let given = preserve.has(Preserve::OWNER) && !attributes::is_guarded();
     let owner = given.then(|| attributes::owner(attributes));
@@ -148,12 +160,12 @@ pub(super) fn make_link(
         Err(Errno::EXISTS) => {}
         result => {
             result?;
-            return finish_link(dir, &spot.name, text, owner, &times);
+            return finish_link(dir, &spot.name, text, owner, times);
         }
     }
     let ((), temp) = with_temp_name(|name| rustix::fs::symlinkat(text, dir, name))?;
-    let replaced = finish_link(dir, &temp, text, owner, &times).and_then(|unkept| {
-        check_spot(&spot)?;
+    let replaced = finish_link(dir, &temp, text, owner, times).and_then(|unkept| {
+        check_spot(spot)?;
         rustix::fs::renameat(dir, &temp[..], dir, &*spot.name)?;
         Ok(unkept)
     });

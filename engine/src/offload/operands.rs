@@ -10,6 +10,7 @@
 //! ```
 
 use super::attributes::from_stat;
+use super::case::Case;
 use super::resolve::Handle;
 use crate::backend::Errno;
 use crate::limits::{DIRS_HELD, DIRS_KNOWN, DIRS_OPENED_UP, OPERANDS_HELD};
@@ -54,6 +55,7 @@ pub(super) struct Operand {
     /// Held by whoever opens it: of two who find nothing there only one makes it.
     opening: Mutex<()>,
     made: Mutex<Made>,
+    pub(super) case: Case,
 }
 
 /// Directories below an operand that were made or found there, and have not got their attributes.
@@ -73,7 +75,12 @@ enum Known {
 
 impl Operand {
     fn new() -> Arc<Operand> {
-        Arc::new(Operand { dir: OnceLock::new(), opening: Mutex::new(()), made: Mutex::new(Made::default()) })
+        Arc::new(Operand {
+            dir: OnceLock::new(),
+            opening: Mutex::new(()),
+            made: Mutex::new(Made::default()),
+            case: Case::default(),
+        })
     }
 
     /// The directory below it that was made as `path` and is still held.

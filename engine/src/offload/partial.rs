@@ -53,10 +53,8 @@ pub(super) fn open(
     };
     let wanted = Wanted { size, keep: 0, overwrite: true, brief: false, mode: None };
     // From here on whatever fails takes the name away again, if there is nothing behind it.
-    let file = OpenFile::new(
-        fd,
-        Role::Making(Making { dir, name: name.into(), temp, replaced, asked, wanted, root: root.clone() }),
-    );
+    let (name, root, claim) = (name.into(), root.clone(), resolve::claim(root, target));
+    let file = OpenFile::new(fd, Role::Making(Making { dir, name, temp, replaced, asked, wanted, root, claim }));
     let there = from_stat(&file.stat()?).size;
     if let Some(making) = file.making() {
         check_space(making.dir.as_fd(), Wanted { size: size.saturating_sub(there), ..wanted })?;

@@ -81,13 +81,15 @@ pub(super) fn publish(file: &OpenFile, finish: &Finish, give_up: &AtomicBool) ->
         sync_file(fd)?;
     }
     closed_well(fd)?;
-    match &making.temp {
-        None => name_nameless(fd, making)?,
+    let name = || match &making.temp {
+        None => name_nameless(fd, making),
         Some(temp) => {
             rename_into_place(making, &temp.name)?;
             temp.gone.store(true, Ordering::Release);
+            Ok(())
         }
-    }
+    };
+    making.claim.as_ref().map_or_else(name, |claim| claim.give(name))?;
     if finish.sync {
         sync_dir(making, fd)?;
     }

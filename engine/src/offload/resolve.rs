@@ -14,6 +14,7 @@
 //! Fast path: openat2(2) with RESOLVE_BENEATH. Where it is missing or will not follow a link that a careful walk may
 //! follow, [`super::walk`] goes component by component.
 
+use super::case::Claim;
 use super::operands::{Holder, Identity, Name, Operand};
 use super::walk;
 use crate::backend::Errno;
@@ -334,6 +335,16 @@ pub(super) fn new<'r>(root: &'r Root, target: &'r Target) -> Result<Spot<'r>, Er
         no_follow: true,
         one_mount: root.inner.one_mount,
     })
+}
+
+/// The name that something new will get below an operand, after [`new`]; `None` where nobody need watch over it.
+pub(super) fn claim(root: &Root, target: &Target) -> Option<Claim> {
+    root.holder.as_ref()?;
+    let below = target.below.as_ref()?;
+    match operand(root, root.rest(target).ok()?, Missing::Fail) {
+        Ok(Handle::Operand(operand)) => Claim::new(operand, below.as_bytes()),
+        _ => None,
+    }
 }
 
 /// What to do about directories that are not there.

@@ -10,6 +10,7 @@
 
 use super::client::{Answer, Client, Desk, Driver, Opening, Reply};
 use super::jobs::Jobs;
+use super::landed::Landed;
 use super::lead::Lead;
 use super::plan::{Landing, Operand, skip_reason, unreadable};
 use super::report::{Report, Reporter, SharedProgress};
@@ -79,6 +80,7 @@ pub(crate) struct Download {
     local: DirId,
     sources: VecDeque<Operand>,
     landing: Landing,
+    landed: Landed,
     lead: Lead,
     state: State,
     pending: HashMap<u64, What>,
@@ -95,6 +97,7 @@ pub fn client(stream: StreamId, opening: Opening, plan: Plan, progress: SharedPr
         local: plan.local,
         sources: plan.sources.into(),
         landing: Landing { target: plan.target, options: plan.queue.options(), many, present: None },
+        landed: Landed::default(),
         lead: Lead::new(Jobs::new(plan.queue, plan.local, None)),
         state: State::LookAtTarget,
         pending: HashMap::new(),
@@ -149,6 +152,7 @@ impl Download {
                 self.sources.clear();
             }
         }
+        self.landed = Landed::new(&self.landing, self.sources.iter());
     }
 
     fn next_source(&mut self, desk: &mut Desk<'_, '_>) {
@@ -157,6 +161,7 @@ impl Download {
             self.state = State::Done;
             return;
         };
+        self.landed.next();
         let target = Target { operand: source.path.clone(), below: None };
         let shown = source.shown.clone();
         let tag = self.tag(What::Source(source));
@@ -178,6 +183,7 @@ impl Download {
                 return desk.report(Report::Failed(failure));
             }
         };
+        self.landed.land(&target);
         match attributes.kind {
             Kind::Directory if self.landing.options.recursive => self.begin_listing(source, target, attributes, desk),
             Kind::Directory => {
@@ -285,7 +291,7 @@ impl Download {
                 let rule = "the server sent a link text longer than 4096 bytes";
                 desk.report(Report::Failed(Failure::rule(&shown, "left out", rule)));
             }
-            Kind::Symlink if self.landing.options.links => self.make_link(target, entry, desk),
+            Kind::Symlink if self.landing.options.links => self.make_link(&shown, target, entry, desk),
             kind => desk.report(Report::Skipped { source: shown, why: skip_reason(kind) }),
         }
     }
@@ -339,8 +345,11 @@ impl Download {
         self.submit_name(number, place.clone(), shown, FsOp::MakeDir { place }, desk);
     }
 
-    fn make_link(&mut self, target: Target, entry: TreeEntry, desk: &mut Desk<'_, '_>) {
+    fn make_link(&mut self, source: &[u8], target: Target, entry: TreeEntry, desk: &mut Desk<'_, '_>) {
         let shown = self.landing.shown(&target);
+        if let Err(failure) = self.landed.claim(&target, source, &shown) {
+            return desk.report(Report::Failed(failure));
+        }
         let place = self.local_place(target);
         let preserve = self.landing.options.preserve;
         let number = self.lead.begin();
@@ -378,6 +387,9 @@ impl Download {
         desk: &mut Desk<'_, '_>,
     ) {
         let local_path = self.landing.shown(&target);
+        if let Err(failure) = self.landed.claim(&target, &remote_path, &local_path) {
+            return desk.report(Report::Failed(failure));
+        }
         self.lead.file((remote, remote_path), (target, local_path), attributes, desk);
     }
 }

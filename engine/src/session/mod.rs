@@ -26,6 +26,7 @@ pub mod acceptor;
 pub mod client;
 pub mod download;
 pub mod inspect;
+pub mod landed;
 pub mod plan;
 pub mod report;
 pub mod server;

@@ -9,6 +9,7 @@
 
 use super::client::{Answer, Client, Desk, Driver, Opening, Reply};
 use super::jobs::Jobs;
+use super::landed::Landed;
 use super::lead::Lead;
 use super::plan::{Landing, Operand, skip_reason};
 use super::report::{Report, Reporter, SharedProgress};
@@ -76,6 +77,7 @@ pub(crate) struct Upload {
     local: DirId,
     sources: VecDeque<Operand>,
     landing: Landing,
+    landed: Landed,
     lead: Lead,
     state: State,
     pending: HashMap<u64, Pending>,
@@ -92,6 +94,7 @@ pub fn client(stream: StreamId, opening: Opening, plan: Plan, progress: SharedPr
         local: plan.local,
         sources: plan.sources.into(),
         landing,
+        landed: Landed::default(),
         lead: Lead::new(Jobs::new(plan.queue, plan.local, plan.same_machine)),
         state: State::LookAtTarget,
         pending: HashMap::new(),
@@ -137,6 +140,7 @@ impl Upload {
                 self.sources.clear();
             }
         }
+        self.landed = Landed::new(&self.landing, self.sources.iter());
     }
 
     /// The directory of a target that is not there.
@@ -155,6 +159,7 @@ impl Upload {
             self.state = State::Done;
             return;
         };
+        self.landed.next();
         let place = self.local_place(&source);
         desk.io.submit(LOOK, OpKind::Fs(Box::new(FsOp::Stat { place, follow: true })));
         self.state = State::LookAtSource(source);
@@ -183,6 +188,7 @@ impl Upload {
                 return;
             }
         };
+        self.landed.land(&target);
         match attributes.kind {
             Kind::Directory if self.landing.options.recursive => {
                 self.make_dir(target.clone(), desk);
@@ -197,10 +203,17 @@ impl Upload {
             }
             Kind::Regular => {
                 let from = Target { operand: source.path, below: None };
-                let shown = self.landing.shown(&target);
-                self.lead.file((from, source.shown), (target, shown), attributes, desk);
+                self.file((from, source.shown), target, attributes, desk);
             }
             _ => desk.report(Report::Failed(Failure::here(&source.shown, "cannot open", Errno::NOT_REGULAR))),
+        }
+    }
+
+    fn file(&mut self, from: (Target, Vec<u8>), target: Target, attributes: Attributes, desk: &mut Desk<'_, '_>) {
+        let shown = self.landing.shown(&target);
+        match self.landed.claim(&target, &from.1, &shown) {
+            Ok(()) => self.lead.file(from, (target, shown), attributes, desk),
+            Err(failure) => desk.report(Report::Failed(failure)),
         }
     }
 
@@ -245,12 +258,12 @@ impl Upload {
         }
         match found.attributes.kind {
             Kind::Directory => self.make_dir(target, desk),
-            Kind::Regular => {
-                let target_shown = self.landing.shown(&target);
-                self.lead.file((place.target, shown), (target, target_shown), found.attributes, desk);
-            }
+            Kind::Regular => self.file((place.target, shown), target, found.attributes, desk),
             Kind::Symlink if self.landing.options.links && desk.io.terms.ext(Ext::META) => {
                 let target_shown = self.landing.shown(&target);
+                if let Err(failure) = self.landed.claim(&target, &shown, &target_shown) {
+                    return desk.report(Report::Failed(failure));
+                }
                 let tag = self.tag(What::Link(found.link.clone()), target_shown.clone());
                 let preserve = self.landing.options.preserve;
                 let ask = mkdir::ask_symlink(target, found.link, found.attributes, preserve, target_shown);

@@ -23,6 +23,8 @@ pub struct Behaviour {
     pub close: Option<(u64, i32)>,
     /// Permissions, owners and times cannot be set, and every file has this mode.
     pub fixed_mode: Option<u16>,
+    /// Names that differ only in case are the same one; the first that was given stays.
+    pub folds: bool,
 }
 
 enum Content {
@@ -92,11 +94,17 @@ impl Memory {
         }
     }
 
-    fn find(nodes: &[Node], parent: INodeNo, name: &OsStr) -> Option<u64> {
+    fn find(&self, nodes: &[Node], parent: INodeNo, name: &OsStr) -> Option<u64> {
         match &nodes[usize::try_from(parent.0).unwrap()].content {
-            Content::Directory(entries) => entries.get(name).copied(),
+            Content::Directory(entries) => entries.get(&self.name_of(entries, name)).copied(),
             Content::File(_) => None,
         }
+    }
+
+    /// The name that stands for this one.
+    fn name_of(&self, entries: &BTreeMap<OsString, u64>, name: &OsStr) -> OsString {
+        let same = entries.keys().find(|entry| self.behaviour.folds && entry.eq_ignore_ascii_case(name));
+        same.map_or_else(|| name.to_os_string(), OsString::clone)
     }
 
     fn entries(nodes: &mut [Node], directory: INodeNo) -> &mut BTreeMap<OsString, u64> {
@@ -115,7 +123,9 @@ impl Memory {
     }
 
     fn remove(&self, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        match Memory::entries(&mut self.nodes.lock().unwrap(), parent).remove(name) {
+        let mut nodes = self.nodes.lock().unwrap();
+        let entries = Memory::entries(&mut nodes, parent);
+        match entries.remove(&self.name_of(entries, name)) {
             Some(_) => reply.ok(),
             None => reply.error(Errno::ENOENT),
         }
@@ -125,7 +135,7 @@ impl Memory {
 impl Filesystem for Memory {
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let nodes = self.nodes.lock().unwrap();
-        match Memory::find(&nodes, parent, name) {
+        match self.find(&nodes, parent, name) {
             Some(number) => reply.entry(&TTL, &self.attr(number, &nodes[number as usize]), Generation(0)),
             None => reply.error(Errno::ENOENT),
         }
@@ -198,10 +208,13 @@ impl Filesystem for Memory {
         reply: ReplyEmpty,
     ) {
         let mut nodes = self.nodes.lock().unwrap();
-        let Some(number) = Memory::entries(&mut nodes, parent).remove(name) else {
+        let entries = Memory::entries(&mut nodes, parent);
+        let Some(number) = entries.remove(&self.name_of(entries, name)) else {
             return reply.error(Errno::ENOENT);
         };
-        Memory::entries(&mut nodes, newparent).insert(newname.to_os_string(), number);
+        let entries = Memory::entries(&mut nodes, newparent);
+        let newname = self.name_of(entries, newname);
+        entries.insert(newname, number);
         reply.ok();
     }
 
