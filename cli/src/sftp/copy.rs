@@ -24,7 +24,7 @@ use haul_engine::session::plan::{Landing, Operand, skip_reason};
 use haul_engine::session::report::{Direction, Progress, Report};
 use haul_engine::session::{Failure, Reason};
 use haul_engine::wire::frame::{Attributes, ErrorCode, Kind, Preserve, Timestamp, Unkept};
-use haul_engine::wire::path::{RelPath, Target};
+use haul_engine::wire::path::{RelPath, RequestPath, Target};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -176,12 +176,20 @@ impl<'a> Carrier<'a> {
 
     fn carry(&mut self) -> Result<(), Trouble> {
         let target = &self.job.target;
-        let present = match self.kind_of_target(target) {
+        let present = match self.kind_of(&target.path, &target.shown) {
             Ok(present) => present,
             Err(why) => return self.take_note(Err(why)),
         };
         let many = self.job.sources.len() > 1;
         let landing = Landing { target: target.clone(), options: self.job.options, many, present };
+        if let Some(parent) = landing.parent_needed().filter(|_| present.is_none()) {
+            let stands = self.kind_of(&parent, &target.shown);
+            match stands {
+                Ok(Some(_)) => {}
+                Ok(None) => return self.take_note(Err(Why::This(landing.without_parent()))),
+                Err(why) => return self.take_note(Err(why)),
+            }
+        }
         self.landed = Landed::new(&landing, self.job.sources.iter());
         for source in &self.job.sources {
             self.landed.next();
@@ -207,15 +215,16 @@ impl<'a> Carrier<'a> {
         }
     }
 
-    fn kind_of_target(&mut self, target: &Operand) -> Result<Option<Kind>, Why> {
+    /// What stands at the target, or above it.
+    fn kind_of(&mut self, path: &RequestPath, shown: &[u8]) -> Result<Option<Kind>, Why> {
         if self.job.down {
-            let present = self.disk.stat(&Target { operand: target.path.clone(), below: None }, true);
-            return Ok(present.map_err(here(&target.shown, "cannot stat"))?.map(|attributes| attributes.kind));
+            let present = self.disk.stat(&Target { operand: path.clone(), below: None }, true);
+            return Ok(present.map_err(here(shown, "cannot stat"))?.map(|attributes| attributes.kind));
         }
-        match self.sftp.stat(&remote(target.path.as_bytes()), true) {
+        match self.sftp.stat(&remote(path.as_bytes()), true) {
             Ok(attrs) => Ok(Some(attrs.kind())),
             Err(trouble) if trouble.is_missing() => Ok(None),
-            Err(trouble) => Err(there(&target.shown, "cannot stat")(trouble)),
+            Err(trouble) => Err(there(shown, "cannot stat")(trouble)),
         }
     }
 
