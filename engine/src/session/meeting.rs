@@ -228,6 +228,8 @@ pub(super) struct Meeting {
     /// Until when it may come again, and how long it waits before that.
     again_until: Option<Time>,
     pause: u64,
+    /// Why there was none before.
+    no_room: Option<String>,
     state: State,
     deadline: Option<Time>,
     ready: Option<(SocketAddr, Secret)>,
@@ -296,6 +298,7 @@ impl Meeting {
             alternative: false,
             again_until: None,
             pause: PAUSE,
+            no_room: None,
             state,
             deadline: None,
             ready: None,
@@ -423,19 +426,24 @@ impl Meeting {
     fn come_again(&mut self, why: String, cx: &mut Context<'_>) -> Result<(), Failure> {
         let until = cx.now.after(self.pause);
         if !self.seat.required || !self.keyed || self.again_until.is_none_or(|last| last <= until) {
-            let waited = if self.seat.required {
-                format!("; it was waited for {} s", self.patience / SECOND)
-            } else {
-                String::new()
-            };
-            return Err(no_direct(format!("{why}{waited}")).because(Reason::Late));
+            return Err(self.waited_for(&why));
         }
+        self.no_room = Some(why);
         if let Some(stream) = self.stream.take() {
             cx.submit(0, 0, OpKind::CloseStream { stream });
         }
         self.pause = (2 * self.pause).min(LONGEST_PAUSE);
         (self.state, self.deadline) = (State::Pausing { until }, None);
         Ok(())
+    }
+
+    /// There was no room for this reason, and the time is over.
+    fn waited_for(&self, why: &str) -> Failure {
+        let waited = match self.seat.required {
+            true => format!("; it was waited for {} s", self.patience / SECOND),
+            false => String::new(),
+        };
+        no_direct(format!("{why}{waited}")).because(Reason::Late)
     }
 
     fn give_up(&self, failure: Failure) -> Result<Step, Failure> {
@@ -486,7 +494,10 @@ impl Meeting {
             // How a base server knows that nothing more will be asked for there.
             control.shutdown(cx);
         }
-        self.deadline = Some(cx.now.after(self.patience));
+        // All of it together must not take longer than the first time may.
+        let until = self.again_until.filter(|_| self.no_room.is_some());
+        let late = cx.now.after(self.patience);
+        self.deadline = Some(until.map_or(late, |until| until.min(late)));
         self.state = State::Challenged(link);
     }
 
@@ -510,7 +521,10 @@ impl Meeting {
                     return Err(no_direct(self.closed()));
                 }
                 if self.deadline.is_some_and(|deadline| deadline <= cx.now) {
-                    return Err(no_direct(IN_TIME).because(Reason::Late));
+                    return Err(match &self.no_room {
+                        Some(why) => self.waited_for(why),
+                        None => no_direct(IN_TIME).because(Reason::Late),
+                    });
                 }
                 break;
             };
