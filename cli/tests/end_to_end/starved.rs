@@ -139,3 +139,32 @@ fn without_threads_every_command_ends_with_an_error() {
         complete(&mut haul(backend, ["hash", source.to_str().unwrap()])).assert_exit(0);
     }
 }
+
+#[test]
+fn without_memory_no_other_command_panics_or_hangs() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    random_file(&source, 24 << 20, 1);
+    let (here, hash) = (dir.path().to_str().unwrap(), hash_of(&source));
+    for backend in BACKENDS {
+        for mebibytes in [22_u64, 30, 40, 4096] {
+            let commands = [
+                vec!["demo", "--size=4", "--files=10", "--file-size=4", "--dir", here],
+                vec!["doctor"],
+                vec!["hash", source.to_str().unwrap()],
+                vec!["ls", here],
+            ];
+            for args in commands {
+                let limits = format!("--as={}", mebibytes << 20);
+                let ended = complete(&mut limited(&[&limits], &haul(backend, &args)));
+                let text = format!("{mebibytes}, {args:?}: {}{}", ended.stdout, ended.stderr);
+                assert!(!text.contains("panicked") && ended.status.code() != Some(101), "{text}");
+                let said = ended.stdout.contains(&hash) || ended.stdout.contains("source");
+                let prints = matches!(args[0], "hash" | "ls");
+                assert!(!prints || said == ended.status.success(), "{text}");
+                // What doctor finds depends on the machine.
+                assert!(ended.status.success() || mebibytes < 4096 || args[0] == "doctor", "{text}");
+            }
+        }
+    }
+}
