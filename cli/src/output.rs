@@ -105,6 +105,8 @@ pub(crate) struct Output {
     unverified: u64,
     /// The peer keeps neither times nor modes nor links.
     bare: bool,
+    /// The first failure for want of room, and how many there were: they are told together.
+    no_room: Option<(Failure, u64)>,
     /// The hints that were given.
     hinted: RefCell<BTreeSet<&'static str>>,
     /// The first of the lines on stdout that could not be written, and why.
@@ -144,6 +146,7 @@ impl Output {
             verified: 0,
             unverified: 0,
             bare: false,
+            no_room: None,
             hinted: RefCell::default(),
             lost: RefCell::new(None),
             unproved: false,
@@ -367,7 +370,21 @@ impl Output {
         self.errors += 1;
         self.vanished += u64::from(exit == Exit::Vanished);
         self.exit = worse(self.exit, exit);
+        if failure.kind.is_no_room() {
+            self.no_room.get_or_insert_with(|| (failure.clone(), 0)).1 += 1;
+            return self.json_error(failure, exit);
+        }
         self.say(failure, exit);
+    }
+
+    /// Says once that there was no room, and for how many files.
+    fn tell_no_room(&mut self) {
+        let Some((failure, concerned)) = self.no_room.take() else { return };
+        let more = match concerned {
+            1 => String::new(),
+            number => format!("; {number} files have no room, and nothing more was sent"),
+        };
+        self.say_line(&failure, &more);
     }
 
     /// A failure that ends everything.
@@ -378,9 +395,14 @@ impl Output {
     }
 
     fn say(&self, failure: &Failure, exit: Exit) {
+        self.say_line(failure, "");
+        self.json_error(failure, exit);
+    }
+
+    fn say_line(&self, failure: &Failure, more: &str) {
         let path = Printable(&failure.path);
         let colon = if failure.path.is_empty() { "" } else { ": " };
-        let line = format!("haul: {path}{colon}{}", failure.reason());
+        let line = format!("haul: {path}{colon}{}{more}", failure.reason());
         let hint = hint(failure).filter(|hint| self.hinted.borrow_mut().insert(hint));
         self.print(|| {
             stderr(&line);
@@ -388,6 +410,9 @@ impl Output {
                 stderr(&format!("hint: {hint}"));
             }
         });
+    }
+
+    fn json_error(&self, failure: &Failure, exit: Exit) {
         let mut fields = json!({"what": failure.reason(), "exit": exit as u8});
         put_name(&mut fields, "path", &failure.path);
         self.json("error", fields);
@@ -453,6 +478,7 @@ impl Output {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }
+        self.tell_no_room();
         let complete = self.files + self.unchanged;
         let files = if complete == 1 { "file" } else { "files" };
         let kept = match self.args.keeps {
@@ -482,6 +508,7 @@ impl Output {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }
+        self.tell_no_room();
         if !self.args.quiet && !self.args.json && (self.errors == 0 || self.files + self.unchanged > 0) {
             stderr(&self.last_line());
         }

@@ -211,6 +211,8 @@ pub const PAGE_ENTRIES: usize = 512;
 pub const PAGE_NAME_BYTES: usize = 128 * 1024;
 /// Open directories one walk holds at most, one for each level.
 pub const MAX_WALK_DEPTH: usize = 1024;
+/// Bytes of a file so small that, where it has no room, nothing has: the unit in which file systems hand room out.
+pub const NO_ROOM_BYTES: u64 = 4096;
 
 /// Level of Zstandard, as the base protocol's peers use.
 pub const ZSTD_LEVEL: i32 = 3;

@@ -20,6 +20,7 @@
 //! its worker's waker.
 
 mod ranges;
+mod room;
 
 pub use ranges::Ranging;
 
@@ -182,6 +183,8 @@ struct State {
     alarm: bool,
     /// Connections to reckon with now, where their number changes during the run.
     expected: Option<usize>,
+    /// There was no room for a file of so many bytes, as this failure says: none that is as large is begun.
+    no_room: Option<(u64, Failure)>,
     /// No job will come any more.
     over: bool,
 }
@@ -382,6 +385,7 @@ impl Queue {
 
     pub(crate) fn push(&self, job: Job) {
         let mut state = self.state();
+        let Some(job) = state.admit(job) else { return wake(state, true) };
         state.jobs.push_back(job);
         wake(state, false);
     }
@@ -449,6 +453,7 @@ impl Queue {
         }
         let mut state = self.state();
         state.targets.remove(&finished.job.target);
+        state.look_for_room(&finished);
         state.finished.push(finished);
         wake(state, true);
     }

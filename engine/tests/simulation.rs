@@ -143,8 +143,7 @@ impl Scenario {
     /// Of the first connection, with where the others find how to come; of the others, without.
     fn opening(&self, invitation: Option<Invitation>) -> Opening {
         let opening = if self.extended { Opening::full(None) } else { Opening::base(self.version) };
-        let wish =
-            |required| Wish { required, plain: self.plain, random: [7; 32], invitation, ports: None, reached: None };
+        let wish = |required| Wish { required, plain: self.plain, random: [7; 32], invitation, ..Wish::default() };
         opening.with_caps(self.caps).with_direct(self.direct.map(wish))
     }
 

@@ -19,10 +19,11 @@ use crate::remote::Dial;
 use crate::run;
 use crate::signals;
 use haul_engine::backend::{DirEntry, Errno};
+use haul_engine::limits::NO_ROOM_BYTES;
 use haul_engine::session::landed::Landed;
 use haul_engine::session::plan::{Landing, Operand, skip_reason};
 use haul_engine::session::report::{Direction, Progress, Report};
-use haul_engine::session::{Failure, Reason};
+use haul_engine::session::{Cause, Failure, Reason};
 use haul_engine::wire::frame::{Attributes, ErrorCode, Kind, Preserve, Timestamp, Unkept};
 use haul_engine::wire::path::{RelPath, RequestPath, Target};
 use std::sync::atomic::Ordering;
@@ -152,6 +153,11 @@ pub(super) struct Carrier<'a> {
     landed: Landed,
     /// What is wrong with the target is wrong for every source.
     hopeless: bool,
+    /// Bytes of the file that is being carried.
+    size: u64,
+    /// There was no room for a file of so many bytes: none that is as large is begun. At 0 nothing more can be written, and
+    /// the walk goes on to count what that concerns.
+    no_room: Option<(u64, Failure)>,
 }
 
 impl<'a> Carrier<'a> {
@@ -171,6 +177,8 @@ impl<'a> Carrier<'a> {
             ticked: Instant::now(),
             landed: Landed::default(),
             hopeless: false,
+            size: 0,
+            no_room: None,
         }
     }
 
@@ -208,6 +216,11 @@ impl<'a> Carrier<'a> {
         match done {
             Ok(()) => Ok(()),
             Err(Why::This(failure)) => {
+                if failure.kind.is_no_room() {
+                    let size = if self.size <= NO_ROOM_BYTES { 0 } else { self.size };
+                    let least = self.no_room.as_ref().map_or(size, |(least, _)| size.min(*least));
+                    self.no_room = Some((least, failure.clone()));
+                }
                 self.output.failed(&failure);
                 Ok(())
             }
@@ -248,6 +261,7 @@ impl<'a> Carrier<'a> {
         let (here, there) = if self.job.down { (target, path) } else { (local, remote(target.joined().as_bytes())) };
         let spot = Spot { here, there, lands, source: source.shown.clone(), target: shown };
         match kind {
+            Kind::Directory if self.job.options.recursive && self.is_full() => self.directory_count(&spot),
             Kind::Directory if self.job.options.recursive => {
                 let made = if self.job.down {
                     self.make_dir(&spot, true)?
@@ -308,6 +322,9 @@ impl<'a> Carrier<'a> {
             };
             self.take_note(done)?;
         }
+        if self.is_full() {
+            return Ok(());
+        }
         let failed = here(&spot.target, "cannot set attributes");
         let mut attributes = attributes(&attrs, 0o755);
         let mut preserve = self.exact();
@@ -356,6 +373,9 @@ impl<'a> Carrier<'a> {
             let done = self.inner_up(&spot.child(&name), while_filled(&attributes));
             self.take_note(done)?;
         }
+        if self.is_full() {
+            return Ok(());
+        }
         let refused = there(&spot.target, "cannot set attributes");
         let mode = attributes.mode & 0o777;
         let mode = if self.exact() == Preserve::MODE {
@@ -372,8 +392,20 @@ impl<'a> Carrier<'a> {
         Ok(())
     }
 
+    /// True once nothing more can be written.
+    fn is_full(&self) -> bool {
+        self.no_room.as_ref().is_some_and(|(least, _)| *least == 0)
+    }
+
+    /// Counts the files in a directory that is not made any more.
+    fn directory_count(&mut self, spot: &Spot) -> Result<(), Why> {
+        if self.job.down { self.directory_down(spot, false) } else { self.directory_up(spot, false) }
+    }
+
     fn entry_down(&mut self, spot: &Spot, attrs: Attrs) -> Result<(), Why> {
+        self.size = 0;
         match attrs.kind() {
+            Kind::Directory if self.is_full() => self.directory_count(spot),
             Kind::Directory => {
                 let made = self.make_dir(spot, false)?;
                 self.directory(spot, made)
@@ -394,6 +426,10 @@ impl<'a> Carrier<'a> {
 
     /// A directory in one that is copied up. It has this mode until all that belongs in it is there.
     fn inner_up(&mut self, spot: &Spot, mode: u32) -> Result<(), Why> {
+        if self.is_full() {
+            return self.directory_count(spot);
+        }
+        self.size = 0;
         let refused = there(&spot.target, MAKE_DIR);
         let made = match self.sftp.stat(&spot.there, false) {
             Ok(attrs) if attrs.kind() == Kind::Directory => false,
@@ -409,6 +445,7 @@ impl<'a> Carrier<'a> {
 
     /// What is no directory, in one that is copied up.
     fn entry_up(&mut self, spot: &Spot, kind: Kind, link: &[u8]) -> Result<(), Why> {
+        self.size = 0;
         match kind {
             Kind::Regular => self.file(spot),
             Kind::Symlink if self.job.options.links => {
@@ -437,6 +474,16 @@ impl<'a> Carrier<'a> {
     }
 
     fn file(&mut self, spot: &Spot) -> Result<(), Why> {
+        if let Some((least, full)) = self.no_room.clone() {
+            let known = match self.job.down {
+                true => self.sftp.stat(&spot.there, true)?.size,
+                false => self.disk.stat(&spot.here, true).ok().flatten().map(|attributes| attributes.size),
+            };
+            self.size = known.unwrap_or(0);
+            if self.size >= least {
+                return Err(Why::This(Failure { path: spot.target.clone(), ..full }));
+            }
+        }
         self.claim(spot)?;
         let direction = if self.job.down { Direction::Down } else { Direction::Up };
         let Carried { size, grew } = match self.carry_file(spot) {
@@ -454,6 +501,18 @@ impl<'a> Carrier<'a> {
 
     fn carry_file(&mut self, spot: &Spot) -> Result<Carried, Why> {
         if self.job.down { self.get(spot) } else { self.put(spot) }
+    }
+
+    /// The same, or that there is no room in `directory`: servers refuse that without a number of its own.
+    pub(super) fn explain(&mut self, why: Why, directory: &[u8]) -> Why {
+        let Why::This(failure) = why else { return why };
+        let unexplained = matches!(failure.cause, Cause::There { code: ErrorCode::OTHER, .. });
+        let directory = if directory.is_empty() { b".".as_slice() } else { directory };
+        if !unexplained || !self.sftp.is_full(directory).unwrap_or(false) {
+            return Why::This(failure);
+        }
+        let message = format!("{}: {}", failure.what, Errno::NO_SPACE).into_bytes();
+        Why::This(Failure::there(&failure.path, failure.what, Errno::NO_SPACE.code(), message))
     }
 
     /// Why a file has not got its name; what was made of it is removed, if there still is somebody who can do that.
@@ -479,7 +538,8 @@ impl<'a> Carrier<'a> {
         if self.job.options.preserve.has(Preserve::MODE) { Preserve::MODE } else { Preserve::default() }
     }
 
-    pub(super) fn expect(&self, bytes: u64) {
+    pub(super) fn expect(&mut self, bytes: u64) {
+        self.size = bytes;
         self.progress.total_files.fetch_add(1, Ordering::Relaxed);
         self.progress.total_bytes.fetch_add(bytes, Ordering::Relaxed);
     }

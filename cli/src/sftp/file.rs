@@ -50,7 +50,8 @@ impl Carrier<'_> {
             }
             made => made,
         };
-        let handle = handle.map_err(&refused)?;
+        let slash = temp.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash.max(1));
+        let handle = handle.map_err(|trouble| self.explain(refused(trouble), &temp[..slash]))?;
         let exact = (self.exact() == Preserve::MODE).then_some(source.mode & 0o777).or(old);
         let attrs = Attrs { mode: exact, mtime: Some(seconds(source)), size: None };
         let sent = match self.send(file, source, &handle, spot) {
@@ -67,7 +68,10 @@ impl Carrier<'_> {
                 })
             }
         };
-        sent.map_err(|why| self.abandon(&temp, why))
+        sent.map_err(|why| {
+            let why = self.explain(why, &temp[..slash]);
+            self.abandon(&temp, why)
+        })
     }
 
     /// Sends the content of a file, and makes sure that it was all of it and all the same file.

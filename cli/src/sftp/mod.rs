@@ -49,12 +49,14 @@ const DATA: u8 = 103;
 const NAME: u8 = 104;
 const ATTRS: u8 = 105;
 const EXTENDED: u8 = 200;
+const EXTENDED_REPLY: u8 = 201;
 
 const OK: u32 = 0;
 const END_OF_FILE: u32 = 1;
 const NO_SUCH_FILE: u32 = 2;
 const PERMISSION_DENIED: u32 = 3;
 
+const STATVFS: &[u8] = b"statvfs@openssh.com";
 const POSIX_RENAME: &[u8] = b"posix-rename@openssh.com";
 
 /// Bytes of the longest packet that is taken, as OpenSSH has it.
@@ -135,6 +137,7 @@ pub(crate) struct Sftp {
     open: BTreeMap<u32, Option<Reply>>,
     last_id: u32,
     posix_rename: bool,
+    statvfs: bool,
     /// Both have greeted.
     greeted: bool,
     /// Once the user wants to stop: until when.
@@ -156,6 +159,7 @@ impl Sftp {
             open: BTreeMap::new(),
             last_id: 0,
             posix_rename: false,
+            statvfs: false,
             greeted: false,
             stop_at: None,
         };
@@ -167,7 +171,9 @@ impl Sftp {
         let mut fields = Reader(&reply.fields);
         fields.u32()?;
         while !fields.0.is_empty() {
-            sftp.posix_rename |= fields.bytes()? == POSIX_RENAME;
+            let name = fields.bytes()?;
+            sftp.posix_rename |= name == POSIX_RENAME;
+            sftp.statvfs |= name == STATVFS;
             fields.bytes()?;
         }
         sftp.greeted = true;
@@ -440,6 +446,20 @@ impl Sftp {
             return self.tell(EXTENDED, Fields::default().bytes(POSIX_RENAME).bytes(from).bytes(to));
         }
         self.tell(RENAME, Fields::default().bytes(from).bytes(to))
+    }
+
+    /// True where the server says that the file system at `path` has no room for a chunk more, or for a name: its refusals
+    /// have no number for that.
+    pub(crate) fn is_full(&mut self, path: &[u8]) -> Result<bool> {
+        if !self.statvfs {
+            return Ok(false);
+        }
+        let reply = self.ask(EXTENDED, Fields::default().bytes(STATVFS).bytes(path), EXTENDED_REPLY)?;
+        let mut fields = Reader(&reply);
+        let mut next = || fields.u64();
+        let [_, unit, _, _, left, names, _, names_left] =
+            [next()?, next()?, next()?, next()?, next()?, next()?, next()?, next()?];
+        Ok(left.saturating_mul(unit) < CHUNK as u64 || (names > 0 && names_left == 0))
     }
 
     pub(crate) fn read_link(&mut self, path: &[u8]) -> Result<Vec<u8>> {

@@ -351,7 +351,7 @@ fn keygen_writes_a_new_key_for_its_owner_alone_and_never_over_anything() {
         assert!(ended.stderr.contains("never overwritten"), "{ended:?}");
         assert_eq!(fs::read(&path).ok(), before);
     }
-    for name in ["", "no/where"] {
+    for name in ["", "0/where"] {
         complete(haul("poll", ["keygen"]).arg(dir.path().join(name))).assert_exit(11);
     }
     assert_eq!(names(dir.path()).len(), 6);

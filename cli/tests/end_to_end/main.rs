@@ -110,6 +110,8 @@ mod memory;
 #[cfg(target_os = "linux")]
 mod namespaces;
 #[cfg(target_os = "linux")]
+mod no_room;
+#[cfg(target_os = "linux")]
 mod no_start;
 #[cfg(target_os = "linux")]
 mod open_files;

@@ -15,7 +15,7 @@ use super::meeting::{BASE_IS_SEALED, Meeting, Step, no_direct};
 use super::opening::Opener;
 use super::report::{Report, Reporter, SharedProgress};
 use super::silence::{Awake, Silence};
-use super::{Context, Failure, Flow, Io, Outcome, Quotas, Reason, Session, Terms};
+use super::{Context, Failure, Flow, Io, Outcome, Quotas, Session, Terms};
 use crate::backend::{Completion, OpKind, Output, StreamId, Time, Token};
 use crate::limits::{CLIENT_LOAD_AHEAD, CLIENT_WINDOW_REQUESTS, LEAVE_TIMEOUT, LOOK_AGAIN, OFFLOAD_THREADS, SECOND};
 use crate::wire::compress::Codec;
@@ -546,11 +546,11 @@ impl Client {
         }
         if self.stall_deadline().is_some_and(|deadline| deadline <= cx.now) {
             let seconds = self.stall() / SECOND;
-            return Err(silent(format!("the server has read nothing for {seconds} s")).into());
+            return Err(Failure::silent(format!("the server has read nothing for {seconds} s")).into());
         }
         if self.answer_deadline().is_some_and(|deadline| deadline <= cx.now) {
             let seconds = self.silence.answer(self.owed_work()) / SECOND;
-            return Err(silent(format!("the server has said nothing for {seconds} s")).into());
+            return Err(Failure::silent(format!("the server has said nothing for {seconds} s")).into());
         }
         if self.idle_deadline().is_some_and(|deadline| deadline <= cx.now) {
             let seconds = self.silence.idle(self.owed_work()) / SECOND;
@@ -623,7 +623,7 @@ impl Client {
             (Phase::Opening(opener), errno) => opener.lost(errno),
             // Who carries the stream, ssh or the kernel, found out first that nobody is there.
             (Phase::Working, _) if self.silence.is_suspicious(silent) => {
-                self::silent(format!("the server has said nothing for {} s", silent / SECOND)).into()
+                Failure::silent(format!("the server has said nothing for {} s", silent / SECOND)).into()
             }
             (_, Some(errno)) => Failure::connection("connection lost", errno).into(),
             (_, None) => Failure::connection("connection lost", "the server closed it").into(),
@@ -700,8 +700,4 @@ impl Session for Client {
             (Phase::Leaving { .. }, None) => "client leaving",
         }
     }
-}
-/// The server said or took nothing for too long.
-fn silent(why: String) -> Failure {
-    Failure::connection("connection", why).because(Reason::Silent)
 }

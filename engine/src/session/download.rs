@@ -284,7 +284,10 @@ impl Download {
                 if let State::Listing(listing) = &mut self.state {
                     listing.open.push((path, entry.attributes));
                 }
-                self.make_dir(target, desk);
+                // Where nothing more can be written the walk goes on, to count what that concerns.
+                if !self.lead.jobs.queue().is_full() {
+                    self.make_dir(target, desk);
+                }
             }
             Kind::Regular => self.get(remote, shown, target, entry.attributes, desk),
             Kind::Symlink if self.landing.options.links && entry.link.len() > MAX_PATH_BYTES => {
@@ -306,7 +309,7 @@ impl Download {
                 return;
             }
             let Some((open, attributes)) = listing.open.pop() else { return };
-            if !desk.io.terms.ext(Ext::META) {
+            if !desk.io.terms.ext(Ext::META) || self.lead.jobs.queue().is_full() {
                 continue;
             }
             let target = listing.base.child(open.as_ref());
@@ -371,7 +374,13 @@ impl Download {
             desk.unkept(&shown, verb::unkept(output));
         }
         match (outcome, op) {
-            (Err(errno), _) => desk.report(Report::Failed(Failure::here(&shown, what, errno))),
+            (Err(errno), _) => {
+                let failure = Failure::here(&shown, what, errno);
+                if failure.kind.is_no_room() {
+                    self.lead.jobs.queue().fill_up(&failure);
+                }
+                desk.report(Report::Failed(failure));
+            }
             (Ok(_), FsOp::MakeDir { .. }) => desk.report(Report::Directory { target: shown }),
             (Ok(_), FsOp::MakeLink { text, .. }) => desk.report(Report::Link { target: shown, text }),
             (Ok(_), _) => {}

@@ -47,7 +47,7 @@ const PAUSE: u64 = SECOND / 10;
 const LONGEST_PAUSE: u64 = SECOND;
 
 /// Whether a client wants a direct connection.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Wish {
     /// Without one nothing is done.
     pub required: bool,

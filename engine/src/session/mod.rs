@@ -283,6 +283,11 @@ impl Failure {
         Failure::connection("protocol error", why).because(Reason::Protocol)
     }
 
+    /// The server said or took nothing for too long.
+    fn silent(why: String) -> Failure {
+        Failure::connection("connection", why).because(Reason::Silent)
+    }
+
     /// The same, for this reason.
     #[must_use]
     pub fn because(self, kind: Reason) -> Failure {

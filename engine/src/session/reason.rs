@@ -70,6 +70,11 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// True where nothing more can be written: what comes behind would fail as well.
+    pub fn is_no_room(self) -> bool {
+        matches!(self, Reason::Full | Reason::Quota)
+    }
+
     /// Of a number as it travels: Linux numbering whatever the system.
     pub fn of(code: ErrorCode) -> Reason {
         match (code, code.0.checked_sub(ErrorCode::ERRNO_BASE)) {

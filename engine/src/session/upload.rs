@@ -237,6 +237,7 @@ impl Upload {
                     let (place, target) = (walker.place(found.path.as_ref()), base.child(found.path.as_ref()));
                     self.found(found, place, shown, target, desk);
                 }
+                Step::Leave(..) if self.lead.jobs.queue().is_full() => {}
                 Step::Leave(path, attributes) => {
                     let target = base.child(path.as_ref());
                     self.leaving.push_back(Leaving { after: self.lead.next(), target, attributes });
@@ -257,6 +258,8 @@ impl Upload {
             return;
         }
         match found.attributes.kind {
+            // Where nothing more can be written the walk goes on, to count what that concerns.
+            Kind::Directory if self.lead.jobs.queue().is_full() => {}
             Kind::Directory => self.make_dir(target, desk),
             Kind::Regular => self.file((place.target, shown), target, found.attributes, desk),
             Kind::Symlink if self.landing.options.links && desk.io.terms.ext(Ext::META) => {
@@ -335,7 +338,12 @@ impl Driver for Upload {
             (What::Directory, Ok(_)) => desk.report(Report::Directory { target }),
             (What::Link(text), Ok(_)) => desk.report(Report::Link { target, text }),
             (_, Ok(_)) => {}
-            (_, Err(failure)) => desk.report(Report::Failed(failure)),
+            (_, Err(failure)) => {
+                if failure.kind.is_no_room() {
+                    self.lead.jobs.queue().fill_up(&failure);
+                }
+                desk.report(Report::Failed(failure));
+            }
         }
     }
 
