@@ -37,10 +37,10 @@ impl Source {
     pub(crate) fn send(&mut self, half: &mut Half, offset: u64, left: u64) -> u64 {
         let Some(file) = &self.file else { return 0 };
         match half.send_file(file.fd(), offset, at_most(left, STEP_BYTES)) {
-            Ok(Some(0)) => self.error = Some(Errno::SHORT_SOURCE),
+            // The errno does not say which side it is about, and nothing at all may be the end of the file or a disk that
+            // failed. Reading and writing will tell.
+            Ok(Some(0)) | Err(_) => self.staged = true,
             Ok(count) => return count.unwrap_or(0) as u64,
-            // The errno does not say which side it is about. Reading and writing will tell.
-            Err(_) => self.staged = true,
         }
         0
     }

@@ -162,6 +162,31 @@ fn directories_nested_too_deep_are_told_as_such() {
     }
 }
 
+/// The kernel may say of a disk that fails only that nothing came of it.
+#[test]
+fn a_disk_that_fails_is_no_file_that_became_shorter() {
+    if !crate::options::can_trace() {
+        return;
+    }
+    let pipes = Pipes::new("poll");
+    let source = pipes.home().join("source");
+    random_file(&source, 3 << 20, 1);
+    for (inject, code, words) in [
+        (&["sendfile:retval=0", "pread64:error=EIO"][..], 11, "cannot read: Input/output error"),
+        (&["sendfile:retval=0", "pread64:retval=0"], 23, "cannot read: File became shorter while it was read"),
+        // Nothing at first, and then all of it.
+        (&["sendfile:retval=0:when=1"], 0, "copied 1 file"),
+    ] {
+        let mut strace = Command::new("strace");
+        strace.args(["-f", "-o", "/dev/null", "-P"]).arg(&source);
+        inject.iter().for_each(|inject| _ = strace.arg("-e").arg(format!("inject={inject}")));
+        strace.arg(binary()).args(["--backend", "poll", "copy", "--fast"]).args(pipes.args());
+        let ended = complete(strace.arg(&source).arg("far:target").env("HAUL_PROBE", pipes.home()));
+        ended.assert_exit(code);
+        assert!(ended.lines()[0].contains(words), "{inject:?}: {ended:?}");
+    }
+}
+
 #[test]
 fn a_hint_is_given_once() {
     for backend in BACKENDS {

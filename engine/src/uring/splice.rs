@@ -133,7 +133,9 @@ impl Pour {
         };
         match (step, result) {
             (Step::Room, _) => self.room = true,
-            (Step::Fill | Step::Copy | Step::Across, Ok(0)) => self.trouble = Some(Errno::SHORT_SOURCE),
+            (Step::Copy, Ok(0)) => self.trouble = Some(Errno::SHORT_SOURCE),
+            // The end of the file, or a disk that failed: reading will tell.
+            (Step::Fill | Step::Across, Ok(0)) => self.way = Way::Copy,
             (Step::Fill, Ok(n)) => self.in_pipe = n,
             (Step::Copy, Ok(n)) => self.bounced = 0..n,
             (Step::Fill | Step::Across, Err(Errno::INVALID)) => self.way = Way::Copy,
@@ -198,14 +200,19 @@ mod tests {
 
     #[test]
     fn a_short_source_is_padded_after_what_it_gave_has_left() {
-        let mut pour = two_hops(0, 10);
-        pour.moved(Step::Fill, Ok(3)).unwrap();
-        pour.moved(Step::Room, Ok(4)).unwrap();
-        pour.moved(Step::Drain, Ok(3)).unwrap();
-        pour.moved(Step::Fill, Ok(0)).unwrap();
-        assert_eq!(pour.next(), Some(Move::Pad { len: 7 }));
-        pour.moved(Step::Pad, Ok(7)).unwrap();
-        assert_eq!((pour.next(), pour.trouble), (None, Some(Errno::SHORT_SOURCE)));
+        // What reading says of a splice that brought nothing.
+        for (read, trouble) in [(Ok(0), Errno::SHORT_SOURCE), (Err(Errno::IO), Errno::IO)] {
+            let mut pour = two_hops(0, 10);
+            pour.moved(Step::Fill, Ok(3)).unwrap();
+            pour.moved(Step::Room, Ok(4)).unwrap();
+            pour.moved(Step::Drain, Ok(3)).unwrap();
+            pour.moved(Step::Fill, Ok(0)).unwrap();
+            assert!(matches!(pour.next(), Some(Move::Copy { at: 3, .. })));
+            pour.moved(Step::Copy, read).unwrap();
+            assert_eq!(pour.next(), Some(Move::Pad { len: 7 }));
+            pour.moved(Step::Pad, Ok(7)).unwrap();
+            assert_eq!((pour.next(), pour.trouble), (None, Some(trouble)));
+        }
     }
 
     #[test]
