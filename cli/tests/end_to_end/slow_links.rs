@@ -1,12 +1,13 @@
 //! Links that are slow and healthy, and ends that were suspended: what is on its way is progress, and who did not run knows
 //! nothing of the other's silence. Who says for ever that he lives, and does nothing, is given up.
 
-use crate::support::cable::{Cable, End, FAR};
-use crate::support::frames::{FULL, attributes, play_hurried};
+use crate::support::cable::{Cable, End, FAR, PORTS};
+use crate::support::frames::{FULL, Received, attributes, play_hurried};
 use crate::support::kept::Kept;
 use crate::support::processes::{LIMIT, complete, signal, wait_for};
+use crate::support::routes::assert_same_tree;
 use crate::support::transfer::Way;
-use crate::support::{BACKENDS, Pipes, Remote, binary, hash_of, haul, trees};
+use crate::support::{BACKENDS, Pipes, Remote, SFTP, Sshd, at, binary, hash_of, haul, random_file, trees};
 use haul_engine::wire::frame::{Caps, Dialect, Ext, Frame, Kind};
 use rustix::process::Signal;
 use std::ffi::OsString;
@@ -123,6 +124,81 @@ fn a_server_that_only_says_that_it_lives_is_given_up() {
         assert_eq!(ended.lines().len(), 1, "{ended:?}");
         assert!(ended.stderr.contains("has said nothing for 3 s but that it is at work"), "{ended:?}");
     }
+}
+
+#[test]
+fn what_lies_in_buffers_is_not_silence_where_the_server_says_that_it_lives() {
+    let dialect = Dialect { version: 1, ext: FULL.ext.or(Ext::PULSE) };
+    let dir = trees::scratch();
+    let source = dir.path().join("source");
+    random_file(&source, 8 * MIB, 1);
+    for backend in BACKENDS {
+        let args = |pipes: &Pipes| {
+            let words = ["copy", "--compress=none"].map(OsString::from).into_iter().chain(pipes.args());
+            words.chain([source.clone().into(), "far:f".into()]).collect()
+        };
+        // A second without progress, six for a server that does nothing but live.
+        let ended = play_hurried(backend, "2000,2000,2000,1000,6000,0,1000", LIMIT, args, |far| {
+            far.greet_with(dialect, Caps::NONE);
+            far.looked_up(None);
+            for _ in 0..40 {
+                far.send(&Frame::Pulse);
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            let hash = loop {
+                match far.input.next().expect("the client ended the stream") {
+                    Received::Frame(Frame::Commit { hash }) => break hash,
+                    _ => far.send(&Frame::Pulse),
+                }
+            };
+            far.send(&Frame::Ok { hash: Some(hash) });
+            far.drain();
+        });
+        ended.assert_exit(0);
+    }
+}
+
+#[test]
+fn small_files_arrive_over_several_direct_connections_of_a_slow_link_with_a_long_queue() {
+    let dir = trees::scratch();
+    let tree = dir.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    // 20 s of 4 Mbit/s.
+    (0..160).for_each(|number| random_file(&tree.join(number.to_string()), 64 * 1024, number));
+    std::thread::scope(|scope| {
+        for (backend, direct, way) in [
+            ("uring", "direct", Way::Up),
+            ("poll", "direct", Way::Up),
+            ("uring", "auto", Way::Up),
+            ("poll", "direct", Way::Down),
+        ] {
+            let (tree, dir) = (&tree, &dir);
+            scope.spawn(move || {
+                let Some(cable) = Cable::with_queue("4mbit", "burst 8kb latency 400ms") else { return };
+                let Some(sshd) = Sshd::behind(&cable, backend, SFTP) else { return };
+                sshd.install("haul", binary());
+                let target = tempfile::tempdir_in(dir.path()).unwrap();
+                let (direct_as, ports) =
+                    (format!("--direct={direct}"), format!("--port-range={}-{}", PORTS.0, PORTS.1));
+                let mut copy =
+                    haul(backend, ["copy", "-r", "--json", "--compress=none", "--connections=4", "--timeout=12"]);
+                copy.args([&direct_as, &ports]).args(sshd.args()).arg("--");
+                match way {
+                    Way::Up => copy.arg(tree).arg(at(&sshd, target.path())),
+                    _ => copy.arg(at(&sshd, tree)).arg(target.path()),
+                };
+                let ended = complete(&mut cable.without_terminal(&copy));
+                ended.assert_exit(0);
+                assert_same_tree(&target.path().join("tree"), tree);
+                assert_eq!(ended.stdout.matches("\"type\":\"file\"").count(), 160, "{direct}, {way:?}");
+                let summary: serde_json::Value = serde_json::from_str(ended.stdout.lines().last().unwrap()).unwrap();
+                let number = |name: &str| summary[name].as_f64().unwrap();
+                let moved = number("bytes_per_second") * number("seconds");
+                // 2.7 times, where a connection whose socket takes nothing for a while is given up.
+                assert!(moved < 1.2 * number("bytes"), "{backend}, {direct}, {way:?}: sent twice: {summary}");
+            });
+        }
+    });
 }
 
 #[test]

@@ -71,6 +71,11 @@ impl Cable {
     /// One that carries `rate`, as tc writes it. `None` where there is no root, or no iproute2:
     /// the test is skipped.
     pub fn new(rate: &str) -> Option<Cable> {
+        Cable::with_queue(rate, "burst 64kb latency 20ms")
+    }
+
+    /// The same with a queue of this length, as tc writes it, in front of it at either end.
+    pub fn with_queue(rate: &str, queue: &str) -> Option<Cable> {
         if let Err(why) = possible() {
             super::skips::skip("netns", &why, "root and iproute2");
             return None;
@@ -84,7 +89,7 @@ impl Cable {
             space.run(&format!("ip address add {address}/30 dev cable"));
             space.run("ip link set lo up");
             space.run("ip link set cable up");
-            space.run(&format!("tc qdisc add dev cable root tbf rate {rate} burst 64kb latency 20ms"));
+            space.run(&format!("tc qdisc add dev cable root tbf rate {rate} {queue}"));
         }
         Some(cable)
     }
