@@ -370,7 +370,8 @@ pub enum FsOp {
         /// Which.
         place: Place,
     },
-    /// Attributes of an existing directory -> [`Output::Done`] or [`Output::Unkept`].
+    /// Attributes of an existing directory, or of a regular file if they say so; a link is not followed -> [`Output::Done`]
+    /// or [`Output::Unkept`].
     SetMeta {
         /// Which.
         place: Place,

@@ -326,7 +326,7 @@ impl<'a> Carrier<'a> {
             return Ok(());
         }
         let failed = here(&spot.target, "cannot set attributes");
-        let mut attributes = attributes(&attrs, 0o755);
+        let mut attributes = Attributes { kind: Kind::Directory, ..attributes(&attrs, 0o755) };
         let mut preserve = self.exact();
         if made && preserve == Preserve::default() {
             // What the kernel has masked stays so.

@@ -374,8 +374,18 @@ pub fn directories_are_made_listed_and_described<R: Rig>() {
     found.sort_by(|a, b| a.name.cmp(&b.name));
     let [c, file] = found.try_into().expect("two entries");
     assert_eq!((&c.name[..], c.attributes.unwrap().kind), (&b"c"[..], Kind::Directory));
-    let attributes = file.attributes.unwrap();
-    assert_eq!((&file.name[..], attributes.kind, attributes.size), (&b"file"[..], Kind::Regular, 5));
+    let listed = file.attributes.unwrap();
+    assert_eq!((&file.name[..], listed.kind, listed.size), (&b"file"[..], Kind::Regular, 5));
+
+    let place = driver.place("a/b/file");
+    let new = attributes(Kind::Regular, 0o604);
+    let set = FsOp::SetMeta { place: place.clone(), attributes: new, preserve: Preserve::MODE };
+    assert!(matches!(fs(&mut driver, set), Ok(Output::Done)));
+    let (found, _) = stat(&mut driver, place, true).unwrap();
+    assert_eq!((found.kind, found.mode, found.mtime, found.size), (Kind::Regular, 0o604, new.mtime, 5));
+    let place = driver.place("a/b/c");
+    let set = FsOp::SetMeta { place, attributes: new, preserve: Preserve::MODE };
+    assert!(fs(&mut driver, set).is_err(), "it is no file");
 
     driver.rig.write_file("a/file", b"");
     for not in ["a/file", "a/file/below"] {

@@ -6,10 +6,10 @@ use super::resolve::Root;
 use super::{clone, names, publish};
 use crate::backend::{Errno, Finish, NO_ATTRIBUTES, Output};
 use crate::block::{Class, Pool, Slice};
-use crate::wire::frame::{Attributes, Preserve};
+use crate::wire::frame::{Attributes, Kind, Preserve};
 use crate::wire::path::{RelPath, RequestPath, Target};
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -445,6 +445,23 @@ fn a_read_only_root_refuses_every_change() {
 }
 
 #[test]
+fn attributes_of_a_file_are_set_through_no_link() {
+    on_new_and_old_kernels(|| {
+        let trap = Trap::new();
+        symlink("file", trap.root.join("inside/link")).unwrap();
+        let attributes = Attributes { mode: 0o604, ..NO_ATTRIBUTES };
+        for root in [trap.confined(), Root::plain(fs::File::open(&trap.root).unwrap().into())] {
+            let set = |name: &str| names::set_meta(&root, &target(name), &attributes, Preserve::MODE).map(|_| ());
+            let mode = || fs::metadata(trap.root.join("inside/file")).unwrap().mode() & 0o777;
+            fs::set_permissions(trap.root.join("inside/file"), fs::Permissions::from_mode(0o640)).unwrap();
+            assert_eq!((set("inside|link"), set("inside/link")), (Err(Errno::LOOP), Err(Errno::LOOP)));
+            assert_ne!(mode(), 0o604);
+            assert_eq!((set("inside|file"), mode()), (Ok(()), 0o604));
+        }
+    });
+}
+
+#[test]
 fn a_session_works_with_what_its_operand_named_first() {
     on_new_and_old_kernels(|| {
         let trap = Trap::new();
@@ -469,7 +486,7 @@ fn a_session_works_with_what_its_operand_named_first() {
         // A directory that was made gets its attributes, not what stands in its place by then.
         fs::rename(trap.root.join("moved/sub"), trap.root.join("moved/made")).unwrap();
         fs::create_dir(trap.root.join("moved/sub")).unwrap();
-        let attributes = Attributes { mode: 0o700, ..NO_ATTRIBUTES };
+        let attributes = Attributes { kind: Kind::Directory, mode: 0o700, ..NO_ATTRIBUTES };
         names::set_meta(&root, &target("inside|sub"), &attributes, Preserve::MODE).unwrap();
         let mode = |name: &str| fs::metadata(trap.root.join(name)).unwrap().mode() & 0o777;
         assert_eq!(mode("moved/made"), 0o700);
@@ -491,7 +508,8 @@ fn a_directory_that_is_not_held_any_more_is_still_known() {
     }
     fs::rename(trap.root.join("inside/0"), trap.root.join("inside/moved")).unwrap();
     fs::create_dir(trap.root.join("inside/0")).unwrap();
-    let set = |name: &str| names::set_meta(&root, &target(name), &NO_ATTRIBUTES, Preserve(0)).map(|_| ());
+    let attributes = Attributes { kind: Kind::Directory, ..NO_ATTRIBUTES };
+    let set = |name: &str| names::set_meta(&root, &target(name), &attributes, Preserve(0)).map(|_| ());
     assert_eq!(set("inside|0"), Err(Errno::REPLACED));
     assert_eq!(set("inside|1"), Ok(()));
 }

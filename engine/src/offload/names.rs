@@ -2,7 +2,7 @@
 
 use super::attributes::{self, from_stat, kind};
 use super::create::{check_replaceable, with_temp_name};
-use super::open::{self, OpenFile};
+use super::open::{self, OpenFile, open_source};
 use super::resolve::{self, DIR_READ, Missing, Root, Spot, open_at};
 use crate::backend::{DirEntry, Errno, Output};
 use crate::limits::{PAGE_ENTRIES, PAGE_NAME_BYTES};
@@ -110,13 +110,17 @@ pub(super) fn make_dir(root: &Root, target: &Target) -> Result<(), Errno> {
     resolve::make_directory(root, target)
 }
 
-/// Attributes of an existing directory.
+/// Attributes of an existing directory or regular file: of the kind that the attributes say.
 pub(super) fn set_meta(
     root: &Root,
     target: &Target,
     attributes: &Attributes,
     preserve: Preserve,
 ) -> Result<Unkept, Errno> {
+    if attributes.kind == Kind::Regular {
+        let (file, _) = open_source(&resolve::file_to_change(root, target)?)?;
+        return attributes::apply_to_file(file.as_fd(), Some(attributes), preserve, None);
+    }
     let handle = resolve::directory_to_change(root, target)?;
     let dir = open_at(handle.as_fd(), b".", DIR_READ)?;
     let of_root = attributes::is_guarded() && root.is(dir.as_fd());

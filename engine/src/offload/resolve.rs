@@ -379,6 +379,12 @@ pub(super) fn directory_to_change<'r>(root: &'r Root, target: &'r Target) -> Res
     }
 }
 
+/// A file whose own attributes are to be changed. A link is not followed.
+pub(super) fn file_to_change<'r>(root: &'r Root, target: &'r Target) -> Result<Spot<'r>, Errno> {
+    root.check_writable()?;
+    existing(root, target, false)
+}
+
 /// Makes a directory, and those above it that are missing. It is held until its attributes change, or the session ends.
 pub(super) fn make_directory(root: &Root, target: &Target) -> Result<(), Errno> {
     root.check_writable()?;

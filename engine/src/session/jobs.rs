@@ -1,7 +1,7 @@
 //! One connection's share of the files of a run: pulled from the queue, looked at, moved.
 //!
 //! ```text
-//! pull -> [LookThere | LookHere -same size-> Comparing -equal-> unchanged] -> Moving [-> Checking] -> finish
+//! pull -> [LookThere | LookHere -same size-> Comparing -equal-> [Mending] unchanged] -> Moving [-> Checking] -> finish
 //!      -> Cloning (within one machine) -the kernel cannot-> Moving
 //!      -> Beginning (a file here, or one there) -> [Matching] -> Ranges (all connections) -> Proving -> [Naming] -> finish
 //! ```
@@ -21,12 +21,12 @@ use super::put::Offered;
 use super::range::{self, Match, Wanted};
 use super::report::{Direction, Report};
 use super::same::Same;
-use super::{Failure, Outcome, Terms, get, put, stat, verb};
+use super::{Failure, Outcome, Terms, get, mkdir, put, stat, verb};
 use crate::backend::{DirId, Errno, FileId, Finish, FsOp, OpKind, OpenMode, Output, Place};
 use crate::limits::{CLONES, MAX_RANGES, PULL_AHEAD_BYTES, RESUME_BYTES};
 use crate::queue::{Finished, Job, Queue, Range, Ranging, Way};
 use crate::tree_hash::{HASH_BLOCK_BYTES, TreeHash};
-use crate::wire::frame::{Attributes, Caps, ErrorCode, Ext, Hash, Kind, Preserve};
+use crate::wire::frame::{Attributes, Caps, ErrorCode, Ext, Hash, Kind, Preserve, Unkept};
 use crate::wire::path::Target;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -35,6 +35,7 @@ pub(super) const LOOK: u32 = 92;
 const CLONE: u32 = 81;
 const BEGIN: u32 = 93;
 const NAME: u32 = 94;
+const MEND: u32 = 95;
 /// Tags of requests made here; the drivers' own are below.
 const TAG: u64 = 1 << 63;
 /// Of the question whether anybody is there.
@@ -47,8 +48,10 @@ pub(super) enum Stage {
     LookHere,
     /// What the source is by now, which has changed.
     LookAgain,
-    /// Whole files, or the first bytes of ours and all of theirs.
-    Comparing(Option<u64>),
+    /// Whole files, or the first bytes of ours and all of theirs. What the target is.
+    Comparing(Option<u64>, Attributes),
+    /// The content is there; its attributes are set.
+    Mending(Hash),
     Cloning,
     Moving,
     /// The file that ranges will be written to is made: here, or, once the source is known to open, there.
@@ -171,14 +174,8 @@ impl Jobs {
         let options = self.queue.options();
         if let Some(range) = job.range {
             self.move_range(job, range, desk);
-        } else if let Some(root) = self.same_machine {
-            let (from, to) = (self.here(&job.source), Place { dir: root, target: job.target.clone() });
-            let (preserve, sync) = (options.preserve, options.sync);
-            let finish = Finish { attributes: Some(job.attributes), preserve, sync, verify: None };
-            desk.io.submit(CLONE, OpKind::Fs(Box::new(FsOp::Clone { from, to, finish })));
-            self.tag(job, Stage::Cloning);
         } else if !options.resume {
-            self.move_file(job, None, desk);
+            self.copy_file(job, desk);
         } else if self.queue.direction() == Direction::Down {
             let place = self.here(&job.target);
             desk.io.submit(LOOK, OpKind::Fs(Box::new(FsOp::Stat { place, follow: false })));
@@ -190,6 +187,44 @@ impl Jobs {
                 true => desk.ask(tag, Box::new(stat::ask_lookup(target, false, shown))),
                 false => desk.ask(tag, Box::new(stat::ask(target, shown))),
             }
+        }
+    }
+
+    /// All of it, within this machine by the kernel if that can.
+    fn copy_file(&mut self, job: Job, desk: &mut Desk<'_, '_>) {
+        let Some(root) = self.same_machine else { return self.move_file(job, None, desk) };
+        let Options { preserve, sync, .. } = self.queue.options();
+        let (from, to) = (self.here(&job.source), Place { dir: root, target: job.target.clone() });
+        let finish = Finish { attributes: Some(job.attributes), preserve, sync, verify: None };
+        desk.io.submit(CLONE, OpKind::Fs(Box::new(FsOp::Clone { from, to, finish })));
+        self.tag(job, Stage::Cloning);
+    }
+
+    /// The content is there. What a copy would set beside it is set where it is another.
+    fn mend(&mut self, job: Job, hash: Hash, present: Attributes, desk: &mut Desk<'_, '_>) {
+        desk.io.progress.skipped(job.attributes.size);
+        let (wanted, size, preserve) = (job.attributes, job.attributes.size, self.queue.options().preserve);
+        let down = self.queue.direction() == Direction::Down;
+        if !desk.io.terms.ext(Ext::META) {
+            if !down && present.mtime.seconds != wanted.mtime.seconds {
+                desk.unkept(&job.target_shown, Unkept::TIMES);
+            }
+            return self.done(job, (Some(hash), size, Way::Unchanged), desk);
+        }
+        let is_so = present.mtime == wanted.mtime
+            && (!preserve.has(Preserve::MODE) || present.mode == wanted.mode)
+            && (!preserve.has(Preserve::OWNER) || (present.uid, present.gid) == (wanted.uid, wanted.gid));
+        if is_so {
+            return self.done(job, (Some(hash), size, Way::Unchanged), desk);
+        }
+        if down {
+            let op = FsOp::SetMeta { place: self.here(&job.target), attributes: wanted, preserve };
+            desk.io.submit(MEND, OpKind::Fs(Box::new(op)));
+            self.tag(job, Stage::Mending(hash));
+        } else {
+            let ask = mkdir::ask_set_meta(job.target.clone(), wanted, preserve, job.target_shown.clone());
+            let tag = self.tag(job, Stage::Mending(hash));
+            desk.ask(tag, Box::new(ask));
         }
     }
 
@@ -479,18 +514,18 @@ impl Jobs {
     /// What stands at the target is known, if anything does.
     fn on_looked(&mut self, job: Job, present: Option<Attributes>, desk: &mut Desk<'_, '_>) {
         let size = job.attributes.size;
-        let there = present.filter(|present| present.kind == Kind::Regular && present.size > 0).map(|p| p.size);
+        let present = present.filter(|present| present.kind == Kind::Regular && present.size > 0);
         let up = self.queue.direction() == Direction::Up;
         // Base peers keep what is incomplete under the final name. The first of them take an offset without saying so, and
         // a wrong one would be found by the hash of the whole.
         let takes_offsets = desk.io.terms.caps.has(Caps::PUT_OFFSET) || desk.io.terms.dialect.version == 1;
         let appends = up && !desk.io.terms.ext(Ext::RESUME) && takes_offsets;
-        match there {
-            Some(there) if there == size => self.compare(job, None, Stage::Comparing(None), desk),
-            Some(there) if there < size && appends => {
-                self.compare(job, Some(there), Stage::Comparing(Some(there)), desk);
+        match present {
+            Some(there) if there.size == size => self.compare(job, None, Stage::Comparing(None, there), desk),
+            Some(there) if there.size < size && appends => {
+                self.compare(job, Some(there.size), Stage::Comparing(Some(there.size), there), desk);
             }
-            _ => self.move_file(job, None, desk),
+            _ => self.copy_file(job, desk),
         }
     }
 
@@ -509,13 +544,13 @@ impl Jobs {
             (Stage::LookThere, Ok(Reply::Attributes(attributes))) => self.on_looked(job, Some(attributes), desk),
             (Stage::LookThere, _) => self.on_looked(job, None, desk),
             (Stage::LookAgain, Ok(Reply::Attributes(attributes))) => self.on_looked_again(job, attributes, desk),
-            (Stage::Comparing(None), Ok(Reply::Same(Some(hash)))) => {
-                desk.io.progress.skipped(job.attributes.size);
+            (Stage::Comparing(None, present), Ok(Reply::Same(Some(hash)))) => self.mend(job, hash, present, desk),
+            (Stage::Comparing(Some(there), _), Ok(Reply::Same(Some(_)))) => self.move_file(job, Some(there), desk),
+            (Stage::Comparing(..), _) => self.copy_file(job, desk),
+            (Stage::Mending(hash), Ok(_)) => {
                 let size = job.attributes.size;
                 self.done(job, (Some(hash), size, Way::Unchanged), desk);
             }
-            (Stage::Comparing(Some(there)), Ok(Reply::Same(Some(_)))) => self.move_file(job, Some(there), desk),
-            (Stage::Comparing(_), _) => self.move_file(job, None, desk),
             (Stage::Moving, Ok(Reply::Moved { hash, size, grew })) => {
                 job.grew = grew;
                 self.on_moved(job, hash, size, desk);
@@ -636,6 +671,9 @@ impl Jobs {
                 Stage::LookAgain => running.job.source == place.target,
                 _ => false,
             }),
+            FsOp::SetMeta { place, .. } => {
+                self.find(|running| matches!(running.stage, Stage::Mending(_)) && running.job.target == place.target)
+            }
             _ => None,
         };
         let Some(Running { job, stage }) = tag.and_then(|tag| self.running.remove(&tag)) else {
@@ -644,6 +682,15 @@ impl Jobs {
         match (stage, outcome) {
             (Stage::Cloning, outcome) => self.on_cloned(job, outcome, desk),
             (Stage::LookAgain, outcome) => self.on_stat_again(job, outcome, desk),
+            (Stage::Mending(hash), Ok(output)) => {
+                desk.unkept(&job.target_shown, verb::unkept(&output));
+                let size = job.attributes.size;
+                self.done(job, (Some(hash), size, Way::Unchanged), desk);
+            }
+            (Stage::Mending(_), Err(errno)) => {
+                let failure = Failure::here(&job.target_shown, "cannot set attributes", errno);
+                self.finish(job, Err(failure));
+            }
             (_, Ok(Output::Attributes { attributes, .. })) => self.on_looked(job, Some(attributes), desk),
             (_, _) => self.on_looked(job, None, desk),
         }

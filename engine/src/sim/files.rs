@@ -12,7 +12,7 @@ use crate::backend::{
 };
 use crate::block::{Block, Slice};
 use crate::tree_hash::{BlockHash, HASH_BLOCK_BYTES};
-use crate::wire::frame::Hash;
+use crate::wire::frame::{Hash, Kind};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -462,6 +462,10 @@ impl Disk {
                 disk::make_directory(&self.root_of(place)?, &place.target, made).map(|_| Output::Done)
             }
             FsOp::SetMeta { place, attributes, preserve } => {
+                if attributes.kind == Kind::Regular {
+                    self.find(place, false)?.into_file()?.borrow_mut().meta.apply(*attributes, *preserve, true);
+                    return Ok(Output::Done);
+                }
                 let directory = self.find(place, true)?.into_directory()?;
                 directory.borrow_mut().meta.apply(*attributes, *preserve, false);
                 Ok(Output::Done)

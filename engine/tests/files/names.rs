@@ -3,7 +3,7 @@
 use crate::rig::*;
 use haul_engine::backend::*;
 use haul_engine::limits::{PAGE_ENTRIES, PAGE_NAME_BYTES};
-use haul_engine::wire::frame::{Kind, Preserve};
+use haul_engine::wire::frame::{Attributes, Kind, Preserve};
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -168,13 +168,15 @@ fn a_directorys_time_is_always_set_and_its_mode_only_when_asked() {
     set_mode(&dir, 0o751);
     for (preserve, expected) in [(Preserve(0), 0o751), (Preserve::MODE, 0o2700)] {
         let place = rig.place("d");
-        rig.fs(FsOp::SetMeta { place, attributes: attributes(0o2700, (1_600_000_000, 5)), preserve }).unwrap();
+        let attributes = Attributes { kind: Kind::Directory, ..attributes(0o2700, (1_600_000_000, 5)) };
+        rig.fs(FsOp::SetMeta { place, attributes, preserve }).unwrap();
         let stat = fs::metadata(&dir).unwrap();
         assert_eq!((stat.mtime(), stat.mtime_nsec(), mode(&dir)), (1_600_000_000, 5, expected));
     }
     fs::write(rig.path("f"), "").unwrap();
     let place = rig.place("f");
-    let set = FsOp::SetMeta { place, attributes: attributes(0o777, (0, 0)), preserve: Preserve::MODE };
+    let attributes = Attributes { kind: Kind::Directory, ..attributes(0o777, (0, 0)) };
+    let set = FsOp::SetMeta { place, attributes, preserve: Preserve::MODE };
     assert_eq!(rig.fs(set).map(|_| ()), Err(Errno::NOT_DIRECTORY));
 }
 
