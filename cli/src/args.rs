@@ -227,7 +227,8 @@ pub(crate) struct CopyArgs {
     /// Leave the modification times of directories alone.
     #[arg(short = 'O', long)]
     pub(crate) omit_dir_times: bool,
-    /// Copy symbolic links as links; without it they are left out of directories and counted.
+    /// Copy symbolic links as links, sources too (`link/` is what it leads to); without it they are left out of directories
+    /// and counted.
     #[arg(short, long)]
     pub(crate) links: bool,
     /// Same as -rlp, with owner and group when root. Not covered: hard links, xattrs, ACLs, devices.

@@ -68,7 +68,9 @@ pub(crate) fn run(args: &CopyArgs, choice: Choice) -> Exit {
     let mut output = Output::new(&OutputArgs { keeps: options.resume, uploads, asked, ..args.output.clone() });
     if same_machine && options.recursive {
         sources.retain(|source| {
-            let endless = is_inside_itself(source, &target, options.exact_target);
+            let is_link = || std::fs::symlink_metadata(path(source)).is_ok_and(|meta| meta.is_symlink());
+            let as_link = !source.follows(&options) && is_link();
+            let endless = !as_link && is_inside_itself(source, &target, options.exact_target);
             if endless {
                 let rule = "a directory cannot be copied into itself";
                 output.failed(&Failure::rule(&source.shown, "left out", rule));

@@ -35,6 +35,8 @@ impl Errno {
     pub const TOO_DEEP: Errno = Errno(100_013);
     /// Another file of the same copy has this name, apart from case, and the file system takes both for one.
     pub const SAME_NAME: Errno = Errno(100_014);
+    /// What stands there is a symbolic link, and what it leads to is no regular file.
+    pub const LINK_TO_OTHER: Errno = Errno(100_015);
     /// The content is not what it should be.
     pub const HASH_MISMATCH: Errno = Errno(100_004);
     /// A file whose size did not change has less, or more, in it than that says.
@@ -124,6 +126,9 @@ impl fmt::Display for Errno {
             Errno::SAME_NAME => f.write_str(
                 "This copy has written a file there whose name differs only in case, which counts as the same",
             ),
+            Errno::LINK_TO_OTHER => {
+                f.write_str("It is a symbolic link to something that is no regular file; name that, or remove the link")
+            }
             Errno::UNSUPPORTED => f.write_str("Not supported here"),
             Errno::ROOT_REPLACED => f.write_str(
                 "The served directory was mounted over, moved or made anew; start the server again to serve what is there now",

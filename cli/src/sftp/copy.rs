@@ -244,13 +244,16 @@ impl<'a> Carrier<'a> {
     fn source(&mut self, source: &Operand, landing: &Landing) -> Result<(), Why> {
         let local = Target { operand: source.path.clone(), below: None };
         let path = remote(source.path.as_bytes());
-        let (kind, mode) = if self.job.down {
-            (self.sftp.stat(&path, true).map_err(there(&source.shown, "cannot stat"))?.kind(), 0)
+        let follow = source.follows(&self.job.options);
+        let (found, link) = if self.job.down {
+            let attrs = self.sftp.stat(&path, follow).map_err(there(&source.shown, "cannot stat"))?;
+            (attributes(&attrs, 0o777), Vec::new())
         } else {
             let missing = || here(&source.shown, "cannot stat")(Errno::NOT_FOUND);
-            let found = self.disk.stat(&local, true).map_err(here(&source.shown, "cannot stat"))?;
-            found.map(|attributes| (attributes.kind, while_filled(&attributes))).ok_or_else(missing)?
+            let found = self.disk.look(&local, follow).map_err(here(&source.shown, "cannot stat"))?;
+            found.ok_or_else(missing)?
         };
+        let kind = found.kind;
         let target = landing.of(source, kind).map_err(|failure| {
             self.hopeless = true;
             Why::This(failure)
@@ -266,7 +269,7 @@ impl<'a> Carrier<'a> {
                 let made = if self.job.down {
                     self.make_dir(&spot, true)?
                 } else {
-                    self.make_dirs(&spot.there, mode).map_err(self::there(&spot.target, MAKE_DIR))?
+                    self.make_dirs(&spot.there, while_filled(&found)).map_err(self::there(&spot.target, MAKE_DIR))?
                 };
                 self.directory(&spot, made)
             }
@@ -275,6 +278,8 @@ impl<'a> Carrier<'a> {
                 Err(Why::This(Failure::rule(&source.shown, "left out", rule).because(Reason::NeedsRecursive)))
             }
             Kind::Regular => self.file(&spot),
+            Kind::Symlink if self.job.down => self.link_down(&spot, &found),
+            Kind::Symlink => self.link_up(&spot, &link),
             _ => Err(Why::This(Failure::here(&source.shown, "cannot open", Errno::NOT_REGULAR))),
         }
     }
@@ -283,8 +288,10 @@ impl<'a> Carrier<'a> {
     fn make_dir(&mut self, spot: &Spot, follow: bool) -> Result<bool, Why> {
         let failed = here(&spot.target, MAKE_DIR);
         let present = self.disk.stat(&spot.here, follow).map_err(&failed)?;
-        if present.is_some_and(|present| present.kind != Kind::Directory) {
-            return Err(failed(Errno::NOT_DIRECTORY));
+        match present.map(|present| present.kind) {
+            None | Some(Kind::Directory) => {}
+            Some(Kind::Symlink) => return Err(linked(spot)),
+            Some(_) => return Err(failed(Errno::NOT_DIRECTORY)),
         }
         self.disk.make_dir(&spot.here).map_err(failed)?;
         Ok(present.is_none())
@@ -411,15 +418,7 @@ impl<'a> Carrier<'a> {
                 self.directory(spot, made)
             }
             Kind::Regular => self.file(spot),
-            Kind::Symlink if self.job.options.links => {
-                self.claim(spot)?;
-                let text = self.sftp.read_link(&spot.there).map_err(there(&spot.source, "cannot read link"))?;
-                let made = self.disk.make_link(&spot.here, &text, attributes(&attrs, 0o777));
-                let unkept = made.map_err(here(&spot.target, "cannot make link"))?;
-                self.unkept(spot, unkept);
-                self.output.report(Report::Link { target: spot.target.clone(), text });
-                Ok(())
-            }
+            Kind::Symlink if self.job.options.links => self.link_down(spot, &attributes(&attrs, 0o777)),
             other => self.skip(spot, other),
         }
     }
@@ -433,6 +432,7 @@ impl<'a> Carrier<'a> {
         let refused = there(&spot.target, MAKE_DIR);
         let made = match self.sftp.stat(&spot.there, false) {
             Ok(attrs) if attrs.kind() == Kind::Directory => false,
+            Ok(attrs) if attrs.kind() == Kind::Symlink => return Err(linked(spot)),
             Ok(_) => return Err(here(&spot.target, MAKE_DIR)(Errno::NOT_DIRECTORY)),
             Err(trouble) if trouble.is_missing() => {
                 self.sftp.make_dir(&spot.there, mode).map_err(refused)?;
@@ -448,19 +448,31 @@ impl<'a> Carrier<'a> {
         self.size = 0;
         match kind {
             Kind::Regular => self.file(spot),
-            Kind::Symlink if self.job.options.links => {
-                self.claim(spot)?;
-                let temp = remote_temp(&spot.there);
-                let refused = there(&spot.target, "cannot make link");
-                self.sftp.make_link(link, &temp).map_err(&refused)?;
-                if let Err(trouble) = self.sftp.rename(&temp, &spot.there) {
-                    return Err(self.abandon(&temp, refused(trouble)));
-                }
-                self.output.report(Report::Link { target: spot.target.clone(), text: link.to_vec() });
-                Ok(())
-            }
+            Kind::Symlink if self.job.options.links => self.link_up(spot, link),
             other => self.skip(spot, other),
         }
+    }
+
+    fn link_down(&mut self, spot: &Spot, attributes: &Attributes) -> Result<(), Why> {
+        self.claim(spot)?;
+        let text = self.sftp.read_link(&spot.there).map_err(there(&spot.source, "cannot read link"))?;
+        let made = self.disk.make_link(&spot.here, &text, *attributes);
+        let unkept = made.map_err(here(&spot.target, "cannot make link"))?;
+        self.unkept(spot, unkept);
+        self.output.report(Report::Link { target: spot.target.clone(), text });
+        Ok(())
+    }
+
+    fn link_up(&mut self, spot: &Spot, text: &[u8]) -> Result<(), Why> {
+        self.claim(spot)?;
+        let temp = remote_temp(&spot.there);
+        let refused = there(&spot.target, "cannot make link");
+        self.sftp.make_link(text, &temp).map_err(&refused)?;
+        if let Err(trouble) = self.sftp.rename(&temp, &spot.there) {
+            return Err(self.abandon(&temp, refused(trouble)));
+        }
+        self.output.report(Report::Link { target: spot.target.clone(), text: text.to_vec() });
+        Ok(())
     }
 
     fn skip(&mut self, spot: &Spot, kind: Kind) -> Result<(), Why> {
@@ -557,6 +569,12 @@ impl<'a> Carrier<'a> {
 /// A path as the server wants it.
 fn remote(path: &[u8]) -> Vec<u8> {
     if path.is_empty() { b".".to_vec() } else { path.to_vec() }
+}
+
+/// A link stands where a directory was to be made.
+fn linked(spot: &Spot) -> Why {
+    let rule = "it is a symbolic link over there; what is below it is left out, too";
+    Why::This(Failure::rule(&spot.target, "left out", rule))
 }
 
 /// The mode of a new directory until all that belongs in it is there.

@@ -55,9 +55,14 @@ impl Disk {
 
     /// What stands there, itself or what a link there leads to; `None` where nothing does.
     pub(super) fn stat(&mut self, target: &Target, follow: bool) -> Result<Option<Attributes>, Errno> {
+        Ok(self.look(target, follow)?.map(|(attributes, _)| attributes))
+    }
+
+    /// The same with the text of a link.
+    pub(super) fn look(&mut self, target: &Target, follow: bool) -> Result<Option<(Attributes, Vec<u8>)>, Errno> {
         let place = self.place(target);
         match self.names(FsOp::Stat { place, follow }) {
-            Ok(Output::Attributes { attributes, .. }) => Ok(Some(attributes)),
+            Ok(Output::Attributes { attributes, link }) => Ok(Some((attributes, link))),
             Err(Errno::NOT_FOUND) => Ok(None),
             outcome => Err(unexpected(outcome)),
         }

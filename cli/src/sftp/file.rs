@@ -35,7 +35,13 @@ impl Carrier<'_> {
     fn put_open(&mut self, spot: &Spot, file: FileId, source: &Attributes) -> Result<Carried, Why> {
         let refused = there(&spot.target, "cannot create");
         let old = match self.sftp.stat(&spot.there, false) {
-            Ok(attrs) => replaceable(attrs.kind(), &spot.target)?.then_some(attrs.mode).flatten(),
+            Ok(attrs) => {
+                let special = |behind: Attrs| behind.kind() != Kind::Regular;
+                if attrs.kind() == Kind::Symlink && self.sftp.stat(&spot.there, true).is_ok_and(special) {
+                    return Err(here(&spot.target, "cannot create")(Errno::LINK_TO_OTHER));
+                }
+                replaceable(attrs.kind(), &spot.target)?.then_some(attrs.mode).flatten()
+            }
             Err(trouble) if trouble.is_missing() => None,
             Err(trouble) => return Err(refused(trouble)),
         };

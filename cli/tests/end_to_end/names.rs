@@ -354,7 +354,7 @@ fn a_link_to_a_directory_is_that_directory_as_operand_and_is_no_way_in_below_one
 }
 
 #[test]
-fn links_among_sources_are_followed_and_their_own_name_is_kept() {
+fn links_among_sources_are_followed_without_l_and_their_own_name_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let source = dir.path().join("source");
     small_source(&source);
@@ -362,7 +362,7 @@ fn links_among_sources_are_followed_and_their_own_name_is_kept() {
     symlink("missing", source.join("dangling")).unwrap();
     for route in Route::all().into_iter().filter(|route| route.way != Way::Here || route.near == "uring") {
         let target = tempfile::tempdir().unwrap();
-        let output = route.copy(&["-l"], &[&source.join("dangling"), &source.join("to-f")], target.path());
+        let output = route.copy(&[], &[&source.join("dangling"), &source.join("to-f")], target.path());
         assert_exit(&output, 23);
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert!(stderr.contains("dangling: "), "{stderr}");

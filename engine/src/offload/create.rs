@@ -86,7 +86,7 @@ pub(super) fn create(
     give_up: &AtomicBool,
 ) -> Result<(OpenFile, Attributes), Errno> {
     let spot = resolve::new(root, target)?;
-    let present = match examine(&spot, wanted.overwrite)? {
+    let present = match examine(root, &spot, wanted.overwrite)? {
         Present::Nothing => None,
         Present::Replaceable(stat) => Some(stat),
         Present::Sink(fd, stat) => return Ok((OpenFile::new(fd, Role::Sink), from_stat(&stat))),
@@ -119,7 +119,7 @@ pub(super) fn create(
 pub(super) fn in_place(root: &Root, target: &Target, truncate: Option<u64>) -> Result<(OpenFile, Attributes), Errno> {
     let spot = resolve::new(root, target)?;
     // Looked at first: opening a device or FIFO can itself do something.
-    match examine(&spot, true)? {
+    match examine(root, &spot, true)? {
         Present::Sink(fd, stat) => return Ok((OpenFile::new(fd, Role::Sink), from_stat(&stat))),
         Present::Nothing | Present::Replaceable(_) => {}
     }
@@ -153,7 +153,7 @@ pub(super) enum Present {
 }
 
 /// Looks at what stands at `spot`. What may not be replaced is an error; so is a name the file system cannot hold.
-pub(super) fn examine(spot: &Spot<'_>, overwrite: bool) -> Result<Present, Errno> {
+pub(super) fn examine(root: &Root, spot: &Spot<'_>, overwrite: bool) -> Result<Present, Errno> {
     let stat = match spot.stat() {
         Err(Errno::NOT_FOUND) => return Ok(Present::Nothing),
         result => result?,
@@ -164,6 +164,10 @@ pub(super) fn examine(spot: &Spot<'_>, overwrite: bool) -> Result<Present, Errno
         return if is_null_device(&stat) { Ok(Present::Sink(fd, stat)) } else { Err(Errno::NOT_REGULAR) };
     }
     check_replaceable(&stat)?;
+    if kind(&stat) == Kind::Symlink && root.behind_link(spot).is_some_and(|stat| kind(&stat) != Kind::Regular) {
+        // `/dev/stdout` is one, and the link is the system's.
+        return Err(Errno::LINK_TO_OTHER);
+    }
     if overwrite { Ok(Present::Replaceable(stat)) } else { Err(Errno::EXISTS) }
 }
 

@@ -33,7 +33,7 @@ pub(super) fn open(
     give_up: &AtomicBool,
 ) -> Result<(OpenFile, Attributes), Errno> {
     let spot = resolve::new(root, target)?;
-    let present = match examine(&spot, true)? {
+    let present = match examine(root, &spot, true)? {
         Present::Nothing => None,
         Present::Replaceable(stat) => Some(stat),
         Present::Sink(fd, stat) => {

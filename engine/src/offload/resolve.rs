@@ -169,6 +169,12 @@ impl Root {
         Handle::Borrowed(self.inner.dir.as_fd())
     }
 
+    /// What a link at `spot` leads to, where links may lead anywhere; `None` where it leads nowhere, or nobody may look.
+    pub(super) fn behind_link(&self, spot: &Spot<'_>) -> Option<Stat> {
+        let anywhere = self.inner.confined_to.is_none();
+        anywhere.then(|| rustix::fs::statat(&spot.dir, &*spot.name, AtFlags::empty()).ok()).flatten()
+    }
+
     fn check_writable(&self) -> Result<(), Errno> {
         if self.inner.read_only { Err(E::ROFS.into()) } else { Ok(()) }
     }

@@ -10,6 +10,8 @@ use crate::wire::frame::{Attributes, Ext, Frame, Hash, ListEntry, TreeEntry, Unk
 pub(crate) enum Reply {
     Done,
     Attributes(Attributes),
+    /// Of a symbolic link, with its text.
+    Link(Attributes, Vec<u8>),
     Listing(Vec<ListEntry>),
     Page {
         last: bool,

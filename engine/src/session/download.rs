@@ -164,16 +164,17 @@ impl Download {
         self.landed.next();
         let target = Target { operand: source.path.clone(), below: None };
         let shown = source.shown.clone();
+        let follow = source.follows(&self.landing.options);
         let tag = self.tag(What::Source(source));
         if desk.io.terms.ext(Ext::TREE) {
-            desk.ask(tag, Box::new(stat::ask_lookup(target, true, shown)));
+            desk.ask(tag, Box::new(stat::ask_lookup(target, follow, shown)));
         } else {
             desk.ask(tag, Box::new(stat::ask(target, shown)));
         }
         self.state = State::AwaitSource;
     }
 
-    fn on_source(&mut self, source: Operand, attributes: Attributes, desk: &mut Desk<'_, '_>) {
+    fn on_source(&mut self, source: Operand, attributes: Attributes, link: Vec<u8>, desk: &mut Desk<'_, '_>) {
         self.state = State::NextSource;
         let target = match self.landing.of(&source, attributes.kind) {
             Ok(target) => target,
@@ -196,6 +197,7 @@ impl Download {
                 let remote = Target { operand: source.path, below: None };
                 self.get(remote, source.shown, target, attributes, desk);
             }
+            Kind::Symlink => self.make_link(&source.shown, target, (link, attributes), desk),
             _ => desk.report(Report::Failed(Failure::here(&source.shown, "cannot open", Errno::NOT_REGULAR))),
         }
     }
@@ -294,7 +296,9 @@ impl Download {
                 let rule = "the server sent a link text longer than 4096 bytes";
                 desk.report(Report::Failed(Failure::rule(&shown, "left out", rule)));
             }
-            Kind::Symlink if self.landing.options.links => self.make_link(&shown, target, entry, desk),
+            Kind::Symlink if self.landing.options.links => {
+                self.make_link(&shown, target, (entry.link, entry.attributes), desk);
+            }
             kind => desk.report(Report::Skipped { source: shown, why: skip_reason(kind) }),
         }
     }
@@ -348,7 +352,13 @@ impl Download {
         self.submit_name(number, place.clone(), shown, FsOp::MakeDir { place }, desk);
     }
 
-    fn make_link(&mut self, source: &[u8], target: Target, entry: TreeEntry, desk: &mut Desk<'_, '_>) {
+    fn make_link(
+        &mut self,
+        source: &[u8],
+        target: Target,
+        (text, attributes): (Vec<u8>, Attributes),
+        desk: &mut Desk<'_, '_>,
+    ) {
         let shown = self.landing.shown(&target);
         if let Err(failure) = self.landed.claim(&target, source, &shown) {
             return desk.report(Report::Failed(failure));
@@ -356,7 +366,7 @@ impl Download {
         let place = self.local_place(target);
         let preserve = self.landing.options.preserve;
         let number = self.lead.begin();
-        let op = FsOp::MakeLink { place: place.clone(), text: entry.link, attributes: entry.attributes, preserve };
+        let op = FsOp::MakeLink { place: place.clone(), text, attributes, preserve };
         self.submit_name(number, place, shown, op, desk);
     }
 
@@ -368,18 +378,18 @@ impl Download {
             _ => return,
         };
         let Some(index) = self.names.iter().position(|(_, named, _)| named == place) else { return };
-        let (number, _, shown) = self.names.swap_remove(index);
+        let (number, Place { target, .. }, shown) = self.names.swap_remove(index);
         self.lead.end(number);
         if let Ok(output) = &outcome {
             desk.unkept(&shown, verb::unkept(output));
         }
         match (outcome, op) {
-            (Err(errno), _) => {
+            (Err(errno), op) => {
                 let failure = Failure::here(&shown, what, errno);
                 if failure.kind.is_no_room() {
                     self.lead.jobs.queue().fill_up(&failure);
                 }
-                desk.report(Report::Failed(failure));
+                self.lead.failed(failure, (target, shown), matches!(op, FsOp::MakeDir { .. }), desk);
             }
             (Ok(_), FsOp::MakeDir { .. }) => desk.report(Report::Directory { target: shown }),
             (Ok(_), FsOp::MakeLink { text, .. }) => desk.report(Report::Link { target: shown, text }),
@@ -395,6 +405,9 @@ impl Download {
         attributes: Attributes,
         desk: &mut Desk<'_, '_>,
     ) {
+        if self.lead.is_behind_link(&target) {
+            return;
+        }
         let local_path = self.landing.shown(&target);
         if let Err(failure) = self.landed.claim(&target, &remote_path, &local_path) {
             return desk.report(Report::Failed(failure));
@@ -429,8 +442,9 @@ impl Driver for Download {
         let Some(what) = self.pending.remove(&tag) else { return };
         match (what, answer) {
             (What::Source(source), Ok(Reply::Attributes(attributes))) => {
-                self.on_source(source, attributes, desk);
+                self.on_source(source, attributes, Vec::new(), desk);
             }
+            (What::Source(source), Ok(Reply::Link(attributes, link))) => self.on_source(source, attributes, link, desk),
             (What::Source(_), answer) => {
                 self.state = State::NextSource;
                 if let Err(failure) = answer {

@@ -143,7 +143,7 @@ impl Landed {
 }
 
 /// A path and every directory above it, the root or where relative paths begin included.
-fn upwards(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(super) fn upwards(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::successors(Some(path), |path| match path.iter().rposition(|&byte| byte == b'/') {
         _ if matches!(*path, b"" | b"/") => None,
         None => Some(&path[..0]),

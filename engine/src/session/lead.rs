@@ -3,9 +3,10 @@
 
 use super::client::Desk;
 use super::jobs::Jobs;
+use super::landed::upwards;
 use super::report::Report;
 use super::{Failure, Terms};
-use crate::backend::Waker;
+use crate::backend::{Errno, Waker};
 use crate::limits::{JOBS_UNREPORTED, UNREPORTED_NAME_BYTES};
 use crate::queue::{Finished, Job, Way};
 use crate::wire::frame::Attributes;
@@ -23,11 +24,24 @@ pub(crate) struct Lead {
     results: BTreeMap<u64, Finished>,
     /// Bytes of their paths.
     name_bytes: usize,
+    /// Where a directory was to be made and a symbolic link stands. What is below is left out.
+    linked: BTreeSet<Vec<u8>>,
+    /// What failed because of a link that may turn out to be one of those, once all begun before that number is done.
+    doubtful: VecDeque<(u64, Failure, Target)>,
 }
 
 impl Lead {
     pub(super) fn new(jobs: Jobs) -> Lead {
-        Lead { jobs, open: BTreeSet::new(), last: 0, order: VecDeque::new(), results: BTreeMap::new(), name_bytes: 0 }
+        Lead {
+            jobs,
+            open: BTreeSet::new(),
+            last: 0,
+            order: VecDeque::new(),
+            results: BTreeMap::new(),
+            name_bytes: 0,
+            linked: BTreeSet::new(),
+            doubtful: VecDeque::new(),
+        }
     }
 
     /// Direct connections are to carry the content: where they are `required`, nothing else.
@@ -101,13 +115,51 @@ impl Lead {
             if let (true, Ok((_, size, _))) = (finished.job.grew, &finished.result) {
                 desk.report(Report::Grew { source: finished.job.source_shown.clone(), size: *size });
             }
-            desk.report(report(finished));
+            match report(finished) {
+                (Report::Failed(failure), at) => self.failed(failure, at, false, desk),
+                (report, _) => desk.report(report),
+            }
         }
+        let first = self.open.first().copied();
+        while let Some((_, failure, target)) =
+            self.doubtful.pop_front_if(|(after, ..)| first.is_none_or(|first| first >= *after))
+        {
+            if !self.is_behind_link(&target) {
+                desk.report(Report::Failed(failure));
+            }
+        }
+    }
+
+    /// Tells what failed at the target. A link in the place of a directory is told once, and not of everything below.
+    pub(super) fn failed(
+        &mut self,
+        failure: Failure,
+        (target, shown): (Target, Vec<u8>),
+        directory: bool,
+        desk: &mut Desk<'_, '_>,
+    ) {
+        if failure.code() == Errno::LOOP.code() {
+            if self.is_behind_link(&target) {
+                return;
+            }
+            if directory {
+                self.linked.insert(target.joined().as_bytes().to_vec());
+                let rule = "it is a symbolic link over there; what is below it is left out, too";
+                return desk.report(Report::Failed(Failure::rule(&shown, "left out", rule)));
+            }
+            return self.doubtful.push_back((self.next(), failure, target));
+        }
+        desk.report(Report::Failed(failure));
+    }
+
+    /// True of what cannot be made because a link stands in the place of a directory above it, or in its own.
+    pub(super) fn is_behind_link(&self, target: &Target) -> bool {
+        !self.linked.is_empty() && upwards(target.joined().as_bytes()).any(|path| self.linked.contains(path))
     }
 
     /// True when every file found is done and reported.
     pub(super) fn is_idle(&self) -> bool {
-        self.order.is_empty() && self.jobs.is_idle()
+        self.order.is_empty() && self.jobs.is_idle() && self.doubtful.is_empty()
     }
 }
 
@@ -123,11 +175,14 @@ fn name_bytes((source, target): (&[u8], &[u8])) -> usize {
     2 * (source.len() + target.len())
 }
 
-fn report(finished: Finished) -> Report {
-    let Job { source_shown: source, target_shown: target, .. } = finished.job;
-    match finished.result {
+/// With where it was to be.
+fn report(finished: Finished) -> (Report, (Target, Vec<u8>)) {
+    let Job { source_shown: source, target_shown: target, target: at, .. } = finished.job;
+    let at = (at, target.clone());
+    let report = match finished.result {
         Err(failure) => Report::Failed(failure),
         Ok((hash, size, Way::Moved(direction))) => Report::Copied { source, target, size, hash, direction },
         Ok((hash, size, Way::Unchanged)) => Report::Unchanged { source, target, size, hash },
-    }
+    };
+    (report, at)
 }

@@ -24,6 +24,11 @@ impl Operand {
         [&self.shown, slash, below.as_bytes()].concat()
     }
 
+    /// Whether a link that it names is followed: not where links are copied as links, unless what it leads to is meant.
+    pub fn follows(&self, options: &Options) -> bool {
+        !options.links || self.contents
+    }
+
     fn name(&self) -> Option<RelPath> {
         RelPath::parse(self.path.file_name()?).ok()
     }

@@ -98,6 +98,9 @@ pub(super) fn ask(target: Target, path: Vec<u8>) -> Simple {
 pub(super) fn ask_lookup(target: Target, follow: bool, path: Vec<u8>) -> Simple {
     let request = move |ext| Frame::Lookup { path: target.encode(ext), follow };
     Simple::new(path, "cannot stat", request, |frame| match frame {
+        Frame::AttributesResponse { attributes, link } if attributes.kind == Kind::Symlink => {
+            Some(Reply::Link(attributes, link))
+        }
         Frame::AttributesResponse { attributes, .. } => Some(Reply::Attributes(attributes)),
         _ => None,
     })

@@ -53,7 +53,7 @@ enum State {
 /// What a request was about, and its number where a directory waits for it.
 struct Pending {
     what: What,
-    target: Vec<u8>,
+    target: Target,
     number: Option<u64>,
 }
 
@@ -106,7 +106,7 @@ pub fn client(stream: StreamId, opening: Opening, plan: Plan, progress: SharedPr
 }
 
 impl Upload {
-    fn tag(&mut self, what: What, target: Vec<u8>) -> u64 {
+    fn tag(&mut self, what: What, target: Target) -> u64 {
         let number = matches!(what, What::Link(_)).then(|| self.lead.begin());
         self.next_tag += 1;
         self.pending.insert(self.next_tag, Pending { what, target, number });
@@ -116,7 +116,7 @@ impl Upload {
     fn look_at(&mut self, operand: RequestPath, what: What, desk: &mut Desk<'_, '_>) {
         let target = Target { operand, below: None };
         let shown = self.landing.target.shown.clone();
-        let tag = self.tag(what, shown.clone());
+        let tag = self.tag(what, target.clone());
         if desk.io.terms.ext(Ext::TREE) {
             desk.ask(tag, Box::new(stat::ask_lookup(target, true, shown)));
         } else {
@@ -160,8 +160,8 @@ impl Upload {
             return;
         };
         self.landed.next();
-        let place = self.local_place(&source);
-        desk.io.submit(LOOK, OpKind::Fs(Box::new(FsOp::Stat { place, follow: true })));
+        let (place, follow) = (self.local_place(&source), source.follows(&self.landing.options));
+        desk.io.submit(LOOK, OpKind::Fs(Box::new(FsOp::Stat { place, follow })));
         self.state = State::LookAtSource(source);
     }
 
@@ -171,8 +171,8 @@ impl Upload {
 
     fn on_source(&mut self, source: Operand, outcome: Outcome, desk: &mut Desk<'_, '_>) {
         self.state = State::NextSource;
-        let attributes = match outcome {
-            Ok(Output::Attributes { attributes, .. }) => attributes,
+        let (attributes, link) = match outcome {
+            Ok(Output::Attributes { attributes, link }) => (attributes, link),
             Ok(_) => return,
             Err(errno) => {
                 desk.report(Report::Failed(Failure::here(&source.shown, "cannot stat", errno)));
@@ -205,11 +205,34 @@ impl Upload {
                 let from = Target { operand: source.path, below: None };
                 self.file((from, source.shown), target, attributes, desk);
             }
+            Kind::Symlink => self.link(source.shown, target, (link, attributes), desk),
             _ => desk.report(Report::Failed(Failure::here(&source.shown, "cannot open", Errno::NOT_REGULAR))),
         }
     }
 
+    fn link(
+        &mut self,
+        source: Vec<u8>,
+        target: Target,
+        (text, attributes): (Vec<u8>, Attributes),
+        desk: &mut Desk<'_, '_>,
+    ) {
+        if !desk.io.terms.ext(Ext::META) {
+            return desk.report(Report::Skipped { source, why: skip_reason(Kind::Symlink) });
+        }
+        let shown = self.landing.shown(&target);
+        if let Err(failure) = self.landed.claim(&target, &source, &shown) {
+            return desk.report(Report::Failed(failure));
+        }
+        let tag = self.tag(What::Link(text.clone()), target.clone());
+        let preserve = self.landing.options.preserve;
+        desk.ask(tag, Box::new(mkdir::ask_symlink(target, text, attributes, preserve, shown)));
+    }
+
     fn file(&mut self, from: (Target, Vec<u8>), target: Target, attributes: Attributes, desk: &mut Desk<'_, '_>) {
+        if self.lead.is_behind_link(&target) {
+            return;
+        }
         let shown = self.landing.shown(&target);
         match self.landed.claim(&target, &from.1, &shown) {
             Ok(()) => self.lead.file(from, (target, shown), attributes, desk),
@@ -219,7 +242,7 @@ impl Upload {
 
     fn make_dir(&mut self, target: Target, desk: &mut Desk<'_, '_>) {
         let shown = self.landing.shown(&target);
-        let tag = self.tag(What::Directory, shown.clone());
+        let tag = self.tag(What::Directory, target.clone());
         desk.ask(tag, Box::new(mkdir::ask(target, shown)));
     }
 
@@ -262,15 +285,8 @@ impl Upload {
             Kind::Directory if self.lead.jobs.queue().is_full() => {}
             Kind::Directory => self.make_dir(target, desk),
             Kind::Regular => self.file((place.target, shown), target, found.attributes, desk),
-            Kind::Symlink if self.landing.options.links && desk.io.terms.ext(Ext::META) => {
-                let target_shown = self.landing.shown(&target);
-                if let Err(failure) = self.landed.claim(&target, &shown, &target_shown) {
-                    return desk.report(Report::Failed(failure));
-                }
-                let tag = self.tag(What::Link(found.link.clone()), target_shown.clone());
-                let preserve = self.landing.options.preserve;
-                let ask = mkdir::ask_symlink(target, found.link, found.attributes, preserve, target_shown);
-                desk.ask(tag, Box::new(ask));
+            Kind::Symlink if self.landing.options.links => {
+                self.link(shown, target, (found.link, found.attributes), desk);
             }
             kind => desk.report(Report::Skipped { source: shown, why: skip_reason(kind) }),
         }
@@ -286,7 +302,7 @@ impl Upload {
                 continue;
             }
             let shown = self.landing.shown(&leaving.target);
-            let tag = self.tag(What::Attributes, shown.clone());
+            let tag = self.tag(What::Attributes, leaving.target.clone());
             let preserve = self.landing.options.of_directories();
             desk.ask(tag, Box::new(mkdir::ask_set_meta(leaving.target, leaving.attributes, preserve, shown)));
         }
@@ -332,17 +348,19 @@ impl Driver for Upload {
         if let Some(number) = number {
             self.lead.end(number);
         }
+        let shown = self.landing.shown(&target);
         match (what, answer) {
             (What::Target, answer) => self.on_target(answer, desk),
             (What::Parent, answer) => self.on_parent(answer, desk),
-            (What::Directory, Ok(_)) => desk.report(Report::Directory { target }),
-            (What::Link(text), Ok(_)) => desk.report(Report::Link { target, text }),
+            (What::Directory, Ok(_)) => desk.report(Report::Directory { target: shown }),
+            (What::Link(text), Ok(_)) => desk.report(Report::Link { target: shown, text }),
             (_, Ok(_)) => {}
-            (_, Err(failure)) => {
+            (what, Err(failure)) => {
+                let directory = matches!(what, What::Directory);
                 if failure.kind.is_no_room() {
                     self.lead.jobs.queue().fill_up(&failure);
                 }
-                desk.report(Report::Failed(failure));
+                self.lead.failed(failure, (target, shown), directory, desk);
             }
         }
     }

@@ -69,6 +69,12 @@ fn fifos_devices_and_directories_are_refused_in_every_role_and_nothing_blocks() 
         let errno = if path == "dir" { Errno::IS_DIRECTORY } else { Errno::NOT_REGULAR };
         assert_eq!(rig.fs(link).map(|_| ()), Err(errno));
     }
+    // The link is as little replaced as what it leads to; one that leads nowhere is.
+    assert_eq!(rig.create("tofifo", 1, 0).unwrap_err(), Errno::LINK_TO_OTHER);
+    assert_eq!(rig.store("tofifo", b"x", PLAIN), Err(Errno::LINK_TO_OTHER));
+    assert!(fs::symlink_metadata(rig.path("tofifo")).unwrap().is_symlink());
+    fs::remove_file(rig.path("tofifo")).unwrap();
+    symlink("nowhere", rig.path("tofifo")).unwrap();
     rig.store("tofifo", b"x", PLAIN).unwrap();
     assert!(fs::symlink_metadata(rig.path("tofifo")).unwrap().is_file());
     rig.assert_names(&["dir", "fifo", "socket", "tofifo"]);
