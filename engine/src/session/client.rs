@@ -30,6 +30,10 @@ pub(crate) use super::ask::{Answer, Ask, Reply, Sent, Simple};
 pub use super::link::NOWHERE;
 pub use super::opening::{Entropy, Invitation, Invited, Opening, Patience, Seat, Wish};
 
+mod asks;
+
+use asks::{Asked, Asks};
+
 /// `Token::transfer` of a driver's own operations.
 const DRIVER: u32 = 1;
 
@@ -96,47 +100,6 @@ impl Desk<'_, '_> {
     /// Requests that have no answer yet, those not yet sent included.
     pub(crate) fn outstanding(&self) -> usize {
         self.asks.all.len()
-    }
-}
-
-struct Asked {
-    tag: u64,
-    ask: Box<dyn Ask>,
-    /// Nothing of it is left to send.
-    sent: bool,
-    /// Its reply is complete, or none will come.
-    replied: bool,
-    /// Attributes that the server could not keep.
-    unkept: Unkept,
-}
-
-/// All requests under way.
-struct Asks {
-    all: BTreeMap<u32, Asked>,
-    unsent: VecDeque<u32>,
-    unanswered: VecDeque<u32>,
-    /// Those that something has happened to: only they can have come to an end. With 128 small files under way a look at
-    /// all of them in every turn was a tenth of the client's processor time (2026-11-26).
-    touched: Vec<u32>,
-    /// Those that are sent and go on with something beside.
-    beside: Vec<u32>,
-    last_transfer: u32,
-}
-
-impl Asks {
-    fn touch(&mut self, transfer: u32) {
-        if self.touched.last() != Some(&transfer) {
-            self.touched.push(transfer);
-        }
-    }
-
-    fn next_transfer(&mut self) -> u32 {
-        loop {
-            self.last_transfer = self.last_transfer.wrapping_add(1).max(DRIVER + 1);
-            if !self.all.contains_key(&self.last_transfer) {
-                return self.last_transfer;
-            }
-        }
     }
 }
 
@@ -555,7 +518,7 @@ impl Client {
         if self.idle_deadline().is_some_and(|deadline| deadline <= cx.now) {
             let seconds = self.silence.idle(self.owed_work()) / SECOND;
             let why = format!("the server has said nothing for {seconds} s but that it is at work");
-            return Err(Failure::connection("connection", why).into());
+            return Err(Failure::silent(why).into());
         }
         if matches!(self.phase, Phase::Meeting(_)) && self.link.is_nowhere() {
             if self.driver.is_unwanted() {

@@ -29,7 +29,7 @@ use crate::backend::{Completion, DirId, Errno, OpKind, Output, StreamId, Time, T
 use crate::block::{Class, Pool, Quota};
 use crate::limits::{
     DOOR_SESSION_BLOCKS, GUEST_BYTES, GUEST_TIMEOUT, LAST_WORDS_TIMEOUT, MAX_GUESTS, MAX_LEAVING, MAX_SERVED,
-    MAX_SESSIONS, MAX_WAITING, MEETING_TIMEOUT, ORIGIN_BYTES, PARTING_TIMEOUT,
+    MAX_SESSIONS, MAX_WAITING, MEETING_TIMEOUT, PARTING_TIMEOUT,
 };
 use crate::wire::decode::Role;
 use crate::wire::frame::{Caps, Dialect, ErrorCode, Ext, Frame, Hash};
@@ -37,6 +37,10 @@ use crate::wire::seal::{self, Seals, Secret};
 use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+
+mod guests;
+
+use guests::Waiting;
 
 /// Where a server may be met, and what that takes.
 #[derive(Clone)]
@@ -121,26 +125,6 @@ pub(super) struct Meeting {
     over: bool,
 }
 
-/// A guest, as its meeting sees it.
-struct Waiting {
-    number: u64,
-    from: Option<Origin>,
-    proved: bool,
-}
-
-/// Where strangers come from who count as one: an address of IPv4, a network of IPv6.
-type Origin = [u8; ORIGIN_BYTES];
-
-fn origin(peer: SocketAddr) -> Origin {
-    let mut origin = [0; ORIGIN_BYTES];
-    match peer.ip().to_canonical() {
-        // No network of IPv6 begins so that is in use.
-        IpAddr::V4(ip) => origin[ORIGIN_BYTES - 4..].copy_from_slice(&ip.octets()),
-        IpAddr::V6(ip) => origin.copy_from_slice(&ip.octets()[..ORIGIN_BYTES]),
-    }
-    origin
-}
-
 pub(super) type SharedMeeting = Rc<RefCell<Meeting>>;
 
 impl Meeting {
@@ -165,36 +149,6 @@ impl Meeting {
     /// True while one more may be asked to prove itself.
     pub(super) fn has_room(&self) -> bool {
         self.leaving < MAX_LEAVING
-    }
-
-    /// Counts one more guest, and lets another one give way where there are too many. Returns his number.
-    fn enter(&mut self, peer: Option<SocketAddr>) -> u64 {
-        let from = peer.map(origin);
-        if self.guests.len() >= MAX_GUESTS {
-            let number_from = |from: Option<Origin>| self.guests.iter().filter(|other| other.from == from).count();
-            let unproved = self.guests.iter().enumerate().filter(|(_, guest)| !guest.proved);
-            // The first of those who share the largest number; the newcomer counts with those from where he comes.
-            let oldest = unproved.max_by_key(|(at, guest)| {
-                (number_from(guest.from) + usize::from(guest.from == from), std::cmp::Reverse(*at))
-            });
-            if let Some((at, _)) = oldest {
-                self.guests.remove(at);
-                self.leaving += 1;
-            }
-        }
-        let number = self.next;
-        self.next += 1;
-        self.guests.push(Waiting { number, from, proved: false });
-        number
-    }
-
-    /// True while this guest need not give way.
-    fn has_guest(&self, number: u64) -> bool {
-        self.guests.iter().any(|guest| guest.number == number)
-    }
-
-    fn leave(&mut self, number: u64) {
-        self.guests.retain(|guest| guest.number != number);
     }
 
     /// True while more wait for a place than there are.

@@ -21,13 +21,10 @@ use super::sealed::Records;
 use super::silence::Awake;
 use super::tree;
 use super::verb::{Body, Verb, reply_failure};
-use super::{Context, Failure, Flow, Io, Outcome, Quotas, Reason, Session, Terms};
+use super::{Context, Failure, Flow, Io, Outcome, Quotas, Session, Terms};
 use crate::backend::{Completion, DirId, OpKind, StreamId, Time, Token};
 use crate::block::Quota;
-use crate::limits::{
-    LAST_WORDS_TIMEOUT, LEAST_USE_BYTES, MAX_ACTIVE_REQUESTS, MAX_MEETINGS, MAX_REQUEST_PATH_BYTES, OFFLOAD_THREADS,
-    PULSE_INTERVAL,
-};
+use crate::limits::{MAX_ACTIVE_REQUESTS, MAX_MEETINGS, MAX_REQUEST_PATH_BYTES, OFFLOAD_THREADS, PULSE_INTERVAL};
 use crate::wire::compress::Codec;
 use crate::wire::decode::{DecodeError, Role};
 use crate::wire::frame::{Caps, Dialect, ErrorCode, Ext, Frame, Hash, PathField};
@@ -37,6 +34,8 @@ use crate::wire::seal::{Seals, Secret};
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::rc::Rc;
+
+mod ending;
 
 /// What this server offers, on every kind of session.
 const CAPS: u8 = Caps::LZ4.0 | Caps::ZSTD.0 | Caps::DEDUP.0 | Caps::FAST.0 | Caps::SYNC.0 | Caps::PUT_OFFSET.0;
@@ -542,99 +541,6 @@ impl Server {
         }
     }
 
-    pub(super) fn finish(&mut self, result: Result<(), Failure>, cx: &mut Context<'_>) -> Flow {
-        // What is on its way to a file of others must not arrive there once one of them has named it.
-        let said = self.link.is_drained() || self.link.failure().is_some();
-        let (result, until) = self.ending.take().unwrap_or((result, None));
-        let until = until.filter(|&until| !said && cx.now < until);
-        if !self.let_go(cx) || until.is_some() {
-            self.ending = Some((result, until));
-            return Flow::Continue;
-        }
-        self.meetings.iter().for_each(|meeting| meeting.borrow_mut().abandon());
-        self.link.close(cx);
-        if let Some(on_end) = self.on_end.take() {
-            self.traffic.set(self.link.traffic());
-            if let Some(Place { dismissed, .. }) = self.place.as_ref().filter(|_| self.was_dismissed) {
-                dismissed.set(dismissed.get() - 1);
-            }
-            on_end(result);
-        }
-        Flow::Finished
-    }
-
-    /// True once nothing that it writes to a file of others is on its way.
-    fn let_go(&mut self, cx: &mut Context<'_>) -> bool {
-        let mut all = true;
-        for exchange in &mut self.active {
-            let mut io = Io {
-                cx,
-                link: &mut self.link,
-                quotas: &self.quotas,
-                terms: self.terms,
-                progress: &self.progress,
-                codec: &mut self.codec,
-                transfer: exchange.transfer,
-            };
-            all &= exchange.verb.let_go(&mut io);
-        }
-        all
-    }
-
-    /// It is over but for what it writes.
-    pub(super) fn is_ending(&self) -> bool {
-        self.ending.is_some()
-    }
-
-    /// Ends it for this reason, of which the client is told.
-    fn dismiss(&mut self, why: &'static str, cx: &mut Context<'_>) -> Flow {
-        self.send(&Frame::Error { message: format!("cut off: {why}").into_bytes(), code: ErrorCode::BUSY });
-        self.link.flush(cx);
-        let result = Err(Failure::connection("cut off", why));
-        if let Some(Place { dismissed, .. }) = &self.place {
-            dismissed.set(dismissed.get() + 1);
-            self.was_dismissed = true;
-        }
-        self.ending = Some((result.clone(), Some(cx.now.after(LAST_WORDS_TIMEOUT))));
-        self.finish(result, cx)
-    }
-
-    /// When the rest of a body that has begun must have come. Only where places are few: a client that its user has stopped
-    /// may otherwise go on whenever he likes.
-    fn body_deadline(&self) -> Option<Time> {
-        let since = self.link.silent_since().filter(|_| self.place.is_some() && self.body != BodyOf::Nobody)?;
-        Some(since.after(self.patience.stall))
-    }
-
-    /// Until when it keeps its place without using it, now that somebody waits for that.
-    fn place_deadline(&self) -> Option<Time> {
-        let place = self.place.as_ref().filter(|place| (place.is_wanted)())?;
-        place.used.map(|(at, _)| at.after(self.patience.stall))
-    }
-
-    fn note_use(&mut self, now: Time) {
-        let (came, left) = self.link.traffic();
-        let (moved, works) = (came + left, self.is_at_work());
-        let Some(place) = &mut self.place else { return };
-        if works || place.used.is_none_or(|(_, before)| moved - before >= LEAST_USE_BYTES) {
-            place.used = Some((now, moved));
-        }
-    }
-
-    fn check_time(&self, now: Time) -> Result<(), Failure> {
-        if let Phase::AwaitHello { deadline: Some(deadline) } = self.phase
-            && deadline <= now
-        {
-            return Err(Failure::connection("handshake", "the client did not greet in time").because(Reason::Late));
-        }
-        if self.link.stall_deadline().is_some_and(|deadline| deadline <= now) {
-            return Err(
-                Failure::connection("cut off", "the client has read nothing for a minute").because(Reason::Silent)
-            );
-        }
-        Ok(())
-    }
-
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<Flow, Failure> {
         if let Phase::AwaitHello { deadline: deadline @ None } = &mut self.phase {
             *deadline = Some(cx.now.after(self.patience.handshake));
@@ -693,29 +599,6 @@ impl Server {
     fn pulse_deadline(&self) -> Option<Time> {
         let owes = self.terms.ext(Ext::PULSE) && !self.active.is_empty() && self.link.is_drained();
         owes.then(|| self.said_at.after(PULSE_INTERVAL))
-    }
-
-    /// The client will say nothing more. What it asked for is still answered; a body without an end is not published.
-    fn at_end(&mut self, cx: &mut Context<'_>) -> Result<Flow, Failure> {
-        if self.link.ended_inside_frame() || matches!(self.body, BodyOf::Put(_)) {
-            return Err(Failure::connection("connection", "the client's stream ended in the middle of a transfer"));
-        }
-        self.phase = Phase::Draining;
-        // Direct connections outlive the session that they were agreed on in.
-        self.meetings.iter().for_each(|meeting| meeting.borrow_mut().end());
-        Ok(if self.wind_down(cx) { self.finish(Ok(()), cx) } else { Flow::Continue })
-    }
-
-    /// True once everything has left. In records the end of the stream goes last, by which the client knows that it was all.
-    fn wind_down(&mut self, cx: &mut Context<'_>) -> bool {
-        let met = self.meetings.iter().all(|meeting| meeting.borrow().is_done());
-        if !met || !self.active.is_empty() || !self.link.is_drained() {
-            return false;
-        }
-        if self.link.is_sealed() {
-            self.link.shutdown(cx);
-        }
-        self.link.is_drained()
     }
 }
 
