@@ -4,7 +4,7 @@
 use crate::support::frames::{BASES, DIALECTS, FULL, Received, Serving, attributes, blake3_of, data, field, play};
 use crate::support::processes::{LIMIT, names};
 use crate::support::{BACKENDS, Remote, snapshot, trees};
-use haul_engine::wire::frame::{Attributes, Dialect, ErrorCode, Frame, Kind, PathField, Preserve};
+use haul_engine::wire::frame::{Attributes, Dialect, ErrorCode, Frame, Hash, Kind, PathField, Preserve};
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{FileExt, symlink};
@@ -262,21 +262,22 @@ fn a_body_that_is_refused_is_not_sent_back() {
 }
 
 /// Sends a file of 64 MiB, and has `change` done to it once the first of it has arrived: more is on its way then, but far
-/// from all. Returns how much came before the Error.
+/// from all. Returns what came, and the hash that came behind it; none where that was an Error.
 #[track_caller]
-fn changed_while_it_is_sent(serving: &mut Serving, change: impl Fn(&fs::File)) -> usize {
+fn changed_while_it_is_sent(serving: &mut Serving, change: impl Fn(&fs::File)) -> (Vec<u8>, Option<Hash>) {
     let path = serving.root().join("f");
     crate::support::random_file(&path, 64 << 20, 1);
     serving.send(&Frame::Get { path: field("f"), offset: 0 });
-    let (mut arrived, mut changed) = (0, false);
+    let (mut arrived, mut changed) = (Vec::new(), false);
     loop {
         match serving.next() {
-            Received::Data(content) => arrived += content.len(),
+            Received::Data(content) => arrived.extend_from_slice(&content),
             Received::Frame(Frame::Meta { .. }) => {}
-            Received::Frame(Frame::Error { .. }) => return arrived,
-            other => panic!("{other:?} after {arrived} bytes"),
+            Received::Frame(Frame::Error { .. }) => return (arrived, None),
+            Received::Frame(Frame::Ok { hash }) => return (arrived, hash),
+            other => panic!("{other:?} after {} bytes", arrived.len()),
         }
-        if !changed && arrived > 0 {
+        if !changed && !arrived.is_empty() {
             change(&fs::File::options().write(true).open(&path).unwrap());
             changed = true;
         }
@@ -286,15 +287,24 @@ fn changed_while_it_is_sent(serving: &mut Serving, change: impl Fn(&fs::File)) -
 #[test]
 fn a_file_that_changes_while_it_is_sent_ends_in_an_error_between_two_frames() {
     on_both(&DIALECTS, |serving| {
-        let arrived = changed_while_it_is_sent(serving, |file| file.set_len(40 << 20).unwrap());
-        assert!(arrived <= 40 << 20, "{arrived}");
+        let (arrived, hash) = changed_while_it_is_sent(serving, |file| file.set_len(40 << 20).unwrap());
+        assert!(arrived.len() <= 40 << 20 && hash.is_none(), "{}", arrived.len());
         serving.assert_usable();
-        changed_while_it_is_sent(serving, |file| file.set_len(65 << 20).unwrap());
-        serving.assert_usable();
-        changed_while_it_is_sent(serving, |file| {
+        let (_, hash) = changed_while_it_is_sent(serving, |file| {
             file.write_all_at(b"another", 60 << 20).unwrap();
             file.set_modified(std::time::UNIX_EPOCH).unwrap();
         });
+        assert!(hash.is_none());
+    });
+}
+
+#[test]
+fn a_file_that_only_grows_while_it_is_sent_comes_as_what_it_began_with() {
+    on_both(&DIALECTS, |serving| {
+        let (arrived, hash) = changed_while_it_is_sent(serving, |file| file.set_len(65 << 20).unwrap());
+        assert_eq!(arrived.len(), 64 << 20);
+        assert_eq!(hash, Some(crate::support::frames::blake3_of(&arrived)));
+        serving.assert_usable();
     });
 }
 

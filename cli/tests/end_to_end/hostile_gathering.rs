@@ -113,7 +113,7 @@ fn servers_that_lie_or_say_nothing_of_their_process_get_no_file_published_that_i
     let source = dir.path().join("source");
     random_file(&source, SIZE, 1);
     let table = [
-        (Word::False, 23, "cannot create: No such file or directory"),
+        (Word::False, 23, "cannot put: no such file was begun here"),
         (Word::Missing, 2, "haul: protocol error: the server sent another reply than asked for"),
         (Word::Silence, 30, "haul: connection: the server has said nothing for "),
     ];
