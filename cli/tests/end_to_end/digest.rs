@@ -195,10 +195,10 @@ fn sources_of_one_name_are_each_reported_with_their_own_hash() {
             path
         })
         .collect();
-    let sources: Vec<&Path> = sources.iter().map(PathBuf::as_path).collect();
+    let parents: Vec<&Path> = sources.iter().filter_map(|path| path.parent()).collect();
     for route in Route::all() {
         let target = tempfile::tempdir().unwrap();
-        let output = route.copied(&["--json"], &sources, target.path());
+        let output = route.copied(&["-r", "--json"], &parents, target.path());
         let lines = json_lines(&output);
         summary_of(&output, &lines);
         let name = |path: &Path| route.from(path).as_bytes().to_vec();
@@ -208,7 +208,7 @@ fn sources_of_one_name_are_each_reported_with_their_own_hash() {
             .map(|line| (json_name(line, "source"), line["blake3"].as_str().unwrap().to_string()))
             .collect();
         assert_eq!(shown, expected, "{route:?}");
-        assert!(expected.values().any(|hash| *hash == hash_of(&target.path().join("file"))), "{route:?}");
+        assert!(sources.iter().all(|path| target.path().join(path.strip_prefix(dir.path()).unwrap()).exists()));
     }
 }
 
