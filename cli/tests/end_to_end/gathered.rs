@@ -288,7 +288,7 @@ fn serve(backend: &str, home: &Path, name: &str) -> Command {
 fn renaming(pipes: &Pipes, path: &Path, name: &str) {
     let text = format!(
         "#!/bin/sh\nfor last; do :; done\nwhile [ $# -gt 1 ]; do a=\"$a '$1'\"; shift; done\n\
-         last=$(printf %s \"$last\" | sed \"s/'[0-9a-f]\\{{32\\}}'$/'{name}'/\")\n\
+         last=$(printf %s \"$last\" | sed \"s/'[0-9a-f]\\{{32\\}}'/'{name}'/g\")\n\
          eval \"exec '{}' $a \\\"\\$last\\\"\"\n",
         pipes.dir().join("ssh").display()
     );
