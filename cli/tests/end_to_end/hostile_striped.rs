@@ -446,7 +446,7 @@ fn a_client_may_come_again_more_often_than_it_may_have_connections() {
         }
         assert!(wait_for(LIMIT, || open_files(serving.pid()) <= before + 1));
         // At the same time it has some number of them, and no more.
-        let crowd: Vec<SealedEnd> = (0..128).map(|_| place.client(true)).collect();
+        let crowd: Vec<SealedEnd> = (0..haul_engine::limits::MAX_SERVED).map(|_| place.client(true)).collect();
         let mut guest = Guest::come(place.address);
         guest.send(&bytes_of(&crate::support::direct::Asked::ALL.hello(&place.secret(), &guest.nonce), KEYED));
         assert_eq!(guest.left(), b"");
