@@ -518,7 +518,8 @@ impl<'a> Carrier<'a> {
     /// The same, or that there is no room in `directory`: servers refuse that without a number of its own.
     pub(super) fn explain(&mut self, why: Why, directory: &[u8]) -> Why {
         let Why::This(failure) = why else { return why };
-        let unexplained = matches!(failure.cause, Cause::There { code: ErrorCode::OTHER, .. });
+        let unexplained =
+            matches!(failure.cause, Cause::There { code, .. } if [ErrorCode::OTHER, Errno::IO.code()].contains(&code));
         let directory = if directory.is_empty() { b".".as_slice() } else { directory };
         if !unexplained || !self.sftp.is_full(directory).unwrap_or(false) {
             return Why::This(failure);

@@ -175,7 +175,7 @@ impl Carrier<'_> {
             let rule = "the server does not say how large it is";
             return Err(Why::This(Failure::rule(&spot.source, "cannot read", rule)));
         };
-        let (mut asked, mut arrived, mut ended) = (0, 0, false);
+        let (mut asked, mut arrived, mut ended, mut more) = (0, 0, false, false);
         let mut open = VecDeque::new();
         loop {
             // One byte more than the size says: that nothing comes of it proves the end. What comes further on is not asked
@@ -194,6 +194,7 @@ impl Carrier<'_> {
             }
             // The byte behind what was there to begin with: it has grown, which is looked at in the end.
             let room = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);
+            more |= chunk.len() > room;
             let chunk = &chunk[..chunk.len().min(room)];
             if chunk.is_empty() {
                 ended = true;
@@ -202,13 +203,17 @@ impl Carrier<'_> {
             arrived += chunk.len() as u64;
             self.disk.write(file, offset, chunk).map_err(here(&spot.target, WRITE))?;
             self.moved(chunk.len())?;
-            if chunk.len() < count {
+            if chunk.len() < count && !more {
                 let (offset, count) = (offset + chunk.len() as u64, count - chunk.len());
                 open.push_front((self.sftp.read(handle, offset, count)?, offset, count));
             }
         }
         let now = self.sftp.stat_handle(handle).map_err(&refused)?;
         if now.size == attrs.size && now.mtime == attrs.mtime {
+            if more {
+                let rule = "there is more of it than the server said";
+                return Err(Why::This(Failure::rule(&spot.source, "cannot read", rule)));
+            }
             // A small file may say more than it has, as in /sys. Of a large one a server might have kept back the rest.
             if arrived != size && size > SMALL_BYTES as u64 {
                 return Err(Why::This(Failure::here(&spot.source, "cannot read", Errno::SIZE_LIES)));

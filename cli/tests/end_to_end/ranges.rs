@@ -209,7 +209,7 @@ fn a_file_that_changes_meanwhile_is_an_error_and_replaces_nothing_here() {
 }
 
 #[test]
-fn of_two_files_for_one_name_the_last_one_stays() {
+fn of_two_files_for_one_name_the_first_one_stays() {
     let dir = trees::scratch();
     let sources = ["x/f", "y/f"].map(|name| dir.path().join(name));
     for (seed, source) in sources.iter().enumerate() {
@@ -221,8 +221,8 @@ fn of_two_files_for_one_name_the_last_one_stays() {
         let target = dir.path().join("target");
         fs::create_dir(&target).unwrap();
         let all = sources.each_ref().map(PathBuf::as_path);
-        assert_exit(&finish(copy(backend, &far, way, &["--connections", "4"], &all, &target)), 0);
-        assert_eq!(hash_of(&target.join("f")), hash_of(&sources[1]), "{backend}, {way:?}");
+        assert_exit(&finish(copy(backend, &far, way, &["--connections", "4"], &all, &target)), 23);
+        assert_eq!(hash_of(&target.join("f")), hash_of(&sources[0]), "{backend}, {way:?}");
         fs::remove_dir_all(&target).unwrap();
     }
 }

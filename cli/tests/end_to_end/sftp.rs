@@ -49,7 +49,7 @@ fn a_file_arrives_with_its_time_and_its_mode_and_is_said_to_be_unverified() {
         fs::set_permissions(&source, fs::Permissions::from_mode(0o640)).unwrap();
         let dir = tempfile::tempdir_in(sshd.dir()).unwrap();
         let target = dir.path().join("new/target");
-        let ended = copy(&sshd, up, &[], &[&source], &target);
+        let ended = copy(&sshd, up, &["--mkpath"], &[&source], &target);
         ended.assert_exit(0);
         assert!(ended.lines().last().unwrap().ends_with("not verified by haul"), "{ended:?}");
         let (was, is) = (fs::metadata(&source).unwrap(), fs::metadata(&target).unwrap());
@@ -152,7 +152,7 @@ fn sources_land_where_a_haul_would_put_them() {
         (&["-r"], &["d/"], ["t", "", "t/x"]),
         (&["-r"], &["d/"], ["t", "t/d/", "t/x"]),
         (&["-rT"], &["d"], ["t", "t/", "t/x"]),
-        (&["-r"], &["d", "f"], ["t/u/v", "", "t/u/v/d/x"]),
+        (&["-r", "--mkpath"], &["d", "f"], ["t/u/v", "", "t/u/v/d/x"]),
     ];
     for (up, (flags, sources, [target, before, lands])) in WAYS.into_iter().flat_map(|up| table.map(|row| (up, row))) {
         let to = tempfile::tempdir_in(sshd.dir()).unwrap();
@@ -208,7 +208,7 @@ fn operands_with_any_name_are_taken_as_they_are() {
     // As the target too, where nothing can be seen of it but that it is there.
     for (up, name) in WAYS.into_iter().flat_map(|up| ["plain", "* ?[a] 'b' \"c\" $(id) \\\n"].map(|name| (up, name))) {
         let to = sshd.dir().join(format!("{up}")).join(name);
-        copy(&sshd, up, &["-q"], &sources, &to).assert_exit(0);
+        copy(&sshd, up, &["-q", "--mkpath"], &sources, &to).assert_exit(0);
         assert!(content_of(&to) == content_of(&from), "{:?}", names(&to));
     }
 }
@@ -378,12 +378,13 @@ fn a_file_is_read_to_the_size_that_was_said_and_no_further() {
     let unsized_stat = |id: u32| packet(105, &[&id.to_be_bytes(), &4u32.to_be_bytes(), &REGULAR.to_be_bytes()]);
     let handle = packet(102, &[&2u32.to_be_bytes(), &string(b"h")]);
     let chunk = |id: u32, len: usize| packet(103, &[&id.to_be_bytes(), &string(&vec![7; len])]);
-    // Whatever is read, there is more.
-    let endless = (4..40).map(|id| chunk(id, 32 * 1024));
+    let fine = |id: u32| packet(101, &[&id.to_be_bytes(), &0u32.to_be_bytes(), &string(b""), &string(b"")]);
+    // Whatever is read, there is more, and the size is still what it was.
+    let endless = |size: u64| vec![stat(3, size), chunk(4, 32 * 1024), stat(5, size), fine(6)];
     let (more, unknown) = ("there is more of it than the server said", "the server does not say how large it is");
-    for (open, words) in [(stat(3, 10), more), (stat(3, 0), more), (unsized_stat(3), unknown)] {
-        let begin = [packet(2, &[&3u32.to_be_bytes()]), stat(1, 10), handle.clone(), open];
-        let (ended, dir) = against(&begin.into_iter().chain(endless.clone()).collect::<Vec<_>>());
+    for (rest, words) in [(endless(10), more), (endless(0), more), (vec![unsized_stat(3), fine(4)], unknown)] {
+        let begin = [packet(2, &[&3u32.to_be_bytes()]), stat(1, 10), handle.clone()];
+        let (ended, dir) = against(&begin.into_iter().chain(rest).collect::<Vec<_>>());
         ended.assert_exit(23);
         assert!(ended.stderr.contains(words), "{ended:?}");
         assert!(names(&dir.path().join("to")).is_empty());

@@ -17,7 +17,7 @@ use std::fmt;
 
 use super::display::Printable;
 use super::frame::{Ext, PathField};
-use crate::limits::{MAX_NAME_BYTES, MAX_PATH_BYTES};
+use crate::limits::{MAX_NAME_BYTES, MAX_REQUEST_PATH_BYTES};
 
 /// Why a path is refused. The texts follow "haul: PATH: ".
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -40,8 +40,8 @@ pub enum PathError {
     /// A component longer than any file system takes.
     #[error("a part of the name is longer than 255 bytes")]
     LongComponent,
-    /// More than PATH_MAX.
-    #[error("the name is longer than 4096 bytes")]
+    /// More than a request can name.
+    #[error("the name is longer than 16384 bytes")]
     Long,
     /// A single component with a slash in it.
     #[error("the name contains a '/'")]
@@ -140,10 +140,10 @@ impl RelPath {
         Ok(RelPath(bytes.to_vec()))
     }
 
-    /// As [`RelPath::parse`], of a name out of a peer's listing: no longer than one that a file system can have. A run keeps
-    /// many of them at a time.
+    /// As [`RelPath::parse`], of a name out of a peer's listing: no longer than one that can be asked for, with no part longer
+    /// than file systems have. A run keeps many of them at a time.
     pub fn listed(bytes: &[u8]) -> Result<RelPath, PathError> {
-        if bytes.len() > MAX_PATH_BYTES {
+        if bytes.len() > MAX_REQUEST_PATH_BYTES {
             return Err(PathError::Long);
         }
         if bytes.split(|&byte| byte == b'/').any(|component| component.len() > MAX_NAME_BYTES) {
