@@ -87,21 +87,34 @@ struct Fate {
     told: bool,
     /// What all of them have carried.
     carried: Carried,
-    /// Those in a row that came about and carried nothing, and what had been carried when the first of them ended.
-    stuck: (u8, u64),
+    /// Those in a row that came about and carried nothing.
+    stuck: Stuck,
+}
+
+/// Connections that came about and carried nothing, one after the other: those that end together may have been ended by one
+/// outage, before any of them had carried a whole range.
+#[derive(Default)]
+struct Stuck {
+    count: u8,
+    /// What had been carried when the last of them ended, and when that was.
+    last: Option<(u64, Instant)>,
 }
 
 impl Fate {
-    /// One came about and carried nothing.
-    fn on_stuck(&mut self) {
-        let carried = self.carried.count();
-        let before = if self.stuck.1 == carried { self.stuck.0 } else { 0 };
-        self.stuck = (before.saturating_add(1), carried);
+    /// One that was begun then came about and carried nothing.
+    fn on_stuck(&mut self, begun: Instant) {
+        let (carried, now) = (self.carried.count(), Instant::now());
+        let count = match self.stuck.last {
+            Some((before, ended)) if before == carried && begun >= ended => self.stuck.count.saturating_add(1),
+            Some((before, _)) if before == carried => return,
+            _ => 1,
+        };
+        self.stuck = Stuck { count, last: Some((carried, now)) };
     }
 
     /// True once no more are to be opened: what is small comes through, and content does not.
     fn is_given_up(&self) -> bool {
-        self.stuck.0 >= MAX_STUCK
+        self.stuck.count >= MAX_STUCK
     }
 }
 
@@ -433,7 +446,7 @@ impl Direct {
         // A peer that is gone is noticed at once, or is not there when it is tried again.
         let waited = begun.elapsed() >= Duration::from_nanos(self.patience.alive);
         if matches!(lost, Some(Lost::Broken(_))) && was_met && waited && carried.count() == before {
-            lock(fate).on_stuck();
+            lock(fate).on_stuck(begun);
         }
         (lost, was_met)
     }
@@ -446,6 +459,17 @@ fn notice(text: String, news: &SyncSender<News>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn connections_that_one_outage_has_ended_count_once_among_those_that_carry_nothing() {
+        let mut fate = Fate::default();
+        let begun = Instant::now();
+        (0..3).for_each(|_| fate.on_stuck(begun));
+        assert!(!fate.is_given_up());
+        fate.on_stuck(Instant::now());
+        assert!(fate.is_given_up());
+        assert_eq!(MAX_STUCK, 2);
+    }
 
     #[test]
     fn who_came_last_leaves_first_but_never_in_place_of_one_that_is_not_there() {

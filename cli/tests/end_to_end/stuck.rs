@@ -37,7 +37,9 @@ fn a_way_that_loses_content_is_given_up_after_two_connections_and_ssh_carries_it
                 let ended = complete(&mut copy(backend, &pipes, &flags, (&source, &target), down));
                 ended.assert_exit(0);
                 assert_eq!(hash_of(&target), hash_of(&source), "{backend}, {down}");
-                assert_eq!(between.came(), 2, "{backend}, {down}, {connections}");
+                // Others that were begun beside the first are lost with it.
+                let most = if connections == "--connections=1" { 2 } else { 4 };
+                assert!((2..=most).contains(&between.came()), "{backend}, {down}, {connections}: {}", between.came());
                 let said: Vec<&str> = ended.stderr.lines().filter(|line| line.contains("carry nothing")).collect();
                 assert!(matches!(&said[..], [line] if line.ends_with("; going on over ssh")), "{}", ended.stderr);
                 std::fs::remove_file(&target).unwrap();

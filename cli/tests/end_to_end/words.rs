@@ -173,7 +173,11 @@ fn a_disk_that_fails_is_no_file_that_became_shorter() {
     random_file(&source, 3 << 20, 1);
     for (inject, code, words) in [
         (&["sendfile:retval=0", "pread64:error=EIO"][..], 11, "cannot read: Input/output error"),
-        (&["sendfile:retval=0", "pread64:retval=0"], 23, "cannot read: File became shorter while it was read"),
+        (
+            &["sendfile:retval=0", "pread64:retval=0"],
+            23,
+            "cannot read: What can be read of it is not as much as its size says",
+        ),
         // Nothing at first, and then all of it.
         (&["sendfile:retval=0:when=1"], 0, "copied 1 file"),
     ] {
