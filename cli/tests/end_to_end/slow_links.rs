@@ -69,7 +69,7 @@ fn half_dense(len: usize) -> Vec<u8> {
 fn compressed_content_crosses_a_slow_link_however_short_the_time_limit_is_beside_a_record() {
     let dir = trees::scratch();
     let source = dir.path().join("source");
-    // A record of some 2.6 MiB, for 27 s: four times what the other end may be silent for.
+    // A record of some 2.6 MiB, for 27 s: three times what the other end may be silent for.
     fs::write(&source, half_dense(4 * MIB)).unwrap();
     std::thread::scope(|scope| {
         for (near, far, way) in [
@@ -82,7 +82,7 @@ fn compressed_content_crosses_a_slow_link_however_short_the_time_limit_is_beside
             scope.spawn(move || {
                 let Some(there) = Far::new(far, RATE) else { return };
                 let url = format!("haul://{FAR}:7420/file");
-                let mut copy = there.copy(near, &["--timeout=6", "--compress=zstd"]);
+                let mut copy = there.copy(near, &["--timeout=12", "--compress=zstd"]);
                 let target = match way {
                     Way::Up => {
                         copy.arg(source).arg(url);

@@ -73,7 +73,7 @@ fn a_daemon_without_memory_fails_sessions_and_lives() {
         assert!(failed > 0, "{backend}: the limit does not bite");
         limit(daemon.pid(), &["--as=unlimited:"]);
         daemon.copy(backend, &[], dir.path().join("small"), daemon.at("small")).assert_exit(0);
-        assert!(daemon.end().contains("cannot go on: Cannot allocate memory"), "{backend}");
+        assert!(daemon.end_with_all().contains("cannot go on: Cannot allocate memory"), "{backend}");
     }
 }
 
