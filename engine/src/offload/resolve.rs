@@ -496,7 +496,7 @@ fn open_beneath(dir: BorrowedFd<'_>, path: &[u8], one_mount: bool) -> Option<Res
     }
     #[cfg(not(target_os = "linux"))]
     {
-        let _ = (dir, path);
+        let _ = (dir, path, one_mount);
         None
     }
 }
@@ -516,7 +516,7 @@ fn open_no_links(dir: BorrowedFd<'_>, path: &[u8], one_mount: bool) -> Option<Re
     }
     #[cfg(not(target_os = "linux"))]
     {
-        let _ = (dir, path);
+        let _ = (dir, path, one_mount);
         None
     }
 }
