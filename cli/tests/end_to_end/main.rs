@@ -2,8 +2,6 @@
 //! tests that wait do not keep others from running.
 
 #[cfg(target_os = "linux")]
-mod alien_machine;
-#[cfg(target_os = "linux")]
 mod auto_connections;
 mod copy_direct;
 mod copy_pipes;
@@ -16,9 +14,12 @@ mod support;
 mod tidy;
 
 #[cfg(target_os = "linux")]
+mod alien_machine;
+#[cfg(target_os = "linux")]
 mod both_send;
 #[cfg(target_os = "linux")]
 mod busy_daemon;
+#[cfg(target_os = "linux")]
 mod called_bcmr;
 #[cfg(target_os = "linux")]
 mod changing_sources;
@@ -26,6 +27,7 @@ mod changing_sources;
 mod connections;
 #[cfg(target_os = "linux")]
 mod daemon;
+#[cfg(target_os = "linux")]
 mod daemon_defaults;
 #[cfg(target_os = "linux")]
 mod disguises;
@@ -81,11 +83,13 @@ mod hostile_resume;
 mod hostile_server;
 #[cfg(target_os = "linux")]
 mod hostile_strangers;
+#[cfg(target_os = "linux")]
 mod hostile_striped;
 #[cfg(target_os = "linux")]
 mod hostile_striped_server;
 #[cfg(target_os = "linux")]
 mod hostile_tokens;
+#[cfg(target_os = "linux")]
 mod hostile_tree;
 #[cfg(target_os = "linux")]
 mod hostile_unhashed;
@@ -135,6 +139,7 @@ mod redial;
 mod resume;
 #[cfg(target_os = "linux")]
 mod sftp;
+#[cfg(target_os = "linux")]
 mod sftp_disks;
 #[cfg(target_os = "linux")]
 mod signals;
@@ -156,6 +161,7 @@ mod striped;
 mod stuck;
 #[cfg(target_os = "linux")]
 mod target_dirs;
+#[cfg(target_os = "linux")]
 mod truth;
 #[cfg(target_os = "linux")]
 mod two_sources;
