@@ -350,6 +350,7 @@ fn a_cloned_kept_or_replaced_file_is_the_same_on_kernels_without_the_shortcuts()
 }
 
 /// The mode of a file made by each way there is: small, large, and kept of an interrupted run.
+#[cfg(target_os = "linux")]
 fn modes_made(root: &Root, source: u32) -> Vec<u32> {
     let give_up = AtomicBool::new(false);
     let finish = Finish { attributes: Some(Attributes { mode: source, ..NO_ATTRIBUTES }), ..PLAIN };
