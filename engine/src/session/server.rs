@@ -638,7 +638,9 @@ impl Session for Server {
     }
 
     fn abandon(&mut self, failure: Failure, cx: &mut Context<'_>) {
-        self.finish(Err(failure), cx);
+        // It gets no turn any more in which to wait for what it writes: that is cancelled.
+        self.let_go(cx);
+        self.end_now(Err(failure), cx);
     }
 
     fn next_deadline(&self) -> Option<Time> {

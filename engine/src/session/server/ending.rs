@@ -17,6 +17,12 @@ impl Server {
             self.ending = Some((result, until));
             return Flow::Continue;
         }
+        self.end_now(result, cx);
+        Flow::Finished
+    }
+
+    /// Ends it, whatever is still on its way.
+    pub(super) fn end_now(&mut self, result: Result<(), Failure>, cx: &mut Context<'_>) {
         self.meetings.iter().for_each(|meeting| meeting.borrow_mut().abandon());
         self.link.close(cx);
         if let Some(on_end) = self.on_end.take() {
@@ -26,7 +32,6 @@ impl Server {
             }
             on_end(result);
         }
-        Flow::Finished
     }
 
     /// True once nothing that it writes to a file of others is on its way.
