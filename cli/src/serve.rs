@@ -14,8 +14,7 @@ use crate::visits;
 use haul_engine::backend::DirId;
 use haul_engine::block::Pool;
 use haul_engine::limits::{
-    DAEMON_LARGE_BLOCKS, DAEMON_SESSION_BLOCKS, DOOR_FRAME_BLOCKS, DOOR_LARGE_BLOCKS, MAX_SESSIONS, POOL_SMALL_BLOCKS,
-    SECOND, SERVED_LARGE_BLOCKS,
+    DAEMON_SESSION_BLOCKS, DOOR_FRAME_BLOCKS, DOOR_SESSION_BLOCKS, MAX_SESSIONS, POOL_FRAME_BLOCKS, SECOND,
 };
 use haul_engine::offload::{self, Root};
 use haul_engine::session::Session;
@@ -71,9 +70,10 @@ fn serve(args: &ServeArgs, choice: Choice) -> Result<Exit, (String, Exit)> {
     let store = if read_only { None } else { store::from_environment(&root) }.map(|store| backend.add_store(store));
     let root = backend.add_root(root);
     let pool = match (&origin, &key) {
-        (Origin::Streams(..), _) if gathering.is_none() => Pool::new(POOL_SMALL_BLOCKS, SERVED_LARGE_BLOCKS),
-        (_, None) => Pool::new(POOL_SMALL_BLOCKS, DAEMON_LARGE_BLOCKS),
-        (_, Some(_)) => Pool::with_frames(POOL_SMALL_BLOCKS, DOOR_LARGE_BLOCKS, DOOR_FRAME_BLOCKS),
+        (Origin::Streams(..), _) if gathering.is_none() => Pool::of_meetings(),
+        (Origin::Streams(..), _) => Pool::of_sessions(DAEMON_SESSION_BLOCKS, POOL_FRAME_BLOCKS, None),
+        (_, None) => Pool::of_sessions(DAEMON_SESSION_BLOCKS, POOL_FRAME_BLOCKS, Some(2)),
+        (_, Some(_)) => Pool::of_sessions(DOOR_SESSION_BLOCKS, DOOR_FRAME_BLOCKS, Some(1)),
     };
     let ended = Rc::new(RefCell::new(Exit::Success));
     let failed = |errno: haul_engine::backend::Errno| (errno.to_string(), Exit::Socket);

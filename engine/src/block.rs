@@ -15,11 +15,14 @@
 //! owns the block alone ([`Block::set_window`], [`Slice::into_block`]).
 //!
 //! Back-pressure is ownership: a [`Quota`] bounds what one session holds, the pool bounds what a worker holds, and whoever finds
-//! neither waits for a completion to bring a block back.
+//! neither waits for a completion to bring a block back. Where sessions of different peers share a pool, each has a share of it
+//! that nobody else can take ([`Quota::with_share`]): a peer that takes nothing off, or sends half of what it announced, may hold
+//! blocks for a minute.
 
 use crate::limits::{
-    BLOCK_BYTES, FRAME_BYTES, LEAST_FRAME_BLOCKS, LEAST_SMALL_BLOCKS, PAGE_BYTES, POOL_FRAME_BLOCKS, POOL_LARGE_BLOCKS,
-    POOL_SMALL_BLOCKS, READ_WINDOW_BLOCKS, ROOM_BYTES, SMALL_BYTES,
+    BLOCK_BYTES, FRAME_BYTES, LEAST_FRAME_BLOCKS, LEAST_SMALL_BLOCKS, MAX_SERVED, MAX_SESSIONS, PAGE_BYTES,
+    POOL_FRAME_BLOCKS, POOL_LARGE_BLOCKS, POOL_SMALL_BLOCKS, READ_WINDOW_BLOCKS, RECEIVE_BLOCKS, ROOM_BYTES,
+    SERVED_LARGE_BLOCKS, SERVED_SHARES, SHARE_LARGE_BLOCKS, SHARE_SMALL_BLOCKS, SMALL_BYTES,
 };
 use smallvec::SmallVec;
 use std::fmt;
@@ -80,6 +83,9 @@ struct Shelf {
     free: Mutex<Vec<Pages>>,
     out: AtomicUsize,
     limit: usize,
+    /// Blocks that are out beyond the shares of those who hold them, and how many may be.
+    beyond: AtomicUsize,
+    beyond_limit: usize,
 }
 
 /// What one session may hold of a class.
@@ -89,12 +95,23 @@ pub struct Quota(Arc<QuotaState>);
 struct QuotaState {
     held: AtomicUsize,
     limit: usize,
+    share: usize,
 }
 
 impl Quota {
     /// A quota of `limit` blocks.
     pub fn new(limit: usize) -> Quota {
-        Quota(Arc::new(QuotaState { held: AtomicUsize::new(0), limit }))
+        Quota::with_share(limit, 0)
+    }
+
+    /// A quota of `limit` blocks, `share` of which its pool has set aside ([`Pool::setting_aside`]).
+    pub fn with_share(limit: usize, share: usize) -> Quota {
+        Quota(Arc::new(QuotaState { held: AtomicUsize::new(0), limit, share }))
+    }
+
+    /// Blocks that may be held.
+    pub fn limit(&self) -> usize {
+        self.0.limit
     }
 
     /// Blocks held now.
@@ -124,14 +141,23 @@ impl Storage {
     }
 }
 
+impl Shelf {
+    fn new(limit: usize, aside: usize) -> Arc<Shelf> {
+        let (free, beyond_limit) = (Mutex::new(Vec::with_capacity(limit)), limit.saturating_sub(aside));
+        Arc::new(Shelf { free, out: AtomicUsize::new(0), limit, beyond: AtomicUsize::new(0), beyond_limit })
+    }
+}
+
 impl Drop for Storage {
     fn drop(&mut self) {
         let pages = std::mem::take(&mut self.pages);
         // A poisoned list of free buffers is still a list of free buffers.
         self.shelf.free.lock().unwrap_or_else(PoisonError::into_inner).push(pages);
         self.shelf.out.fetch_sub(1, Ordering::AcqRel);
-        if let Some(quota) = &self.quota {
-            quota.0.held.fetch_sub(1, Ordering::AcqRel);
+        if let Some(quota) = &self.quota
+            && quota.0.held.fetch_sub(1, Ordering::AcqRel) > quota.0.share
+        {
+            self.shelf.beyond.fetch_sub(1, Ordering::AcqRel);
         }
     }
 }
@@ -142,6 +168,53 @@ pub struct Pool {
     large: Arc<Shelf>,
     frame: Arc<Shelf>,
     starved: bool,
+    /// Shares that nobody has claimed, and the small and large blocks of each.
+    shares: Option<(Arc<AtomicUsize>, [usize; 2])>,
+    /// Claims to frame blocks that nobody has.
+    framed: Option<Arc<AtomicUsize>>,
+}
+
+/// What a pool sets aside.
+/// The blocks of a share are no others than any: they are counted.
+#[derive(Clone, Copy, Debug)]
+pub struct Aside {
+    /// Sessions that have a share.
+    pub sessions: usize,
+    /// Small blocks of each share.
+    pub small: usize,
+    /// Large blocks of each share.
+    pub large: usize,
+    /// Sessions that have [`RECEIVE_BLOCKS`] to receive into beside that.
+    pub receiving: usize,
+    /// Sessions that may use frame blocks at the same time, if not all may.
+    pub framed: Option<usize>,
+}
+
+/// One of a number of things, back when it is dropped.
+#[derive(Debug)]
+pub struct Claim(Arc<AtomicUsize>);
+
+impl Claim {
+    fn of(left: &Arc<AtomicUsize>) -> Option<Claim> {
+        let taken = left.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1));
+        taken.is_ok().then(|| Claim(left.clone()))
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+/// Blocks that nobody else gets.
+#[derive(Debug)]
+pub struct Share {
+    /// Small ones.
+    pub small: usize,
+    /// Large ones.
+    pub large: usize,
+    _claim: Claim,
 }
 
 impl Pool {
@@ -152,9 +225,62 @@ impl Pool {
 
     /// The same with another number of those.
     pub fn with_frames(small: usize, large: usize, frame: usize) -> Pool {
-        let shelf =
-            |limit| Arc::new(Shelf { free: Mutex::new(Vec::with_capacity(limit)), out: AtomicUsize::new(0), limit });
-        Pool { small: shelf(small), large: shelf(large), frame: shelf(frame), starved: false }
+        let [small, large, frame] = [small, large, frame].map(|limit| Shelf::new(limit, 0));
+        Pool { small, large, frame, starved: false, shares: None, framed: None }
+    }
+
+    /// The pool of a server whose one client came by ssh, and may come again by direct connections.
+    pub fn of_meetings() -> Pool {
+        Pool::new(POOL_SMALL_BLOCKS, SERVED_LARGE_BLOCKS).setting_aside(Aside {
+            sessions: SERVED_SHARES,
+            small: SHARE_SMALL_BLOCKS,
+            large: SHARE_LARGE_BLOCKS,
+            receiving: 1 + MAX_SERVED,
+            framed: None,
+        })
+    }
+
+    /// The pool of a server of [`MAX_SESSIONS`] at the same time, each of which has `large` blocks. So many frame blocks are
+    /// for the sessions that may use them, or for all.
+    pub fn of_sessions(large: usize, frame: usize, framed: Option<usize>) -> Pool {
+        let blocks = MAX_SESSIONS * (large + RECEIVE_BLOCKS);
+        Pool::with_frames(POOL_SMALL_BLOCKS, blocks, frame).setting_aside(Aside {
+            sessions: MAX_SESSIONS,
+            small: SHARE_SMALL_BLOCKS,
+            large,
+            receiving: MAX_SESSIONS,
+            framed,
+        })
+    }
+
+    /// The same for sessions of peers that may stall: so much of it is set aside for them.
+    #[must_use]
+    pub fn setting_aside(self, aside: Aside) -> Pool {
+        let Aside { sessions, small, large, receiving, framed } = aside;
+        let counter = |count| Arc::new(AtomicUsize::new(count));
+        Pool {
+            small: Shelf::new(self.small.limit, sessions * small),
+            large: Shelf::new(self.large.limit, sessions * large + receiving * RECEIVE_BLOCKS),
+            shares: Some((counter(sessions), [small, large])),
+            framed: framed.map(counter),
+            ..self
+        }
+    }
+
+    /// A share of what is set aside, for one session; `None` when nothing is, or all shares are taken.
+    pub fn claim(&self) -> Option<Share> {
+        let (left, [small, large]) = self.shares.as_ref()?;
+        Some(Share { small: *small, large: *large, _claim: Claim::of(left)? })
+    }
+
+    /// True where only few sessions may use frame blocks, those who have a claim.
+    pub fn shares_frames(&self) -> bool {
+        self.framed.is_some()
+    }
+
+    /// The right to use frame blocks, where few sessions have it; `None` when they are at it.
+    pub fn claim_frames(&self) -> Option<Claim> {
+        Claim::of(self.framed.as_ref()?)
     }
 
     /// The pool of one of so many connections of a process, of which so many may compress. Two have the blocks that one has,
@@ -176,13 +302,24 @@ impl Pool {
 
     /// A block, or `None` while the pool or the quota is used up.
     pub fn take(&mut self, class: Class, quota: &Quota) -> Option<Block> {
-        if quota.left() == 0 {
+        if self.left(class, quota) == 0 {
             return None;
         }
         let mut block = self.take_reserved(class)?;
-        quota.0.held.fetch_add(1, Ordering::AcqRel);
+        // Only this worker takes, so meanwhile there can only be more.
+        if quota.0.held.fetch_add(1, Ordering::AcqRel) >= quota.0.share {
+            block.storage.shelf.beyond.fetch_add(1, Ordering::AcqRel);
+        }
         block.storage.quota = Some(quota.clone());
         Some(block)
+    }
+
+    /// Blocks of a class that could be taken now under `quota`.
+    pub fn left(&self, class: Class, quota: &Quota) -> usize {
+        let shelf = self.shelf(class);
+        let beyond = shelf.beyond_limit.saturating_sub(shelf.beyond.load(Ordering::Acquire));
+        let share = quota.0.share.saturating_sub(quota.held());
+        quota.left().min(share + beyond).min(self.available(class))
     }
 
     /// True once after the system gave no memory for a block: nothing that this process waits for will bring it.
@@ -386,6 +523,32 @@ mod tests {
         drop(first);
         assert_eq!(one.held(), 0);
         assert!(pool.take(Class::Small, &one).is_some());
+    }
+
+    #[test]
+    fn what_one_holds_leaves_the_others_their_shares_and_comes_back_whoever_gives_up_what_first() {
+        let aside = Aside { sessions: 2, small: 2, large: 0, receiving: 0, framed: Some(1) };
+        let mut pool = Pool::new(5, 0).setting_aside(aside);
+        let shares = [pool.claim().unwrap(), pool.claim().unwrap()];
+        assert!(pool.claim().is_none(), "there are no more");
+        let [one, two] = shares.each_ref().map(|share| Quota::with_share(5, share.small));
+        let mut held: Vec<Block> = std::iter::from_fn(|| pool.take(Class::Small, &one)).collect();
+        assert_eq!((held.len(), pool.left(Class::Small, &two)), (3, 2));
+        let others: Vec<Block> = std::iter::from_fn(|| pool.take(Class::Small, &two)).collect();
+        assert_eq!(others.len(), 2);
+        // The first one that was taken, from within the share: what is left to it is a share.
+        held.remove(0);
+        assert_eq!((pool.left(Class::Small, &one), pool.left(Class::Small, &two)), (1, 1));
+        let third = pool.take(Class::Small, &two).unwrap();
+        assert_eq!(pool.left(Class::Small, &one), 0);
+        drop((held, others, third));
+        assert_eq!((pool.left(Class::Small, &one), pool.left(Class::Small, &two)), (3, 3));
+        drop(shares);
+        assert!(pool.claim().is_some());
+        let framed = pool.claim_frames().unwrap();
+        assert!(pool.claim_frames().is_none());
+        drop(framed);
+        assert!(pool.claim_frames().is_some());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::backend::{Errno, Output};
 use crate::block::{Block, Slice};
 use crate::tree_hash::{ContentHash, Input};
 use crate::wire::compress::{self, Codec};
-use crate::wire::seal::{Open, Seal};
+use crate::wire::seal::{self, Open, Seal};
 use std::ops::Range;
 
 /// Work on the content of blocks.
@@ -43,11 +43,11 @@ pub enum Compute {
         /// In the order of the file.
         inputs: Vec<Input>,
     },
-    /// Seals the record that is the block's bytes -> [`Output::Done`].
+    /// Seals what the block's bytes begin with as records that fill it -> [`Output::Done`].
     Seal {
-        /// With this nonce; used up.
-        seal: Option<Seal>,
-        /// Length, plaintext and tag.
+        /// With these nonces, and so many bytes of plaintext each; used up.
+        seals: Vec<(Seal, usize)>,
+        /// Room for a length, all the plaintext in one, and the rest of the room.
         block: Block,
     },
     /// Opens the record that is the block's bytes -> [`Output::Done`], or [`Errno::BAD_RECORD`].
@@ -81,8 +81,8 @@ impl Compute {
                 inputs.iter().for_each(|input| hash.apply(input));
                 Ok(Output::Done)
             }
-            Compute::Seal { seal, block } => {
-                seal.take().ok_or(Errno::INVALID)?.seal(block.bytes_mut());
+            Compute::Seal { seals, block } => {
+                seal::seal_all(std::mem::take(seals), block.bytes_mut());
                 Ok(Output::Done)
             }
             Compute::Open { open, block, plain } => {

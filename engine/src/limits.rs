@@ -24,6 +24,8 @@ pub const POOL_LARGE_BLOCKS: usize = 32;
 pub const POOL_SMALL_BLOCKS: usize = 128;
 /// Frame blocks one worker's pool holds at most; most runs never use one.
 pub const POOL_FRAME_BLOCKS: usize = 8;
+/// Frame blocks that a server's session may hold: half of a pool, so that a connection that stalls leaves as many.
+pub const SERVED_FRAME_BLOCKS: usize = POOL_FRAME_BLOCKS / 2;
 /// Frame blocks that stay for the two sides of a codec while records are received.
 pub const SPARED_FRAMES: usize = 2;
 /// Frame blocks that each of many connections has: what came, and what a codec makes of it.
@@ -144,10 +146,19 @@ pub const ZSTD_CONNECTIONS: u16 = 4;
 /// Direct connections of one meeting served at the same time: all of a run, and some of which only the client knows yet that
 /// they broke, and has opened others in their place. Each needs a block to receive into.
 pub const MAX_SERVED: usize = MAX_CONNECTIONS as usize + 16;
-/// Large blocks the pool of a server holds at most whose client came by ssh, and may have [`MAX_SERVED`] direct connections.
-/// With 32 of them 31 connections took 3.7 s for what took 32 of them 11 to 200 s, and 64 lost files (2026-11-30): what is
-/// with the disk must not take what others receive into. One connection alone has no more than before.
-pub const SERVED_LARGE_BLOCKS: usize = MAX_SERVED + SESSION_LARGE_BLOCKS;
+/// Connections of such a server that have a share of its blocks, which none that stalls takes away: its first one, and as many as
+/// a run has that nobody told otherwise. Further ones have a block to receive into, and what others leave.
+pub const SERVED_SHARES: usize = 1 + AUTO_CONNECTIONS as usize;
+/// Large blocks of such a share: what came, and what a codec makes of it.
+pub const SHARE_LARGE_BLOCKS: usize = 2;
+/// Small blocks of such a share. Without one, small files take large ones.
+pub const SHARE_SMALL_BLOCKS: usize = 4;
+/// Large blocks the pool of a server holds at most whose client came by ssh, and may have [`MAX_SERVED`] direct connections:
+/// the shares, one for each connection to receive into, and as many more as one connection alone may have. With 32 in all
+/// 31 connections took 3.7 s for what took 32 of them 11 to 200 s, and 64 lost files (2026-11-30): what is with the disk must
+/// not take what others receive into.
+pub const SERVED_LARGE_BLOCKS: usize =
+    SERVED_SHARES * SHARE_LARGE_BLOCKS + (1 + MAX_SERVED) * RECEIVE_BLOCKS + SESSION_LARGE_BLOCKS - SHARE_LARGE_BLOCKS;
 /// Connections that log in at the same time: sshd begins to refuse when 10 have not (MaxStartups 10:30:100).
 pub const LOGINS_AT_A_TIME: usize = 6;
 /// Bytes of a peer's words that are shown.
@@ -185,16 +196,12 @@ pub const SESSION_SMALL_BLOCKS: usize = 96;
 pub const SESSION_FRAME_BLOCKS: usize = 8;
 /// Connections one listening server serves at the same time.
 pub const MAX_SESSIONS: usize = 16;
-/// Large blocks each of them may hold, its receive block apart.
+/// Large blocks each of them has, its receive block apart.
 pub const DAEMON_SESSION_BLOCKS: usize = 4;
-/// Large blocks the pool of a listening server holds at most.
-pub const DAEMON_LARGE_BLOCKS: usize = MAX_SESSIONS * (DAEMON_SESSION_BLOCKS + RECEIVE_BLOCKS);
 /// The same with a key, where records are sealed and opened as well: blocks that are being opened come on top.
 pub const DOOR_SESSION_BLOCKS: usize = 6;
-/// Large blocks the pool of a listening server with a key holds at most.
-pub const DOOR_LARGE_BLOCKS: usize = MAX_SESSIONS * (DOOR_SESSION_BLOCKS + RECEIVE_BLOCKS);
-/// Frame blocks of a listening server with a key: two that come, and two for the codec.
-pub const DOOR_FRAME_BLOCKS: usize = 2 * SPARED_FRAMES;
+/// Frame blocks of a listening server with a key: those of one session. With the others 512 KiB are compressed at a time.
+pub const DOOR_FRAME_BLOCKS: usize = SERVED_FRAME_BLOCKS;
 /// Bytes of the longest path a request may name: an operand and a path below it, each at most PATH_MAX.
 pub const MAX_REQUEST_PATH_BYTES: usize = 16 * 1024;
 /// Requests a server session works on at the same time.
@@ -404,19 +411,24 @@ const _: () = {
             + POOL_FRAME_BLOCKS * (FRAME_BYTES + 2 * ROOM_BYTES)
             <= 64 * 1024 * 1024
     );
-    // Of a server with that many direct connections: 96 x 520 KiB + 128 x 72 KiB + 8 x 4.07 MiB = 90.4 MiB.
+    // Of a server with that many direct connections: 129 x 520 KiB + 128 x 72 KiB + 8 x 4.07 MiB = 107.1 MiB. With as many as
+    // have shares it is 65 large blocks, and 74.6 MiB.
     assert!(
         SERVED_LARGE_BLOCKS * (BLOCK_BYTES + 2 * ROOM_BYTES)
             + POOL_SMALL_BLOCKS * (SMALL_BYTES + 2 * ROOM_BYTES)
             + POOL_FRAME_BLOCKS * (FRAME_BYTES + 2 * ROOM_BYTES)
-            <= 92 * 1024 * 1024
+            <= 108 * 1024 * 1024
     );
     // And of a listening server with a key: 112 x 520 KiB + 128 x 72 KiB + 4 x 4.07 MiB = 82.1 MiB, whatever its clients do.
     assert!(
-        DOOR_LARGE_BLOCKS * (BLOCK_BYTES + 2 * ROOM_BYTES)
+        MAX_SESSIONS * (DOOR_SESSION_BLOCKS + RECEIVE_BLOCKS) * (BLOCK_BYTES + 2 * ROOM_BYTES)
             + POOL_SMALL_BLOCKS * (SMALL_BYTES + 2 * ROOM_BYTES)
             + DOOR_FRAME_BLOCKS * (FRAME_BYTES + 2 * ROOM_BYTES)
             <= 84 * 1024 * 1024
     );
-    assert!(DOOR_FRAME_BLOCKS > SPARED_FRAMES, "one that comes, beside those for the codec");
+    assert!(READ_WINDOW_FRAMES * 2 <= SERVED_FRAME_BLOCKS, "a block read and what a codec makes of it");
+    assert!(SERVED_FRAME_BLOCKS > SPARED_FRAMES, "one that comes, beside those for the codec");
+    assert!(
+        MAX_SESSIONS * SHARE_SMALL_BLOCKS < POOL_SMALL_BLOCKS && SERVED_SHARES * SHARE_SMALL_BLOCKS < POOL_SMALL_BLOCKS
+    );
 };

@@ -6,10 +6,14 @@
 //! daemon, if its host lives, has only its doorman left and every block back. Every seal of the process is recorded: one key
 //! and nonce twice, on any two connections, panics.
 //!
+//! And clients that stop at any moment, with their connections open, take nothing from others: beside fifteen of them
+//! another one gets everything that it came for, as fast as if it were alone.
+//!
 //! `SEED=n` runs one seed and says what it did; `SEEDS=n` sets how many are run (default 400).
 
 use haul_engine::backend::{Broken, DirId, StreamId};
 use haul_engine::block::{Class, Pool};
+use haul_engine::limits::{DOOR_FRAME_BLOCKS, DOOR_SESSION_BLOCKS, MAX_SESSIONS, SECOND};
 use haul_engine::queue::{Queue, Retirement};
 use haul_engine::session::client::{Invitation, NOWHERE, Opening, Patience, Seat};
 use haul_engine::session::doorman::{Daemon, Doorman};
@@ -31,6 +35,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Turns after which a run counts as stuck.
 const MAX_TURNS: u64 = 10_000_000;
 const KEY: [u8; 32] = [0x5e; 32];
+/// Seconds that a client may take beside others that have stopped: a third of the time after which those are cut off.
+const QUICK_SECONDS: u64 = 20;
 const OLD: &[u8] = b"old content";
 /// Large and small blocks of the daemon's pool.
 const BLOCKS: (usize, usize) = (24, 32);
@@ -60,6 +66,8 @@ struct Scenario {
     up: bool,
     files: usize,
     caps: Caps,
+    /// Its target directory.
+    target: String,
     /// The turns in which further connections come, and are told to leave again, if they are.
     further: Vec<(u64, Option<u64>)>,
 }
@@ -110,6 +118,17 @@ fn client(
     key: [u8; 32],
     run: &Scenario,
 ) -> (Worker<SimBackend>, Reports, Further) {
+    client_of(host, address, key, run, "src/")
+}
+
+/// The same with other files.
+fn client_of(
+    host: SimBackend,
+    address: SocketAddr,
+    key: [u8; 32],
+    run: &Scenario,
+    source: &str,
+) -> (Worker<SimBackend>, Reports, Further) {
     let local = host.root();
     let reports = Reports::default();
     let collect = reports.clone();
@@ -120,7 +139,7 @@ fn client(
     let opening = Opening::full(None).with_caps(run.caps);
     let invitation = Invitation::by_daemon(address, Secret::from_bytes(key), opening.greeting, never_twice);
     let opening = Opening { invited: Some(Box::new((invitation.clone(), seat(0)))), ..opening };
-    let (sources, target) = (vec![operand("src/")], operand("dst/"));
+    let (sources, target) = (vec![operand(source)], operand(&run.target));
     let stream: StreamId = NOWHERE;
     let lead = if run.up {
         let plan = upload::Plan { local, sources, target, queue: queue.clone(), same_machine: None };
@@ -167,6 +186,19 @@ fn fatal(reports: &Reports) -> Option<String> {
     })
 }
 
+fn daemon(root: DirId, store: DirId, plain: bool) -> Daemon {
+    Daemon {
+        root,
+        store: Some(store),
+        read_only: false,
+        plain,
+        patience: Patience::default(),
+        key: Secret::from_bytes(KEY),
+        entropy: never_twice,
+        on_visit: Rc::new(|_| {}),
+    }
+}
+
 /// Runs one seed to its end. `Err` says which promise was broken.
 fn run(seed: u64) -> Result<(), String> {
     let mut random = Random::new(seed);
@@ -175,6 +207,7 @@ fn run(seed: u64) -> Result<(), String> {
         up: random.once_in(2),
         files: 1 + random.index(8),
         caps: caps.or(Caps::PUT_OFFSET),
+        target: "dst/".to_string(),
         further: (0..random.below(4))
             .map(|_| {
                 let comes = if random.once_in(2) { 0 } else { random.magnitude(1 << 12) };
@@ -206,17 +239,7 @@ fn run(seed: u64) -> Result<(), String> {
     let root = server_host.root();
     let (listener, address) = world.listen(&mut server_host);
     let mut server = Some(Worker::new(server_host, Pool::new(BLOCKS.1, BLOCKS.0)).letting_panics_through());
-    let daemon = Daemon {
-        root,
-        store: Some(store),
-        read_only: false,
-        plain: false,
-        patience: Patience::default(),
-        key: Secret::from_bytes(KEY),
-        entropy: never_twice,
-        on_visit: Rc::new(|_| {}),
-    };
-    server.as_mut().expect("it lives").add(Box::new(Doorman::new(listener, daemon)));
+    server.as_mut().expect("it lives").add(Box::new(Doorman::new(listener, daemon(root, store, false))));
     let (ours, reports, further) = client(client_host, address, KEY, &scenario);
     let stranger = Scenario { further: vec![(0, None)], ..scenario };
     let (theirs, strangers, none) = client(stranger_host, address, [0x11; 32], &stranger);
@@ -280,6 +303,119 @@ fn check(world: &World, files: &[Vec<u8>], to: &str, reports: &Reports) -> Resul
     }
 }
 
+/// Digits, which every codec makes about half as much of.
+fn text(len: usize, seed: u64) -> Vec<u8> {
+    let digits = content(len.div_ceil(2), seed);
+    digits.iter().flat_map(|byte| [b'0' + byte % 16, b'0' + byte / 16]).take(len).collect()
+}
+
+/// What a client that may stall, or the one beside it, copies, and how.
+fn one_of_many(random: &mut Random, target: String) -> (Scenario, Vec<Vec<u8>>) {
+    let caps = [Caps::NONE, Caps::ZSTD, Caps::LZ4, Caps::FAST, Caps::DEDUP.or(Caps::ZSTD)][random.index(5)];
+    let sizes = match random.below(4) {
+        0 => vec![30_000; 100],
+        1 => vec![9 << 20],
+        2 => vec![18 << 20],
+        _ => vec![600_000; 8],
+    };
+    let up = random.once_in(2);
+    let files = sizes.iter().map(|&size| {
+        let seed = random.next();
+        if caps == Caps::NONE || caps == Caps::FAST { content(size, seed) } else { text(size, seed) }
+    });
+    let files: Vec<_> = files.collect();
+    let caps = caps.or(Caps::PUT_OFFSET);
+    (Scenario { up, files: files.len(), caps, target, further: Vec::new() }, files)
+}
+
+/// Fifteen clients of a daemon that stop somewhere, and one that comes then.
+fn run_beside_stalled(seed: u64) -> Result<(), String> {
+    let mut random = Random::new(seed);
+    let world = World::new(seed, FaultPlan::none());
+    // How long something takes says nothing over the smallest ones.
+    world.set_least_stream(4096);
+    let mut server_host = world.host("server");
+    let store = server_host.add_store();
+    let root = server_host.root();
+    let (listener, address) = world.listen(&mut server_host);
+    let pool = Pool::of_sessions(DOOR_SESSION_BLOCKS, DOOR_FRAME_BLOCKS, Some(1));
+    let blocks = [Class::Small, Class::Large, Class::Frame].map(|class| pool.available(class));
+    let mut server = Some(Worker::new(server_host, pool).letting_panics_through());
+    server.as_mut().expect("it lives").add(Box::new(Doorman::new(listener, daemon(root, store, false))));
+    let come = |name: &str, random: &mut Random| {
+        let (scenario, files) = one_of_many(random, format!("{name}/"));
+        let host = world.host(name);
+        let (from, to) = if scenario.up { (name, "server") } else { ("server", name) };
+        // Those who only take have a tree of their own there.
+        let source = if scenario.up { "src".to_string() } else { format!("of-{name}") };
+        world.put_directory(from, &source);
+        world.put_directory(to, name);
+        for (number, bytes) in files.iter().enumerate() {
+            world.put_file(from, &format!("{source}/{number}"), bytes);
+        }
+        let (worker, reports, further) = client_of(host, address, KEY, &scenario, &format!("{source}/"));
+        (Some(worker), (reports, further.progress), files, to.to_string())
+    };
+    let mut stalled = Vec::new();
+    for number in 0..MAX_SESSIONS - 1 {
+        let name = format!("stalled-{number}");
+        let (mut worker, (_, progress), files, _) = come(&name, &mut random);
+        let bytes = files.iter().map(|file| file.len() as u64).sum();
+        // When it has moved so much, and in the middle of something, rather than of nothing.
+        let (until, more) = (random.below(bytes), random.below(64));
+        let mut turns = 0;
+        while turns < more {
+            turns += u64::from(progress.bytes.load(Ordering::Relaxed) >= until);
+            turn(&mut worker);
+            turn(&mut server);
+            world.advance_to_turn();
+        }
+        world.pause(&name);
+        stalled.push(worker);
+    }
+    let began = world.now();
+    if std::env::var_os("SEED").is_some() {
+        let (left, states) = server.as_ref().map(|server| (available(server), server.states())).unwrap();
+        println!("{left:?} of {blocks:?} blocks are left beside {states:?}");
+    }
+    let (mut worker, (reports, _), files, to) = come("quick", &mut random);
+    while worker.as_ref().is_some_and(Worker::is_busy) {
+        turn(&mut worker);
+        turn(&mut server);
+        if !world.advance_to_turn() {
+            let states = [&worker, &server].map(|worker| worker.as_ref().map(Worker::states));
+            return Err(format!("deadlock: {states:?}"));
+        }
+        let seconds = (world.now().0 - began.0) / SECOND;
+        if seconds > QUICK_SECONDS {
+            let states = [&worker, &server].map(|worker| worker.as_ref().map(Worker::states));
+            return Err(format!("not done after {seconds} s: {states:?}"));
+        }
+    }
+    if let Some(why) = fatal(&reports) {
+        return Err(why);
+    }
+    for (number, content) in files.iter().enumerate() {
+        if world.get_file(&to, &format!("quick/{number}")).as_ref() != Some(content) {
+            return Err(format!("file {number} of {} is not there", files.len()));
+        }
+    }
+    (0..stalled.len()).for_each(|number| world.crash(&format!("stalled-{number}")));
+    drop(stalled);
+    let mut server = server.expect("it lives");
+    while server.states() != ["doorman"] || blocks != available(&server) {
+        server.turn().map_err(|broken| broken.to_string())?;
+        if !world.advance_to_turn() {
+            return Err(format!("the daemon is left with {:?} and {:?}", server.states(), available(&server)));
+        }
+    }
+    Ok(())
+}
+
+fn available(worker: &Worker<SimBackend>) -> [usize; 3] {
+    [Class::Small, Class::Large, Class::Frame].map(|class| worker.blocks_available(class))
+}
+
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
 }
@@ -295,4 +431,17 @@ fn whatever_goes_wrong_a_daemon_serves_those_who_know_its_key_and_nobody_else() 
         assert!(result.is_ok(), "SEED={seed}: {result:?}");
     }
     assert!(sealed_records() > before + 1000, "somebody watches what is sealed");
+}
+
+#[test]
+fn clients_that_stop_anywhere_take_nothing_from_the_others() {
+    if let Some(seed) = number("SEED") {
+        return run_beside_stalled(seed).unwrap();
+    }
+    // Each is as many connections as sixteen of the others.
+    for seed in 0..number("SEEDS").unwrap_or(400).div_ceil(20) {
+        let result = std::panic::catch_unwind(|| run_beside_stalled(seed));
+        let result = result.unwrap_or_else(|_| Err("it panicked".to_string()));
+        assert!(result.is_ok(), "SEED={seed}: {result:?}");
+    }
 }

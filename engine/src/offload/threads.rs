@@ -341,7 +341,7 @@ mod tests {
     use crate::backend::{Compute, SessionId};
     use crate::block::{Class, Pool};
     use crate::wire::decode::Role;
-    use crate::wire::seal::{Seals, Secret};
+    use crate::wire::seal::{LENGTH_BYTES, Seals, Secret, TAG_BYTES};
 
     #[test]
     fn a_job_that_panics_ends_its_op_with_an_error_and_its_thread_takes_the_next() {
@@ -353,7 +353,8 @@ mod tests {
             let mut block = pool.take_reserved(Class::Small).unwrap();
             // Without room for its length and its tag there is no record.
             block.set_window(0..room);
-            let compute = Compute::Seal { seal: Some(seals.sealer.next().unwrap()), block };
+            let seal = (seals.sealer.next().unwrap(), 64 - LENGTH_BYTES - TAG_BYTES);
+            let compute = Compute::Seal { seals: vec![seal], block };
             let token = Token { session: SessionId(0), transfer: 0, part: number as u32 };
             let op = Op { token, kind: OpKind::Compute(Box::new(compute)) };
             threads.submit(Job { ticket: Ticket::new(number as u32, 0), op, held: Held::Nothing });

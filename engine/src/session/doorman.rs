@@ -13,8 +13,10 @@ use super::acceptor::{Accepting, Fate, OnVisit, Visit};
 use super::meeting::Entropy;
 use super::opening::Patience;
 use super::rendezvous::{self, Guest, Meeting, Proof, Served, SharedMeeting};
+use super::share::Part;
 use super::{Context, Failure, Flow, Session, Terms, meeting, range};
 use crate::backend::{Completion, DirId, OpKind, StreamId, Time, Token};
+use crate::block::Pool;
 use crate::wire::decode::Role;
 use crate::wire::frame::{Caps, Dialect, Ext, Frame, Hash};
 use crate::wire::seal::daemon::Transcript;
@@ -155,6 +157,8 @@ pub(super) struct LetIn {
     /// `None` for a connection that is not sealed.
     pub(super) seals: Option<Seals>,
     pub(super) agreed: (Caps, Ext),
+    /// What it has of the worker's blocks.
+    pub(super) part: Part,
 }
 
 /// True when `hello` proves that whoever says it to the challenge `nonce` knows the key, and asks for what he may have.
@@ -167,7 +171,7 @@ pub(super) fn is_proved(key: &Secret, nonce: &Hash, hello: &Frame, plain: bool) 
 
 /// Whoever says `hello` to the challenge `nonce`, if he knows the key and wants to be sealed, or not to be where `plain`
 /// allows it.
-pub(super) fn admit(key: &Secret, nonce: &Hash, hello: &Frame, door: &Door, plain: bool) -> Option<LetIn> {
+pub(super) fn admit(key: &Secret, nonce: &Hash, hello: &Frame, door: &Door, plain: bool, pool: &Pool) -> Option<LetIn> {
     let &Frame::DaemonHello { random, public, index, caps, ext, .. } = hello else { return None };
     if !is_proved(key, nonce, hello, plain) {
         return None;
@@ -177,11 +181,12 @@ pub(super) fn admit(key: &Secret, nonce: &Hash, hello: &Frame, door: &Door, plai
     let exchange = Exchange::new(&Secret::from_bytes((door.entropy)()));
     let ours = exchange.public();
     let shared = exchange.agree(&public)?;
-    let (caps, ext) = rendezvous::direct_terms((caps, ext), plain);
+    let mut part = Part::new();
+    let (caps, ext) = part.agree(rendezvous::direct_terms((caps, ext), plain), pool);
     transcript.welcome(&ours, (caps, ext));
     let welcome = Frame::DaemonWelcome { public: ours, caps, ext, mac: transcript.server_proof(key) };
     let seals = transcript.seals(key, &shared, Role::Server);
-    Some(LetIn { welcome, seals: (!plain).then_some(seals), agreed: (caps, ext) })
+    Some(LetIn { welcome, seals: (!plain).then_some(seals), agreed: (caps, ext), part })
 }
 
 #[cfg(test)]
@@ -228,7 +233,7 @@ mod tests {
         let mut seen = std::collections::HashSet::new();
         for _ in 0..4 {
             let (hello, knock) = knock();
-            let mut let_in = admit(&key(), &NONCE, &hello, &door(), false).unwrap();
+            let mut let_in = admit(&key(), &NONCE, &hello, &door(), false, &Pool::new(1, 1)).unwrap();
             let (client, terms) = answered(knock, &let_in.welcome).unwrap();
             let mut client = client.expect("nobody asked for anything else");
             assert_eq!((terms.caps, terms.dialect.ext), ASKED);
@@ -244,12 +249,20 @@ mod tests {
     #[test]
     fn whoever_knows_another_key_or_answers_another_challenge_is_not_let_in() {
         let (hello, _) = knock();
-        assert!(admit(&Secret::from_bytes([1; 32]), &NONCE, &hello, &door(), false).is_none());
-        assert!(admit(&key(), &[9; 32], &hello, &door(), false).is_none());
+        assert!(admit(&Secret::from_bytes([1; 32]), &NONCE, &hello, &door(), false, &Pool::new(1, 1)).is_none());
+        assert!(admit(&key(), &[9; 32], &hello, &door(), false, &Pool::new(1, 1)).is_none());
         let (unsealed, _) = Knock::new(&key(), &NONCE, ([4; 32], 0), (Caps::NONE, Ext::ALL), entropy);
-        assert!(admit(&key(), &NONCE, &unsealed, &door(), false).is_none());
+        assert!(admit(&key(), &NONCE, &unsealed, &door(), false, &Pool::new(1, 1)).is_none());
         assert!(
-            admit(&key(), &NONCE, &Frame::AuthHello { mac: seal::auth_mac(&key(), &NONCE) }, &door(), false).is_none()
+            admit(
+                &key(),
+                &NONCE,
+                &Frame::AuthHello { mac: seal::auth_mac(&key(), &NONCE) },
+                &door(),
+                false,
+                &Pool::new(1, 1)
+            )
+            .is_none()
         );
     }
 
@@ -258,17 +271,17 @@ mod tests {
         let wish = (Caps::AEAD, Ext::ALL.or(Ext::PLAIN));
         let knock = || Knock::new(&key(), &NONCE, ([4; 32], 0), wish, entropy);
         let (hello, plain) = knock();
-        let let_in = admit(&key(), &NONCE, &hello, &door(), true).unwrap();
+        let let_in = admit(&key(), &NONCE, &hello, &door(), true, &Pool::new(1, 1)).unwrap();
         let (seals, terms) = answered(plain, &let_in.welcome).unwrap();
         assert!(let_in.seals.is_none() && seals.is_none() && terms.ext(Ext::PLAIN));
         // A daemon that does not allow it seals, which the client does not take.
         let (hello, plain) = knock();
-        let let_in = admit(&key(), &NONCE, &hello, &door(), false).unwrap();
+        let let_in = admit(&key(), &NONCE, &hello, &door(), false, &Pool::new(1, 1)).unwrap();
         assert!(let_in.seals.is_some());
         assert!(answered(plain, &let_in.welcome).err().unwrap().contains("does not allow plaintext"));
         // Nobody is made to do without by a daemon that would.
         let (hello, sealed) = Knock::new(&key(), &NONCE, ([4; 32], 0), ASKED, entropy);
-        let let_in = admit(&key(), &NONCE, &hello, &door(), true).unwrap();
+        let let_in = admit(&key(), &NONCE, &hello, &door(), true, &Pool::new(1, 1)).unwrap();
         assert!(let_in.seals.is_some() && answered(sealed, &let_in.welcome).unwrap().0.is_some());
     }
 
@@ -279,7 +292,7 @@ mod tests {
         let mac = Transcript::hello(&NONCE, &[4; 32], &zero, 0, ASKED).client_proof(&key());
         let (caps, ext) = ASKED;
         let hello = Frame::DaemonHello { random: [4; 32], public: zero, index: 0, caps, ext, mac };
-        assert!(admit(&key(), &NONCE, &hello, &door(), false).is_none());
+        assert!(admit(&key(), &NONCE, &hello, &door(), false, &Pool::new(1, 1)).is_none());
 
         let (_, mut knock) = knock();
         let mut transcript = knock.transcript.clone();
@@ -293,7 +306,7 @@ mod tests {
     #[test]
     fn a_welcome_that_was_changed_or_is_for_another_is_refused() {
         let (hello, _) = knock();
-        let let_in = admit(&key(), &NONCE, &hello, &door(), false).unwrap();
+        let let_in = admit(&key(), &NONCE, &hello, &door(), false, &Pool::new(1, 1)).unwrap();
         // Of another connection, with the same key.
         let refused = answered(knock().1, &let_in.welcome);
         assert_eq!(refused.err(), Some("the server cannot prove that it knows the key"));

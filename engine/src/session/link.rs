@@ -164,7 +164,7 @@ impl Link {
             decoder: Decoder::new(role, Dialect::BASE),
             dialect: Dialect::BASE,
             spare: None,
-            reserve: Quota::new(RECEIVE_BLOCKS),
+            reserve: Quota::with_share(RECEIVE_BLOCKS, RECEIVE_BLOCKS),
             receiving: false,
             inbox: None,
             outbox: Vec::new(),

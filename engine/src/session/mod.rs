@@ -63,6 +63,7 @@ mod request;
 mod resume;
 mod same;
 mod sealed;
+mod share;
 mod silence;
 mod source;
 mod stat;
@@ -216,7 +217,8 @@ impl Io<'_, '_> {
     /// The last large block is for receiving: a session that only sends would never hear that it may go on.
     pub(crate) fn left(&self, class: Class) -> usize {
         let reserved = usize::from(class == Class::Large && self.link.needs_block());
-        self.quotas.of(class).left().min(self.cx.pool.available(class).saturating_sub(reserved))
+        let spare = self.cx.pool.available(class).saturating_sub(reserved);
+        self.cx.pool.left(class, self.quotas.of(class)).min(spare)
     }
 }
 

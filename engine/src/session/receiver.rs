@@ -237,6 +237,10 @@ impl Receiver {
             let rule = "compressed content was not agreed on";
             return self.fail(Failure::rule(&self.order.path, "cannot receive", rule), io);
         }
+        if Class::for_bytes(len.max(original)) == Some(Class::Frame) && io.quotas.frame.limit() == 0 {
+            let rule = format!("{original} bytes compressed as one were not agreed on");
+            return self.fail(Failure::rule(&self.order.path, "cannot receive", rule), io);
+        }
         io.progress.unpacked(len, original);
         self.inflow.begin_packed(codec, original, len);
         self.pump(io);

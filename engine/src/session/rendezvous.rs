@@ -23,6 +23,7 @@ use super::opening::Patience;
 use super::range::Scope;
 use super::sealed::Records;
 use super::server::{self, Server, Traffic};
+use super::share::Part;
 use super::verb::{Verb, reply, reply_failure};
 use super::{Context, Failure, Flow, Io, Outcome, Session};
 use crate::backend::{Completion, DirId, Errno, OpKind, Output, StreamId, Time, Token};
@@ -555,7 +556,8 @@ impl Guest {
                     self.link = Some(link);
                     return None;
                 }
-                let (caps, ext) = direct_terms((caps, ext), plain);
+                let mut part = Part::new();
+                let (caps, ext) = part.agree(direct_terms((caps, ext), plain), cx.pool);
                 keyed::welcome(&mut transcript, (caps, ext));
                 let mac = keyed::server_proof(secret, &transcript);
                 link.frame(&Frame::KeyedWelcome { caps, ext, mac }).ok()?;
@@ -563,10 +565,11 @@ impl Guest {
                     true => link.leave_bare(),
                     false => link.seal(Seals::keyed(secret, &transcript, Role::Server), Records::Keyed, cx),
                 }
-                Server::keyed(link, root, on_end, (caps, ext))
+                Server::keyed(link, root, on_end, (caps, ext), part)
             }
             Frame::DaemonHello { .. } if let Some(door) = &door => {
-                let Some(let_in) = doorman::admit(secret, &self.nonce, frame, door, meeting.plain) else {
+                let admitted = doorman::admit(secret, &self.nonce, frame, door, meeting.plain, cx.pool);
+                let Some(let_in) = admitted else {
                     self.link = Some(link);
                     return None;
                 };
@@ -576,7 +579,7 @@ impl Guest {
                     Some(seals) => link.seal(seals, Records::Keyed, cx),
                 }
                 let wanted = self.meeting.clone();
-                Server::keyed(link, root, on_end, let_in.agreed)
+                Server::keyed(link, root, on_end, let_in.agreed, let_in.part)
                     .with_large_blocks(DOOR_SESSION_BLOCKS)
                     .without_in_place()
                     .with_place(meeting.dismissed.clone(), Rc::new(move || wanted.borrow().is_wanted()))

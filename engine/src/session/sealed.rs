@@ -7,6 +7,7 @@
 //! A large record is received alone into a block of its own, so that nothing of it is ever copied: once its length is
 //! known, what is missing is received behind what is there. Small ones are received together; what is cut off by the end
 //! of a block is carried over to the next. Nonces are counted when a record is begun, so several may be with helpers.
+//! Between two hauls no record holds more than a large block does: a frame that is longer takes several.
 
 use super::Context;
 use super::link::{Inbox, OPEN, SEAL, send_pieces};
@@ -15,7 +16,7 @@ use crate::block::{Block, Class, Head, Quota, Slice, Slices};
 use crate::limits::{ARRIVED_BLOCKS, BLOCK_BYTES, ROOM_BYTES, SEAL_BYTES, SPARED_BLOCKS, SPARED_FRAMES};
 use crate::wire::decode::DecodeError;
 use crate::wire::encode::DATA_HEADER_BYTES;
-use crate::wire::seal::{BadLength, LENGTH_BYTES, Seals, TAG_BYTES, record_len};
+use crate::wire::seal::{BadLength, Exhausted, LENGTH_BYTES, Seals, TAG_BYTES, record_len, seal_all};
 use smallvec::{SmallVec, smallvec};
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -156,28 +157,45 @@ impl Sealed {
             Ok(block) => block,
             // Somebody else reads it too, so it cannot be sealed where it stands.
             Err(body) => {
-                let mut record = Vec::with_capacity(head.len() + body.len() + AROUND);
-                self.seal_bytes(&[head, body.bytes()], &mut record);
-                return self.queue(record);
+                let mut records = Vec::with_capacity(head.len() + body.len() + AROUND);
+                let mut parts = body.bytes().chunks(self.most_content());
+                self.seal_bytes(&[head, parts.next().unwrap_or_default()], &mut records);
+                parts.for_each(|part| self.seal_bytes(&[part], &mut records));
+                return self.queue(records);
             }
         };
         let content = block.window();
-        let window = content.start - head.len() - LENGTH_BYTES..content.end + TAG_BYTES;
+        let mut lens: SmallVec<[usize; 1]> = block.bytes().chunks(self.most_content()).map(<[u8]>::len).collect();
+        match lens.first_mut() {
+            Some(first) => *first += head.len(),
+            None => lens.push(head.len()),
+        }
+        let begin = content.start - head.len() - LENGTH_BYTES;
+        let window = begin..begin + head.len() + content.len() + lens.len() * AROUND;
         block.memory_mut()[content.start - head.len()..content.start].copy_from_slice(head);
         block.set_window(window.clone());
-        let Ok(seal) = self.seals.sealer.next() else {
+        let seals: Result<Vec<_>, _> = lens.iter().map(|&len| Ok((self.seals.sealer.next()?, len))).collect();
+        let Ok::<_, Exhausted>(seals) = seals else {
             self.broken.get_or_insert(DecodeError::Exhausted);
             return 0;
         };
         if window.len() < SEAL_BYTES {
-            seal.seal(block.bytes_mut());
+            seal_all(seals, block.bytes_mut());
             let record = block.share().slice(0..window.len());
             self.outgoing.push_back(Outgoing::Ready(Head::new(), Slices::from_iter([record])));
         } else {
             self.outgoing.push_back(Outgoing::Sealing(block.number()));
-            cx.submit(0, SEAL, OpKind::Compute(Box::new(Compute::Seal { seal: Some(seal), block })));
+            cx.submit(0, SEAL, OpKind::Compute(Box::new(Compute::Seal { seals, block })));
         }
         window.len()
+    }
+
+    /// Bytes of a frame's content in one record.
+    fn most_content(&self) -> usize {
+        match self.records {
+            Records::Base => usize::MAX,
+            Records::Keyed => BLOCK_BYTES,
+        }
     }
 
     /// Sends what is sealed. True when nothing waits for a helper.
@@ -238,7 +256,7 @@ impl Sealed {
         quotas: [&Quota; 2],
         cx: &mut Context<'_>,
     ) -> Option<(Block, usize)> {
-        let left = quotas[0].left().min(cx.pool.available(Class::Large));
+        let left = cx.pool.left(Class::Large, quotas[0]);
         if (parsing || !self.arrived.is_empty()) && left <= SPARED_BLOCKS {
             return None;
         }
@@ -256,7 +274,7 @@ impl Sealed {
                 Some(len) if len > room_in(Class::Large) => Class::Frame,
                 _ => Class::Large,
             };
-            // What came before, or another session, may need two of these to decompress what it has.
+            // Of a base peer. What came before, or another session, may need two of these to decompress what it has.
             if class == Class::Frame && cx.pool.available(Class::Frame) <= SPARED_FRAMES {
                 return None;
             }
@@ -341,12 +359,11 @@ impl Sealed {
             block.set_window(0..block.memory().len());
             self.arrived.push_back(Arrived::Ready(Inbox::new(block.share(), parts)));
         }
-        if let Some(len) = self.carried_len().filter(|&len| len > room_in(Class::Frame)) {
-            match self.records {
-                Records::Base => self.gathering = Some(len),
-                // No haul makes one.
-                Records::Keyed => self.fail(DecodeError::BadRecord),
-            }
+        match (self.records, self.carried_len()) {
+            (Records::Base, Some(len)) if len > room_in(Class::Frame) => self.gathering = Some(len),
+            // No haul makes one.
+            (Records::Keyed, Some(len)) if len > room_in(Class::Large) => self.fail(DecodeError::BadRecord),
+            _ => {}
         }
     }
 

@@ -18,6 +18,7 @@ use super::rendezvous::{self, Direct, SharedMeeting};
 use super::report::Progress;
 use super::request::{Class, begin, class_of, has_body, name_of, read_only, request_path, unexpected};
 use super::sealed::Records;
+use super::share::Part;
 use super::silence::Awake;
 use super::tree;
 use super::verb::{Body, Verb, reply_failure};
@@ -109,6 +110,7 @@ pub struct Server {
     may_greet_again: bool,
     terms: Terms,
     quotas: Quotas,
+    part: Part,
     progress: Progress,
     active: VecDeque<Exchange>,
     /// What has to wait for those before it.
@@ -147,8 +149,9 @@ impl Server {
     }
 
     /// For a client that proved itself and has agreed on these, over a link that is sealed unless that is part of it.
-    pub(super) fn keyed(link: Link, root: DirId, on_end: OnEnd, (caps, ext): (Caps, Ext)) -> Server {
-        let mut server = Server::over(link, root, on_end);
+    pub(super) fn keyed(link: Link, root: DirId, on_end: OnEnd, (caps, ext): (Caps, Ext), part: Part) -> Server {
+        let quotas = Quotas { frame: part.frames(), ..Quotas::new() };
+        let mut server = Server { part, quotas, ..Server::over(link, root, on_end) };
         server.agree(Terms { dialect: Dialect { version: 1, ext }, caps });
         server
     }
@@ -165,7 +168,8 @@ impl Server {
             phase: Phase::AwaitHello { deadline: None },
             may_greet_again: false,
             terms: Terms { dialect: Dialect::BASE, caps: Caps::NONE },
-            quotas: Quotas::new(),
+            quotas: Quotas { frame: Part::new().frames(), ..Quotas::new() },
+            part: Part::new(),
             progress: Progress::default(),
             active: VecDeque::new(),
             pending: None,
@@ -341,6 +345,9 @@ impl Server {
 
     fn on_hello(&mut self, frame: &Frame, cx: &mut Context<'_>) {
         let &Frame::Hello { version, caps, ext } = frame else { return self.no_hello() };
+        let (caps, shared) = self.part.agree((caps, ext.unwrap_or(Ext::NONE)), cx.pool);
+        let ext = ext.map(|_| shared);
+        self.quotas.frame = self.part.frames();
         match hello::answer(Greeting { version, caps, ext }, self.offer()) {
             Ok((agreed, _)) if self.secret.is_some() && !agreed.caps.has(Caps::AEAD) => {
                 let message = b"CAP_AEAD is required on a direct connection".to_vec();
@@ -545,6 +552,7 @@ impl Server {
         if let Phase::AwaitHello { deadline: deadline @ None } = &mut self.phase {
             *deadline = Some(cx.now.after(self.patience.handshake));
         }
+        self.part.claim(&mut self.quotas, cx.pool);
         if self.awake.turn(cx.now).is_some() {
             // Who was suspended has not seen what the client took meanwhile.
             self.link.forgive(cx.now);

@@ -493,7 +493,9 @@ impl Source {
     fn read_ahead(&mut self, its_turn: bool, io: &mut Io<'_, '_>) {
         let State::Open(file) = self.state else { return };
         // Who waits for its turn keeps no block that the one whose turn it is may need: else both would wait for ever.
-        let pair = self.may_pack(io);
+        // What dedup sends is 4 MiB at once, which not every haul takes compressed.
+        let whole = self.blocks.is_none() || io.terms.dialect.ext == Ext::NONE || io.terms.ext(Ext::LARGE);
+        let pair = self.may_pack(io) && whole;
         let reserve = if its_turn { 0 } else { READ_WINDOW_BLOCKS * (1 + usize::from(pair)) };
         loop {
             let class = self.unit_class(its_turn, io);
@@ -527,8 +529,8 @@ impl Source {
     /// it, five times as long, and one of more than 16 MiB would cost the connection: it gets small ones.
     fn unit_class(&self, its_turn: bool, io: &Io<'_, '_>) -> Class {
         let left = self.end.saturating_sub(self.next_read);
-        let haul = io.terms.dialect.ext != Ext::NONE && io.cx.pool.reads_frames();
-        let large = haul && its_turn && self.may_pack(io) && io.codec.gains_from_size() && left > BLOCK_BYTES as u64;
+        let agreed = io.terms.ext(Ext::LARGE) && io.cx.pool.reads_frames();
+        let large = agreed && its_turn && self.may_pack(io) && io.codec.gains_from_size() && left > BLOCK_BYTES as u64;
         match self.blocks {
             Some(_) => Class::Frame,
             None if large && io.left(Class::Frame) >= 2 => Class::Frame,

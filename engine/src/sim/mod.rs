@@ -186,6 +186,13 @@ impl World {
         self.state.borrow_mut().stop(host, false);
     }
 
+    /// Stops a host as a signal does: its streams stay open, and it takes nothing off them. It must get no more turns.
+    pub fn pause(&self, name: &str) {
+        let host = self.host_index(name);
+        let mut state = self.state.borrow_mut();
+        (state.hosts[host].paused, state.hosts[host].busy) = (true, false);
+    }
+
     /// The time.
     pub fn now(&self) -> Time {
         self.state.borrow().clock

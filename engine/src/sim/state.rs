@@ -70,6 +70,8 @@ pub(super) struct Host {
     pub(super) turns: u64,
     /// Its last turn submitted or brought something, or did not want to wait.
     pub(super) busy: bool,
+    /// It gets no turns: what completes there waits, and nobody waits for that.
+    pub(super) paused: bool,
     /// Its waker was used since its last turn: it does not wait in the next.
     pub(super) woken: Arc<AtomicBool>,
     running: BTreeMap<u64, Running>,
@@ -80,6 +82,11 @@ pub(super) struct Host {
 }
 
 impl Host {
+    /// Something has completed that it takes in its next turn.
+    fn has_news(&self) -> bool {
+        !self.paused && !self.ready.is_empty()
+    }
+
     pub(super) fn new(name: &str) -> Host {
         Host {
             name: name.to_owned(),
@@ -91,6 +98,7 @@ impl Host {
             live: false,
             turns: 0,
             busy: false,
+            paused: false,
             woken: Arc::default(),
             running: BTreeMap::new(),
             finished: BTreeMap::new(),
@@ -187,11 +195,11 @@ impl State {
     /// A host that was busy in its last turn may submit more in its next: time does not jump to a deadline over that.
     pub(super) fn advance(&mut self) -> bool {
         let busy = self.hosts.iter_mut().fold(false, |any, host| std::mem::take(&mut host.busy) | any);
-        if self.hosts.iter().any(|host| !host.ready.is_empty()) {
+        if self.hosts.iter().any(Host::has_news) {
             return true;
         }
         let event = self.events.peek().map(|Reverse(event)| event.time);
-        let deadlines = self.hosts.iter().filter(|host| host.live).filter_map(|host| host.deadline);
+        let deadlines = self.hosts.iter().filter(|host| host.live && !host.paused).filter_map(|host| host.deadline);
         let deadline = deadlines.filter(|&deadline| deadline > self.clock).min();
         let next = match (event, deadline) {
             (Some(event), Some(deadline)) if deadline < event && !busy => deadline,
@@ -215,12 +223,12 @@ impl State {
 
     /// Some host has a completion waiting, or a deadline that has passed.
     fn somebody_wakes(&self) -> bool {
-        let past = |host: &Host| host.live && host.deadline.is_some_and(|deadline| deadline <= self.clock);
-        self.hosts.iter().any(|host| !host.ready.is_empty() || past(host))
+        let is_past = |deadline: Option<Time>| deadline.is_some_and(|deadline| deadline <= self.clock);
+        self.hosts.iter().any(|host| host.has_news() || (host.live && !host.paused && is_past(host.deadline)))
     }
 
     pub(super) fn quiescent(&self) -> bool {
-        self.events.is_empty() && self.hosts.iter().all(|host| host.ready.is_empty())
+        self.events.is_empty() && !self.hosts.iter().any(Host::has_news)
     }
 
     fn schedule(&mut self, time: Time, what: What) {
@@ -379,6 +387,7 @@ impl State {
         host.out = 0;
         host.live = false;
         host.busy = false;
+        host.paused = false;
         host.incarnation += 1;
         host.disk.close_everything();
     }

@@ -93,8 +93,10 @@ impl Ext {
     pub const FASTPUT: Ext = Ext(0x200);
     /// Before its Ok a server says which attributes it could not keep.
     pub const UNKEPT: Ext = Ext(0x1000);
+    /// Compressed frames may hold up to [`super::MAX_BLOCK`] bytes of a file, not only an eighth of that.
+    pub const LARGE: Ext = Ext(0x4000);
     /// Everything this program can do, whatever it runs over.
-    pub const ALL: Ext = Ext(0xbf | Ext::FASTPUT.0 | Ext::UNKEPT.0 | Ext::GREW.0);
+    pub const ALL: Ext = Ext(0xbf | Ext::FASTPUT.0 | Ext::UNKEPT.0 | Ext::GREW.0 | Ext::LARGE.0);
 
     /// True when every bit of `other` is set here.
     pub fn has(self, other: Ext) -> bool {

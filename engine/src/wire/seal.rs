@@ -368,6 +368,24 @@ impl Seal {
     }
 }
 
+/// Makes several records of a plaintext that stands in one, behind room for a length: each of its parts, of these lengths,
+/// moves back behind the tag of the one before it. `records` is as long as they become.
+///
+/// Panics where it has no room for them.
+pub fn seal_all(seals: Vec<(Seal, usize)>, mut records: &mut [u8]) {
+    const AROUND: usize = LENGTH_BYTES + TAG_BYTES;
+    let mut end = LENGTH_BYTES + seals.iter().map(|(_, len)| len).sum::<usize>();
+    for (before, (_, len)) in seals.iter().enumerate().rev() {
+        records.copy_within(end - len..end, end - len + before * AROUND);
+        end -= len;
+    }
+    for (seal, len) in seals {
+        let (record, rest) = std::mem::take(&mut records).split_at_mut(len + AROUND);
+        seal.seal(record);
+        records = rest;
+    }
+}
+
 impl fmt::Debug for Seal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Seal").finish_non_exhaustive()

@@ -447,3 +447,26 @@ fn the_recorder_notices_a_secret_that_serves_two_connections() {
         assert!(message.contains("a nonce was used twice"), "{message}");
     }
 }
+
+/// What stands in one comes out in parts, in order, each under a nonce of its own.
+#[test]
+fn several_records_are_made_of_one_plaintext_where_it_stands() {
+    let secret = fresh();
+    let (mut client, mut server) =
+        (Seals::keyed(&secret, b"both", Role::Client), Seals::keyed(&secret, b"both", Role::Server));
+    for lens in [vec![5], vec![5, 4, 1], vec![1, 1, 1, 1], vec![30, 30, 7]] {
+        let plain: Vec<u8> = (0..lens.iter().sum::<usize>()).map(|n| n as u8).collect();
+        let mut records = vec![0xee; plain.len() + lens.len() * (LENGTH_BYTES + TAG_BYTES)];
+        records[LENGTH_BYTES..][..plain.len()].copy_from_slice(&plain);
+        let seals = lens.iter().map(|&len| (client.sealer.next().unwrap(), len)).collect();
+        seal_all(seals, &mut records);
+        let (mut opened, mut rest) = (Vec::new(), &mut records[..]);
+        while let Some(head) = rest.first_chunk() {
+            let (record, behind) = rest.split_at_mut(record_len(*head).unwrap());
+            let plain = server.opener.next().unwrap().open(record).unwrap();
+            opened.extend_from_slice(&record[plain]);
+            rest = behind;
+        }
+        assert_eq!(opened, plain, "{lens:?}");
+    }
+}
