@@ -202,6 +202,11 @@ pub const DAEMON_SESSION_BLOCKS: usize = 4;
 pub const DOOR_SESSION_BLOCKS: usize = 6;
 /// Frame blocks of a listening server with a key: those of one session. With the others 512 KiB are compressed at a time.
 pub const DOOR_FRAME_BLOCKS: usize = SERVED_FRAME_BLOCKS;
+/// Bytes of control frames that have begun and are not complete, in all connections of a process: one of the largest, and
+/// smaller ones.
+pub const UNFINISHED_BYTES: usize = crate::wire::MAX_FRAME + crate::wire::MAX_FRAME / 2;
+/// Bytes of them that each connection has beside that.
+pub const UNFINISHED_FREE_BYTES: usize = SMALL_BYTES;
 /// Bytes of the longest path a request may name: an operand and a path below it, each at most PATH_MAX.
 pub const MAX_REQUEST_PATH_BYTES: usize = 16 * 1024;
 /// Requests a server session works on at the same time.

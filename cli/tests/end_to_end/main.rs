@@ -16,6 +16,8 @@ mod tidy;
 #[cfg(target_os = "linux")]
 mod alien_machine;
 #[cfg(target_os = "linux")]
+mod beside_stalled;
+#[cfg(target_os = "linux")]
 mod both_send;
 #[cfg(target_os = "linux")]
 mod busy_daemon;

@@ -11,6 +11,7 @@
 
 use super::Context;
 use super::sealed::{Records, Sealed};
+use super::unfinished::Unfinished;
 use crate::backend::{Completion, Errno, OpKind, Output, StreamId, Time};
 use crate::block::{Block, Class, Head, Quota, Shared, Slice, Slices};
 use crate::limits::{
@@ -122,6 +123,7 @@ fn is_quick(bytes: u64, nanoseconds: u64) -> bool {
 pub(crate) struct Link {
     pub(crate) stream: StreamId,
     decoder: Decoder,
+    unfinished: Unfinished,
     dialect: Dialect,
     /// The receive block while nothing is using it.
     spare: Option<Block>,
@@ -162,6 +164,7 @@ impl Link {
         Link {
             stream,
             decoder: Decoder::new(role, Dialect::BASE),
+            unfinished: Unfinished::default(),
             dialect: Dialect::BASE,
             spare: None,
             reserve: Quota::with_share(RECEIVE_BLOCKS, RECEIVE_BLOCKS),
@@ -338,7 +341,10 @@ impl Link {
             if self.inbox.is_none() {
                 self.inbox = self.sealed.as_mut().and_then(|sealed| sealed.next_inbox());
             }
-            let Some(inbox) = &mut self.inbox else { return self.verdict() };
+            let Some(inbox) = &mut self.inbox else {
+                self.account()?;
+                return self.verdict();
+            };
             let Some(input) = inbox.rest() else {
                 self.inbox = None;
                 continue;
@@ -365,6 +371,13 @@ impl Link {
                 Event::End => Incoming::DataEnd,
             }));
         }
+    }
+
+    /// Counts what it holds of frames that are not complete.
+    fn account(&mut self) -> Result<(), DecodeError> {
+        let gathered = self.sealed.as_ref().map_or(0, |sealed| sealed.gathered());
+        let fits = self.unfinished.hold(self.decoder.buffered_capacity() + gathered);
+        if fits { Ok(()) } else { Err(DecodeError::NoRoom) }
     }
 
     /// All that came was handed on: whether that is all there was.

@@ -68,6 +68,7 @@ mod silence;
 mod source;
 mod stat;
 mod tree;
+mod unfinished;
 mod verb;
 mod walk;
 
@@ -308,7 +309,9 @@ impl Failure {
         match error {
             // As where a stream that is not sealed just ends.
             DecodeError::CutOff => Failure::connection("connection lost", "the server closed it"),
-            DecodeError::Forged | DecodeError::Exhausted => Failure::connection("connection lost", error),
+            DecodeError::Forged | DecodeError::Exhausted | DecodeError::NoRoom => {
+                Failure::connection("connection lost", error)
+            }
             error => Failure::protocol(error),
         }
     }

@@ -367,6 +367,11 @@ impl Sealed {
         }
     }
 
+    /// Bytes of memory held for a record that has no block.
+    pub(super) fn gathered(&self) -> usize {
+        if self.gathering.is_some() { self.carried.capacity() } else { 0 }
+    }
+
     /// A record that no block holds is complete. It is a list: content always fits.
     fn open_gathered(&mut self) {
         self.gathering = None;

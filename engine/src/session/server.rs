@@ -17,26 +17,24 @@ use super::range::{self, Files, Scope};
 use super::rendezvous::{self, Direct, SharedMeeting};
 use super::report::Progress;
 use super::request::{Class, begin, class_of, has_body, name_of, read_only, request_path, unexpected};
-use super::sealed::Records;
 use super::share::Part;
 use super::silence::Awake;
 use super::tree;
 use super::verb::{Body, Verb, reply_failure};
-use super::{Context, Failure, Flow, Io, Outcome, Quotas, Session, Terms};
+use super::{Context, Failure, Flow, Io, Outcome, Quotas, Reason, Session, Terms};
 use crate::backend::{Completion, DirId, OpKind, StreamId, Time, Token};
 use crate::block::Quota;
 use crate::limits::{MAX_ACTIVE_REQUESTS, MAX_MEETINGS, MAX_REQUEST_PATH_BYTES, OFFLOAD_THREADS, PULSE_INTERVAL};
-use crate::wire::compress::Codec;
-use crate::wire::decode::{DecodeError, Role};
-use crate::wire::frame::{Caps, Dialect, ErrorCode, Ext, Frame, Hash, PathField};
-use crate::wire::hello::{self, Greeting, ServerOffer};
+use crate::wire::decode::Role;
+use crate::wire::frame::{Caps, Dialect, Ext, Frame, Hash, PathField};
 use crate::wire::path::Target;
-use crate::wire::seal::{Seals, Secret};
+use crate::wire::seal::Secret;
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
 mod ending;
+mod greeting;
 
 /// What this server offers, on every kind of session.
 const CAPS: u8 = Caps::LZ4.0 | Caps::ZSTD.0 | Caps::DEDUP.0 | Caps::FAST.0 | Caps::SYNC.0 | Caps::PUT_OFFSET.0;
@@ -274,7 +272,7 @@ impl Server {
             if matches!(self.phase, Phase::Draining) || !self.is_ready(cx) {
                 return Ok(());
             }
-            let incoming = self.link.next().map_err(broken)?;
+            let incoming = self.link.next().map_err(Server::broken)?;
             match incoming {
                 None => return Ok(()),
                 Some(Incoming::Frame(frame)) => self.on_frame(frame, cx),
@@ -325,53 +323,6 @@ impl Server {
                 self.pending = Some(self.bounded(request));
             }
         }
-    }
-
-    fn offer(&self) -> ServerOffer {
-        let ext = if self.files.names_process() { SESSION_EXT.or(Ext::GATHER) } else { SESSION_EXT };
-        match (&self.secret, &self.direct) {
-            (Some(_), _) => ServerOffer { caps: DIRECT_CAPS, ext: Ext::NONE },
-            (None, Some(_)) => ServerOffer { caps: Caps(CAPS).or(Caps::DIRECT_TCP), ext: ext.or(Ext::KEYED) },
-            (None, None) => ServerOffer { caps: Caps(CAPS), ext },
-        }
-    }
-
-    fn agree(&mut self, terms: Terms) {
-        self.terms = terms;
-        self.codec = Policy::new(Codec::agreed(terms.caps), terms.is_adaptive(), OFFLOAD_THREADS);
-        self.link.set_dialect(terms.dialect);
-        self.phase = Phase::Serving;
-    }
-
-    fn on_hello(&mut self, frame: &Frame, cx: &mut Context<'_>) {
-        let &Frame::Hello { version, caps, ext } = frame else { return self.no_hello() };
-        let (caps, shared) = self.part.agree((caps, ext.unwrap_or(Ext::NONE)), cx.pool);
-        let ext = ext.map(|_| shared);
-        self.quotas.frame = self.part.frames();
-        match hello::answer(Greeting { version, caps, ext }, self.offer()) {
-            Ok((agreed, _)) if self.secret.is_some() && !agreed.caps.has(Caps::AEAD) => {
-                let message = b"CAP_AEAD is required on a direct connection".to_vec();
-                self.send(&Frame::Error { message, code: ErrorCode::PROTOCOL });
-                self.phase = Phase::Draining;
-            }
-            Ok((agreed, welcome)) => {
-                self.send(&welcome);
-                self.agree(Terms { dialect: agreed.dialect, caps: agreed.caps });
-                if let Some(secret) = &self.secret {
-                    self.link.seal(Seals::base(secret, Role::Server), Records::Base, cx);
-                }
-            }
-            Err(mismatch) => {
-                self.send(&mismatch.frame());
-                self.phase = Phase::Draining;
-            }
-        }
-    }
-
-    fn no_hello(&mut self) {
-        let message = b"the first frame must be Hello".to_vec();
-        self.send(&Frame::Error { message, code: ErrorCode::PROTOCOL });
-        self.phase = Phase::Draining;
     }
 
     /// Answers with an Error that belongs to no request.
@@ -637,6 +588,9 @@ impl Session for Server {
                 self.dismiss("the client did not use its connection for a minute, and others wait for one", cx)
             }
             Ok(flow) => flow,
+            Err(failure) if failure.kind == Reason::NoMemory => {
+                self.dismiss("there is no memory for a request of this size: too many large ones have begun", cx)
+            }
             Err(failure) => {
                 // What was queued before, such as the Error that says why, is on its way already.
                 self.link.flush(cx);
@@ -694,13 +648,5 @@ impl Verb for Refused {
 
     fn state(&self) -> &'static str {
         "refused"
-    }
-}
-
-/// What cannot be understood. A client that is gone without a word has broken no rule.
-fn broken(error: DecodeError) -> Failure {
-    match error {
-        DecodeError::CutOff => Failure::connection("connection", error),
-        error => Failure::protocol(error),
     }
 }

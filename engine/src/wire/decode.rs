@@ -110,6 +110,9 @@ pub enum DecodeError {
     /// The stream ended without the peer having said so.
     #[error("the connection was cut off")]
     CutOff,
+    /// There is no memory for the rest of a control frame: it is short, or others have begun as large ones.
+    #[error("there is no memory for a message of this size: too many large ones have begun")]
+    NoRoom,
     /// More records than one key may seal.
     #[error("the connection has sealed all it may")]
     Exhausted,
@@ -201,6 +204,11 @@ impl Decoder {
             let arrived = &rest[..missing.min(rest.len())];
             if arrived.is_empty() {
                 return Ok((consumed, None));
+            }
+            // Never more than it will need, nor more than twice what has come.
+            if self.gathered.capacity() - self.gathered.len() < arrived.len() {
+                let more = missing.min(self.gathered.len().max(arrived.len()));
+                self.gathered.try_reserve_exact(more).map_err(|_| DecodeError::NoRoom)?;
             }
             self.gathered.extend_from_slice(arrived);
             consumed += arrived.len();

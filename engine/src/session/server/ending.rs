@@ -5,6 +5,7 @@ use super::{BodyOf, Phase, Place, Server};
 use crate::backend::Time;
 use crate::limits::{LAST_WORDS_TIMEOUT, LEAST_USE_BYTES};
 use crate::session::{Context, Failure, Flow, Io, Reason};
+use crate::wire::decode::DecodeError;
 use crate::wire::frame::{ErrorCode, Frame};
 
 impl Server {
@@ -50,6 +51,15 @@ impl Server {
             all &= exchange.verb.let_go(&mut io);
         }
         all
+    }
+
+    /// What came cannot be understood, or not be taken.
+    pub(super) fn broken(error: DecodeError) -> Failure {
+        match error {
+            DecodeError::CutOff => Failure::connection("connection", error),
+            DecodeError::NoRoom => Failure { kind: Reason::NoMemory, ..Failure::connection("cut off", error) },
+            error => Failure::protocol(error),
+        }
     }
 
     /// It is over but for what it writes.
