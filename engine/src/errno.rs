@@ -35,6 +35,8 @@ impl Errno {
     pub const TOO_DEEP: Errno = Errno(100_013);
     /// Another file of the same copy has this name, apart from case, and the file system takes both for one.
     pub const SAME_NAME: Errno = Errno(100_014);
+    /// Another process, or another copy of this one, is at work on it. For a moment, and only inside the engine.
+    pub const LOCKED: Errno = Errno(100_016);
     /// What stands there is a symbolic link, and what it leads to is no regular file.
     pub const LINK_TO_OTHER: Errno = Errno(100_015);
     /// The content is not what it should be.
@@ -129,6 +131,7 @@ impl fmt::Display for Errno {
             Errno::LINK_TO_OTHER => {
                 f.write_str("It is a symbolic link to something that is no regular file; name that, or remove the link")
             }
+            Errno::LOCKED => f.write_str("Another copy is at work on it"),
             Errno::UNSUPPORTED => f.write_str("Not supported here"),
             Errno::ROOT_REPLACED => f.write_str(
                 "The served directory was mounted over, moved or made anew; start the server again to serve what is there now",

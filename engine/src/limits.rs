@@ -265,8 +265,11 @@ pub const DIRS_OPENED_UP: usize = 512;
 pub const LOAD_TRIES: u32 = 3;
 /// Files at least this large are checked against the free space of the file system before they are begun.
 pub const SPACE_CHECK_BYTES: u64 = 1024 * 1024;
-/// How long it is waited for whoever has what an interrupted copy left: a process that is going, or another copy.
+/// How long it is waited for whoever has what an interrupted copy left: another copy, or a process that was killed, of which
+/// the kernel may let go a little later than it is gone.
 pub const PARTIAL_LOCK: Duration = Duration::from_millis(400);
+/// Time between two looks whether it has come free.
+pub const PARTIAL_LOOK: Duration = Duration::from_millis(20);
 /// Random names tried before giving up; two tries colliding by chance is a matter of 2^64.
 pub const NAME_TRIES: usize = 8;
 /// Bytes of one copy_file_range: a cancel is noticed between two.

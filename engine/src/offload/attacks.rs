@@ -364,7 +364,7 @@ fn modes_made(root: &Root, source: u32) -> Vec<u32> {
                 publish::publish(&file, &finish, &give_up).unwrap();
             }
             _ => {
-                let (file, _) = super::partial::open(root, &target(name), 0, &give_up).unwrap();
+                let (file, _) = super::partial::open(root, &target(name), 0, true, &give_up).unwrap();
                 publish::publish(&file, &finish, &give_up).unwrap();
             }
         }

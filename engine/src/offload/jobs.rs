@@ -17,8 +17,9 @@ pub(super) enum Made {
     Dir(Arc<OpenDir>, Attributes),
 }
 
-/// Carries one op out. `give_up` becomes true when a long job may end early with [`Errno::CANCELLED`].
-pub(super) fn run(kind: &mut OpKind, held: &Held, give_up: &AtomicBool) -> Result<Made, Errno> {
+/// Carries one op out. `give_up` becomes true when a long job may end early with [`Errno::CANCELLED`]. As long as it is not
+/// `urgent` it may end with [`Errno::LOCKED`], and is tried again.
+pub(super) fn run(kind: &mut OpKind, held: &Held, urgent: bool, give_up: &AtomicBool) -> Result<Made, Errno> {
     match (kind, held) {
         (OpKind::Open { place, mode: OpenMode::Read }, Held::Root(root)) => {
             open::open(root, &place.target).map(|(file, attributes)| Made::File(Arc::new(file), attributes))
@@ -29,7 +30,7 @@ pub(super) fn run(kind: &mut OpKind, held: &Held, give_up: &AtomicBool) -> Resul
                 .map(|(file, attributes)| Made::File(Arc::new(file), attributes))
         }
         (OpKind::Open { place, mode: OpenMode::Continue { size, token } }, Held::Root(root)) => {
-            let (file, attributes) = partial::open(root, &place.target, *size, give_up)?;
+            let (file, attributes) = partial::open(root, &place.target, *size, urgent, give_up)?;
             let file = Arc::new(file);
             token.iter().for_each(|&token| shared::offer(token, &file));
             Ok(Made::File(file, attributes))

@@ -146,7 +146,7 @@ impl Offload {
         match self.hold(&op.kind, op.token.session) {
             Ok(held) => {
                 let ticket = self.underway.insert(Underway { token: op.token, forsaken: false });
-                self.threads.submit(Job { ticket, op, held });
+                self.threads.submit(Job::new(ticket, op, held));
             }
             Err(errno) => completions.push(Completion { op, result: Err(errno) }),
         }
@@ -186,7 +186,7 @@ impl Offload {
         let Offload { threads, files, dirs, underway, holders, .. } = self;
         let mut taken = Vec::new();
         threads.cancel(cancel, |job| taken.push(job));
-        for Job { ticket, op, held } in taken {
+        for Job { ticket, op, held, .. } in taken {
             underway.remove(ticket);
             threads.release(held);
             completions.push(Completion { op, result: Err(Errno::CANCELLED) });

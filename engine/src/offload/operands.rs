@@ -83,6 +83,14 @@ impl Operand {
         })
     }
 
+    /// One that is this directory.
+    #[cfg(test)]
+    pub(super) fn of(dir: OwnedFd) -> Arc<Operand> {
+        let operand = Operand::new();
+        let _ = operand.dir.set(dir);
+        operand
+    }
+
     /// The directory below it that was made as `path` and is still held.
     pub(super) fn held(&self, path: &[u8]) -> Option<Arc<OwnedFd>> {
         match lock(&self.made).by_path.get(path) {

@@ -15,21 +15,21 @@ use super::create::{self, Making, NewFile, PRIVATE, Present, TempName, Wanted, c
 use super::open::{OpenFile, Role};
 use super::resolve::{self, Root, Spot};
 use crate::backend::{Errno, NO_ATTRIBUTES};
-use crate::limits::PARTIAL_LOCK;
 use crate::wire::frame::{Attributes, Kind};
 use crate::wire::path::Target;
 use rustix::fs::{FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno as E;
 use rustix::io::retry_on_intr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::sync::atomic::AtomicBool;
 
 /// Opens what is there of `target`, or begins it. The size returned is what is there; after an ordinary beginning, 0.
+/// [`Errno::LOCKED`], as long as it is not `urgent`, where another process has what is there.
 pub(super) fn open(
     root: &Root,
     target: &Target,
     size: u64,
+    urgent: bool,
     give_up: &AtomicBool,
 ) -> Result<(OpenFile, Attributes), Errno> {
     let spot = resolve::new(root, target)?;
@@ -44,7 +44,7 @@ pub(super) fn open(
     let Spot { dir, name, .. } = spot;
     let dir = dir.into_owned()?;
     let partial = name_of(dir.as_fd(), &name)?;
-    let NewFile { fd, temp, asked } = match root.writing(dir.as_fd(), || take(dir.as_fd(), &partial, give_up))? {
+    let NewFile { fd, temp, asked } = match root.writing(dir.as_fd(), || take(dir.as_fd(), &partial, urgent))? {
         Some(fd) => {
             let temp = TempName { name: partial.into(), stays: true, gone: AtomicBool::new(false) };
             NewFile { fd, temp: Some(temp), asked: PRIVATE }
@@ -94,7 +94,7 @@ fn name_of(dir: BorrowedFd<'_>, target: &[u8]) -> Result<Vec<u8>, Errno> {
 }
 
 /// The file under this name, locked; made if there is none. `None` when it is not to be trusted or is in use.
-fn take(dir: BorrowedFd<'_>, name: &[u8], give_up: &AtomicBool) -> Result<Option<OwnedFd>, Errno> {
+fn take(dir: BorrowedFd<'_>, name: &[u8], urgent: bool) -> Result<Option<OwnedFd>, Errno> {
     for _ in 0..crate::limits::NAME_TRIES {
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let mut made = false;
@@ -114,8 +114,16 @@ fn take(dir: BorrowedFd<'_>, name: &[u8], give_up: &AtomicBool) -> Result<Option
             // A link, a FIFO nobody reads, somebody else's file.
             Err(_) => return Ok(None),
         };
-        if !is_trusted(&rustix::fs::fstat(&fd)?, made, dir)? || !lock(&fd, give_up) {
-            if made {
+        let locked = match is_trusted(&rustix::fs::fstat(&fd)?, made, dir)? {
+            true => retry_on_intr(|| rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive)),
+            false => Err(E::PERM),
+        };
+        if let Err(why) = locked {
+            let in_use = why == E::WOULDBLOCK;
+            if in_use && !urgent {
+                return Err(Errno::LOCKED);
+            }
+            if made && !in_use {
                 // Nobody can continue what nobody can lock: nothing of that name may seem to be kept.
                 let _ = rustix::fs::unlinkat(dir, name, rustix::fs::AtFlags::empty());
             }
@@ -129,20 +137,6 @@ fn take(dir: BorrowedFd<'_>, name: &[u8], give_up: &AtomicBool) -> Result<Option
         }
     }
     Ok(None)
-}
-
-/// True once nobody else has it. Of a process that was killed the kernel may let go a little later than it is gone, and the
-/// same command may be there already.
-fn lock(fd: &OwnedFd, give_up: &AtomicBool) -> bool {
-    let until = Instant::now() + PARTIAL_LOCK;
-    loop {
-        match rustix::fs::flock(fd, FlockOperation::NonBlockingLockExclusive) {
-            Err(E::WOULDBLOCK | E::INTR) if Instant::now() < until && !give_up.load(Ordering::Relaxed) => {
-                std::thread::sleep(PARTIAL_LOCK / 20);
-            }
-            locked => return locked.is_ok(),
-        }
-    }
 }
 
 /// True for a file that nobody else can have made or can change, or that looks exactly as any file that we make here: where a

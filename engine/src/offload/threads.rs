@@ -6,14 +6,15 @@
 //! ```
 //!
 //! A job that gets no descriptor waits until one is free, and is run again: files are worked on as many at a time as there
-//! are descriptors. Only when the whole process gets none for long does it end with that error.
+//! are descriptors. Only when the whole process gets none for long does it end with that error. One that finds locked what it
+//! needs waits as well, and everything else passes it: no thread ever sleeps for a lock of another process.
 //!
 //! A job that panics ends with [`Errno::INTERNAL`] and its thread lives on. Nothing here knows what a job does.
 
 use super::Held;
 use super::jobs::{self, Made};
 use crate::backend::{Cancel, Errno, FsOp, Id, Op, OpKind, Token, Waker};
-use crate::limits::{DESCRIPTOR_PATIENCE, DESCRIPTOR_PAUSE};
+use crate::limits::{DESCRIPTOR_PATIENCE, DESCRIPTOR_PAUSE, PARTIAL_LOCK, PARTIAL_LOOK};
 use crate::panics::caught;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,6 +36,19 @@ pub(super) struct Job {
     pub(super) ticket: Ticket,
     pub(super) op: Op,
     pub(super) held: Held,
+    /// When it first found locked what it needs.
+    pub(super) locked_since: Option<Instant>,
+}
+
+impl Job {
+    pub(super) fn new(ticket: Ticket, op: Op, held: Held) -> Job {
+        Job { ticket, op, held, locked_since: None }
+    }
+
+    /// It goes on without what is locked, rather than wait.
+    fn is_urgent(&self) -> bool {
+        self.locked_since.is_some_and(|since| since.elapsed() >= PARTIAL_LOCK)
+    }
 }
 
 pub(super) struct Finished {
@@ -47,7 +61,9 @@ struct Queue {
     jobs: VecDeque<Job>,
     /// Jobs that wait for a descriptor, and when they are to be tried again.
     held_back: VecDeque<(Instant, Job)>,
-    /// One of them is being tried again.
+    /// Jobs that wait for what others have locked, and when they are to be tried again.
+    locked: VecDeque<(Instant, Job)>,
+    /// One of those that wait for a descriptor is being tried again.
     retrying: bool,
     /// Files and directories nobody wants any more: dropping one may free gigabytes on disk, so helpers do it.
     releases: Vec<Held>,
@@ -79,6 +95,7 @@ impl Threads {
         let queue = Queue {
             jobs: VecDeque::new(),
             held_back: VecDeque::new(),
+            locked: VecDeque::new(),
             retrying: false,
             releases: Vec::new(),
             running,
@@ -137,10 +154,13 @@ impl Threads {
                 queue.jobs.push_back(job);
             }
         }
-        for _ in 0..queue.held_back.len() {
-            match queue.held_back.pop_front() {
-                Some((_, job)) if cancel.covers(job.op.token) => taken(job),
-                held_back => queue.held_back.extend(held_back),
+        let Queue { held_back, locked, .. } = &mut *queue;
+        for waiting in [held_back, locked] {
+            for _ in 0..waiting.len() {
+                match waiting.pop_front() {
+                    Some((_, job)) if cancel.covers(job.op.token) => taken(job),
+                    other => waiting.extend(other),
+                }
             }
         }
     }
@@ -152,7 +172,8 @@ impl Drop for Threads {
             let mut queue = self.shared.queue();
             queue.stopping = true;
             self.shared.give_up.iter().for_each(|give_up| give_up.store(true, Ordering::Relaxed));
-            (std::mem::take(&mut queue.jobs), std::mem::take(&mut queue.held_back))
+            let Queue { jobs, held_back, locked, .. } = &mut *queue;
+            (std::mem::take(jobs), std::mem::take(held_back), std::mem::take(locked))
         };
         self.shared.work.notify_all();
         drop(waiting);
@@ -168,10 +189,15 @@ impl Queue {
     /// asks for first it needs first, and what it has open behind that it cannot close before. With it, whether it was
     /// tried before.
     fn next(&mut self) -> Option<(Job, bool)> {
+        let is_due = |(due, _): &mut (Instant, Job)| *due <= Instant::now();
+        if self.held_back.is_empty()
+            && let Some((_, job)) = self.locked.pop_front_if(is_due)
+        {
+            return Some((job, false));
+        }
         if !self.retrying && self.held_back.is_empty() {
             return self.jobs.pop_front().map(|job| (job, false));
         }
-        let is_due = |(due, _): &mut (Instant, Job)| *due <= Instant::now();
         if let Some((_, job)) = if self.retrying { None } else { self.held_back.pop_front_if(is_due) } {
             self.retrying = true;
             return Some((job, true));
@@ -193,8 +219,10 @@ impl Queue {
 /// What became of a job.
 enum Run {
     Finished(Finished),
-    /// It is to be run again.
+    /// It is to be run again, once there are descriptors.
     HeldBack(Job),
+    /// It is to be run again, when what it needs may no longer be locked.
+    Locked(Job),
 }
 
 impl Shared {
@@ -226,14 +254,16 @@ impl Shared {
                 give_up.store(false, Ordering::Relaxed);
                 drop(queue);
                 let frees = frees_descriptor(&job.op.kind);
-                let held_back = match run(job, give_up) {
+                let (held_back, locked) = match run(job, give_up) {
                     Run::Finished(finished) => {
                         self.finish(finished);
-                        None
+                        (None, None)
                     }
-                    Run::HeldBack(job) => Some((Instant::now() + DESCRIPTOR_PAUSE, job)),
+                    Run::HeldBack(job) => (Some((Instant::now() + DESCRIPTOR_PAUSE, job)), None),
+                    Run::Locked(job) => (None, Some((Instant::now() + PARTIAL_LOOK, job))),
                 };
                 queue = self.queue();
+                queue.locked.extend(locked);
                 queue.running[number] = None;
                 queue.on_run(retried, held_back);
                 // Whoever waits for that need not wait longer.
@@ -247,7 +277,7 @@ impl Shared {
                 return;
             } else {
                 queue.idle += 1;
-                queue = match queue.held_back.front() {
+                queue = match queue.held_back.front().or(queue.locked.front()) {
                     None => self.work.wait(queue).unwrap_or_else(PoisonError::into_inner),
                     Some((due, _)) => {
                         let pause = due.saturating_duration_since(Instant::now());
@@ -271,14 +301,19 @@ impl Shared {
 }
 
 fn run(job: Job, give_up: &AtomicBool) -> Run {
-    let Job { ticket, mut op, held } = job;
-    let result = caught(|| jobs::run(&mut op.kind, &held, give_up));
+    let urgent = job.is_urgent();
+    let Job { ticket, mut op, held, locked_since } = job;
+    let result = caught(|| jobs::run(&mut op.kind, &held, urgent, give_up));
+    if matches!(result, Ok(Err(Errno::LOCKED))) && !give_up.load(Ordering::Relaxed) {
+        let locked_since = locked_since.or_else(|| Some(Instant::now()));
+        return Run::Locked(Job { ticket, op, held, locked_since });
+    }
     if takes_descriptors(&op.kind) {
         match result {
             Ok(Err(Errno::TOO_MANY_FILES | Errno::TOO_MANY_FILES_ALL))
                 if !give_up.load(Ordering::Relaxed) && may_wait() =>
             {
-                return Run::HeldBack(Job { ticket, op, held });
+                return Run::HeldBack(Job { ticket, op, held, locked_since });
             }
             Ok(Err(Errno::TOO_MANY_FILES | Errno::TOO_MANY_FILES_ALL)) => {}
             _ if IS_STARVED.load(Ordering::Relaxed) => {
@@ -357,7 +392,7 @@ mod tests {
             let compute = Compute::Seal { seals: vec![seal], block };
             let token = Token { session: SessionId(0), transfer: 0, part: number as u32 };
             let op = Op { token, kind: OpKind::Compute(Box::new(compute)) };
-            threads.submit(Job { ticket: Ticket::new(number as u32, 0), op, held: Held::Nothing });
+            threads.submit(Job::new(Ticket::new(number as u32, 0), op, Held::Nothing));
             woken.recv().unwrap();
             let mut results = Vec::new();
             threads.take_results(&mut results);

@@ -4,6 +4,7 @@
 
 mod cancel;
 mod content;
+mod locks;
 mod names;
 mod rig;
 #[path = "../../../cli/tests/end_to_end/support/skips.rs"]
