@@ -28,7 +28,7 @@ use smallvec::SmallVec;
 use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 #[repr(C, align(4096))]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -88,11 +88,13 @@ struct Shelf {
     beyond_limit: usize,
 }
 
-/// What one session may hold of a class.
+/// What one session may hold of one class.
 #[derive(Clone)]
 pub struct Quota(Arc<QuotaState>);
 
 struct QuotaState {
+    /// What was taken first: shares are counted by class.
+    class: OnceLock<Class>,
     held: AtomicUsize,
     limit: usize,
     share: usize,
@@ -106,7 +108,7 @@ impl Quota {
 
     /// A quota of `limit` blocks, `share` of which its pool has set aside ([`Pool::setting_aside`]).
     pub fn with_share(limit: usize, share: usize) -> Quota {
-        Quota(Arc::new(QuotaState { held: AtomicUsize::new(0), limit, share }))
+        Quota(Arc::new(QuotaState { class: OnceLock::new(), held: AtomicUsize::new(0), limit, share }))
     }
 
     /// Blocks that may be held.
@@ -306,6 +308,7 @@ impl Pool {
             return None;
         }
         let mut block = self.take_reserved(class)?;
+        debug_assert_eq!(*quota.0.class.get_or_init(|| class), class, "a quota is of one class");
         // Only this worker takes, so meanwhile there can only be more.
         if quota.0.held.fetch_add(1, Ordering::AcqRel) >= quota.0.share {
             block.storage.shelf.beyond.fetch_add(1, Ordering::AcqRel);

@@ -168,7 +168,8 @@ mod tests {
             scope.spawn(move || {
                 first.give(|| {
                     begun.send(()).unwrap();
-                    Ok(may_go_on.recv_timeout(Duration::from_secs(30)).expect("the other one need not wait"))
+                    may_go_on.recv_timeout(Duration::from_secs(30)).expect("the other one need not wait");
+                    Ok(())
                 })
             });
             has_begun.recv().unwrap();

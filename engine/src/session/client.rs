@@ -289,7 +289,7 @@ impl Client {
     /// Goes on towards a direct connection.
     fn meet(&mut self, cx: &mut Context<'_>) -> Result<(), Report> {
         let Phase::Meeting(meeting) = &mut self.phase else { return Ok(()) };
-        match meeting.turn(&mut self.link, &self.quotas.large, cx)? {
+        match meeting.turn(&mut self.link, &self.quotas, cx)? {
             Step::Waiting => {}
             Step::Refused(failure) if self.link.is_nowhere() => return Err(Report::NotDirect(failure)),
             Step::Refused(failure) => {
@@ -349,7 +349,7 @@ impl Client {
         if let Some(control) = &mut self.control {
             while let Ok(Some(_)) = control.next() {}
             control.flush(cx);
-            control.pump_recv(&self.quotas.large, cx);
+            control.pump_recv(&self.quotas, cx);
         }
     }
 
@@ -547,7 +547,7 @@ impl Client {
         } else if self.link.at_end() {
             return Err(self.lost(cx.now));
         }
-        self.link.pump_recv(&self.quotas.large, cx);
+        self.link.pump_recv(&self.quotas, cx);
         // The block that was kept for receiving may have been the last: whoever was told to wait for it looks again.
         if matches!(self.phase, Phase::Working) {
             self.advance(cx);

@@ -9,9 +9,9 @@
 //! data(slice) --------+
 //! ```
 
-use super::Context;
 use super::sealed::{Records, Sealed};
 use super::unfinished::Unfinished;
+use super::{Context, Quotas};
 use crate::backend::{Completion, Errno, OpKind, Output, StreamId, Time};
 use crate::block::{Block, Class, Head, Quota, Shared, Slice, Slices};
 use crate::limits::{
@@ -241,7 +241,7 @@ impl Link {
     }
 
     /// Keeps a receive in flight while there is nothing left to parse.
-    pub(crate) fn pump_recv(&mut self, quota: &Quota, cx: &mut Context<'_>) {
+    pub(crate) fn pump_recv(&mut self, quotas: &Quotas, cx: &mut Context<'_>) {
         if self.receiving || self.ended || self.failed.is_some() || self.is_nowhere() {
             return;
         }
@@ -251,7 +251,7 @@ impl Link {
         if let Some(sealed) = &mut self.sealed {
             // A block that was received before is parsed while the next one comes.
             if let Some((into, at_least)) =
-                sealed.next_receive(self.inbox.is_some(), &mut self.spare, [quota, &self.reserve], cx)
+                sealed.next_receive(self.inbox.is_some(), &mut self.spare, (quotas, &self.reserve), cx)
             {
                 let at_least = at_least.min(most);
                 cx.submit(0, RECV, OpKind::Recv { stream: self.stream, into, at_least });
@@ -262,7 +262,7 @@ impl Link {
         if self.inbox.is_some() {
             return;
         }
-        let spare = self.spare.take().or_else(|| cx.pool.take(Class::Large, quota));
+        let spare = self.spare.take().or_else(|| cx.pool.take(Class::Large, &quotas.large));
         let Some(into) = spare.or_else(|| cx.pool.take(Class::Large, &self.reserve)) else {
             return;
         };

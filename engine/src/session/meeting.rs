@@ -21,9 +21,8 @@ use super::doorman::Knock;
 use super::link::{Incoming, Link};
 use super::rendezvous::keyed;
 use super::sealed::Records;
-use super::{Failure, Reason, Terms};
+use super::{Failure, Quotas, Reason, Terms};
 use crate::backend::{Errno, OpKind, Output, StreamId, Time};
-use crate::block::Quota;
 use crate::limits::SECOND;
 use crate::session::Context;
 use crate::session::Outcome;
@@ -341,16 +340,16 @@ impl Meeting {
     }
 
     /// Goes on as far as possible.
-    pub(super) fn turn(&mut self, control: &mut Link, quota: &Quota, cx: &mut Context<'_>) -> Result<Step, Failure> {
+    pub(super) fn turn(&mut self, control: &mut Link, quotas: &Quotas, cx: &mut Context<'_>) -> Result<Step, Failure> {
         let of_daemon = |failure| Failure { what: WHAT_OF_DAEMON, ..failure };
-        match self.go_on(control, quota, cx) {
+        match self.go_on(control, quotas, cx) {
             Err(failure) if self.daemon.is_some() => Err(of_daemon(failure)),
             Ok(Step::Refused(failure)) if self.daemon.is_some() => Ok(Step::Refused(of_daemon(failure))),
             step => step,
         }
     }
 
-    fn go_on(&mut self, control: &mut Link, quota: &Quota, cx: &mut Context<'_>) -> Result<Step, Failure> {
+    fn go_on(&mut self, control: &mut Link, quotas: &Quotas, cx: &mut Context<'_>) -> Result<Step, Failure> {
         if let State::Asking = self.state {
             control.frame(&Frame::OpenDirectChannel).map_err(no_direct)?;
             self.deadline = Some(cx.now.after(self.patience));
@@ -407,7 +406,7 @@ impl Meeting {
         if let Some(failure) = self.refused.take() {
             return self.give_up(failure);
         }
-        self.greet(quota, cx)
+        self.greet(quotas, cx)
     }
 
     fn connect(&mut self, address: SocketAddr, cx: &mut Context<'_>) {
@@ -501,7 +500,7 @@ impl Meeting {
         self.state = State::Challenged(link);
     }
 
-    fn greet(&mut self, quota: &Quota, cx: &mut Context<'_>) -> Result<Step, Failure> {
+    fn greet(&mut self, quotas: &Quotas, cx: &mut Context<'_>) -> Result<Step, Failure> {
         loop {
             let first = matches!(self.state, State::Challenged(_));
             let Some(link) = self.link() else { break };
@@ -510,7 +509,7 @@ impl Meeting {
             let Some(incoming) = next else {
                 let Some(link) = self.link() else { break };
                 link.flush(cx);
-                link.pump_recv(quota, cx);
+                link.pump_recv(quotas, cx);
                 if link.at_end() {
                     // Whoever is turned away while he speaks may not hear that any more; whoever is not believed is.
                     let reset = link.failure().is_some_and(|errno| errno != Errno::BROKEN_PIPE);

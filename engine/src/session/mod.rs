@@ -151,6 +151,11 @@ impl Quotas {
         }
     }
 
+    /// For a session that is not served yet.
+    pub(crate) fn none() -> Quotas {
+        Quotas { small: Quota::new(0), large: Quota::new(0), frame: Quota::new(0) }
+    }
+
     pub(crate) fn of(&self, class: Class) -> &Quota {
         match class {
             Class::Small => &self.small,

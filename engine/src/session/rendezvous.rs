@@ -25,9 +25,9 @@ use super::sealed::Records;
 use super::server::{self, Server, Traffic};
 use super::share::Part;
 use super::verb::{Verb, reply, reply_failure};
-use super::{Context, Failure, Flow, Io, Outcome, Session};
+use super::{Context, Failure, Flow, Io, Outcome, Quotas, Session};
 use crate::backend::{Completion, DirId, Errno, OpKind, Output, StreamId, Time, Token};
-use crate::block::{Class, Pool, Quota};
+use crate::block::{Class, Pool};
 use crate::limits::{
     DOOR_SESSION_BLOCKS, GUEST_BYTES, GUEST_TIMEOUT, LAST_WORDS_TIMEOUT, MAX_GUESTS, MAX_LEAVING, MAX_SERVED,
     MAX_SESSIONS, MAX_WAITING, MEETING_TIMEOUT, PARTING_TIMEOUT,
@@ -412,7 +412,7 @@ impl Guest {
         {
             link.lend(block);
         }
-        link.pump_recv(&Quota::new(0), cx);
+        link.pump_recv(&Quotas::none(), cx);
         let over = self.meeting.borrow().over || link.at_end() || link.gathered() > GUEST_BYTES;
         (!over && self.deadline().is_none_or(|deadline| cx.now < deadline)).then_some(Flow::Continue)
     }

@@ -9,8 +9,8 @@
 //! of a block is carried over to the next. Nonces are counted when a record is begun, so several may be with helpers.
 //! Between two hauls no record holds more than a large block does: a frame that is longer takes several.
 
-use super::Context;
 use super::link::{Inbox, OPEN, SEAL, send_pieces};
+use super::{Context, Quotas};
 use crate::backend::{Completion, Compute, OpKind, StreamId};
 use crate::block::{Block, Class, Head, Quota, Slice, Slices};
 use crate::limits::{ARRIVED_BLOCKS, BLOCK_BYTES, ROOM_BYTES, SEAL_BYTES, SPARED_BLOCKS, SPARED_FRAMES};
@@ -253,10 +253,10 @@ impl Sealed {
         &mut self,
         parsing: bool,
         spare: &mut Option<Block>,
-        quotas: [&Quota; 2],
+        (quotas, reserve): (&Quotas, &Quota),
         cx: &mut Context<'_>,
     ) -> Option<(Block, usize)> {
-        let left = cx.pool.left(Class::Large, quotas[0]);
+        let left = cx.pool.left(Class::Large, &quotas.large);
         if (parsing || !self.arrived.is_empty()) && left <= SPARED_BLOCKS {
             return None;
         }
@@ -265,7 +265,7 @@ impl Sealed {
                 return None;
             }
             if let Some(whole) = self.gathering {
-                let mut block = take(Class::Large, spare, quotas, cx)?;
+                let mut block = take(Class::Large, spare, (quotas, reserve), cx)?;
                 let missing = (whole - self.carried.len()).min(block.capacity());
                 block.set_window(ROOM_BYTES..ROOM_BYTES + missing);
                 return Some((block, missing));
@@ -275,10 +275,10 @@ impl Sealed {
                 _ => Class::Large,
             };
             // Of a base peer. What came before, or another session, may need two of these to decompress what it has.
-            if class == Class::Frame && cx.pool.available(Class::Frame) <= SPARED_FRAMES {
+            if class == Class::Frame && cx.pool.left(Class::Frame, &quotas.frame) <= SPARED_FRAMES {
                 return None;
             }
-            let mut block = take(class, spare, quotas, cx)?;
+            let mut block = take(class, spare, (quotas, reserve), cx)?;
             let end = START + self.carried.len();
             block.memory_mut()[START..end].copy_from_slice(&self.carried);
             self.carried.clear();
@@ -444,10 +444,16 @@ fn frame_len(frames: &[u8]) -> usize {
     frames.first_chunk().map_or(frames.len(), |length| LENGTH_BYTES + u32::from_le_bytes(*length) as usize)
 }
 
-fn take(class: Class, spare: &mut Option<Block>, quotas: [&Quota; 2], cx: &mut Context<'_>) -> Option<Block> {
+fn take(
+    class: Class,
+    spare: &mut Option<Block>,
+    (quotas, reserve): (&Quotas, &Quota),
+    cx: &mut Context<'_>,
+) -> Option<Block> {
     let bytes = class.bytes();
     let kept = spare.take_if(|block| block.memory().len() == bytes + 2 * ROOM_BYTES);
-    let block = kept.or_else(|| quotas.into_iter().find_map(|quota| cx.pool.take(class, quota)));
+    let block = kept.or_else(|| cx.pool.take(class, quotas.of(class)));
+    let block = block.or_else(|| if class == Class::Large { cx.pool.take(class, reserve) } else { None });
     block.map(|mut block| {
         block.set_window(ROOM_BYTES..ROOM_BYTES + bytes);
         block

@@ -528,7 +528,7 @@ impl Server {
             return Err(Failure::connection("connection", errno));
         }
         if self.pending.is_none() {
-            self.link.pump_recv(&self.quotas.large, cx);
+            self.link.pump_recv(&self.quotas, cx);
             // The block that was kept for receiving may have been the last: whoever was told to wait for it looks again.
             self.advance(cx);
             self.link.flush(cx);
