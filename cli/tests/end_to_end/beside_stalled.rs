@@ -2,12 +2,12 @@
 //! nothing from others.
 
 use crate::support::daemon::{Knock, Listening, enter};
-use crate::support::direct::{Guest, SealedEnd};
-use crate::support::frames::{Received, bytes_of, compressed, field};
+use crate::support::direct::{Guest, Place, SealedEnd};
+use crate::support::frames::{Received, Serving, blake3_of, bytes_of, compressed, data, field};
 use crate::support::pressure::peak_memory;
 use crate::support::processes::{complete, names, wait_for};
-use crate::support::random_file;
-use haul_engine::wire::frame::{Caps, ErrorCode, Frame};
+use crate::support::{BACKENDS, random_file};
+use haul_engine::wire::frame::{Caps, Dialect, ErrorCode, Ext, Frame};
 use haul_engine::wire::seal::Secret;
 use haul_engine::wire::{MAX_BLOCK, MAX_FRAME};
 use std::collections::VecDeque;
@@ -120,6 +120,45 @@ fn copy_all(daemon: &Listening, near: &str, dir: &Path, text: &[u8]) {
     daemon.copy(near, &["-r"], daemon.at("small/"), dir.join("tree")).assert_exit(0);
     assert_eq!(fs::read_dir(dir.join("tree")).unwrap().count(), 32);
     assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+}
+
+/// With sixteen blocks for each of those that take nothing, six had all.
+#[test]
+fn direct_connections_of_one_client_that_stop_leave_the_others_what_they_need() {
+    for backend in BACKENDS {
+        let mut serving =
+            Serving::agreed(backend, Dialect { version: 1, ext: Ext::ALL.or(Ext::KEYED) }, Caps::DIRECT_TCP);
+        let dir = tempfile::Builder::new().prefix("haul-test-").tempdir().unwrap();
+        let text = text(dir.path(), 24 << 20);
+        fs::write(serving.root().join("large"), &text).unwrap();
+        let place = Place::open(&mut serving);
+        let stalled: Vec<SealedEnd> = (0..12)
+            .map(|_| {
+                let mut client = place.client(true);
+                client.send(&Frame::Get { path: field("large"), offset: 0 });
+                client
+            })
+            .collect();
+        let began = Instant::now();
+        let mut other = place.client(true);
+        other.send(&Frame::Get { path: field("large"), offset: 0 });
+        let mut got = Vec::new();
+        while got.len() < text.len() {
+            match other.input.next() {
+                Some(Received::Data(content)) => got.extend(content),
+                Some(Received::Frame(Frame::Meta { .. })) => {}
+                reply => panic!("{reply:?}"),
+            }
+        }
+        assert!(got == text);
+        assert!(matches!(other.input.next(), Some(Received::Frame(Frame::Ok { .. }))));
+        other.send(&Frame::Put { path: field("up"), size: text.len() as u64, offset: 0, overwrite: true });
+        text.chunks(500_000).for_each(|part| other.send_bytes(&data(part)));
+        other.send(&Frame::Commit { hash: blake3_of(&text) });
+        assert!(matches!(other.input.next(), Some(Received::Frame(Frame::Ok { .. }))));
+        assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+        drop(stalled);
+    }
 }
 
 #[test]
