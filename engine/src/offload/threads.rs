@@ -263,6 +263,10 @@ impl Shared {
                     Run::Locked(job) => (None, Some((Instant::now() + PARTIAL_LOOK, job))),
                 };
                 queue = self.queue();
+                if locked.is_some() && queue.idle > 0 {
+                    // This thread may have something long to do when it is time to look again.
+                    self.work.notify_one();
+                }
                 queue.locked.extend(locked);
                 queue.running[number] = None;
                 queue.on_run(retried, held_back);
