@@ -22,7 +22,7 @@ use haul_engine::session::report::{Direction, Progress, Report, Reporter, Shared
 use haul_engine::session::{download, helper, upload};
 use haul_engine::sim::random::Random;
 use haul_engine::sim::{Fault, FaultPlan, SimBackend, World};
-use haul_engine::wire::frame::{Caps, Hash};
+use haul_engine::wire::frame::{Caps, Ext, Hash};
 use haul_engine::wire::path::RequestPath;
 use haul_engine::wire::seal::{Secret, sealed_records};
 use haul_engine::worker::Worker;
@@ -68,6 +68,8 @@ struct Scenario {
     caps: Caps,
     /// Its target directory.
     target: String,
+    /// Nothing is sealed.
+    plain: bool,
     /// The turns in which further connections come, and are told to leave again, if they are.
     further: Vec<(u64, Option<u64>)>,
 }
@@ -136,7 +138,10 @@ fn client_of(
     let progress = Arc::new(Progress::default());
     let options = Options { recursive: true, connections: run.links(), ..Options::default() };
     let queue = Queue::new(if run.up { Direction::Up } else { Direction::Down }, options);
-    let opening = Opening::full(None).with_caps(run.caps);
+    let mut opening = Opening::full(None).with_caps(run.caps);
+    if run.plain {
+        opening.greeting.ext = opening.greeting.ext.map(|ext| ext.or(Ext::PLAIN));
+    }
     let invitation = Invitation::by_daemon(address, Secret::from_bytes(key), opening.greeting, never_twice);
     let opening = Opening { invited: Some(Box::new((invitation.clone(), seat(0)))), ..opening };
     let (sources, target) = (vec![operand(source)], operand(&run.target));
@@ -208,6 +213,7 @@ fn run(seed: u64) -> Result<(), String> {
         files: 1 + random.index(8),
         caps: caps.or(Caps::PUT_OFFSET),
         target: "dst/".to_string(),
+        plain: false,
         further: (0..random.below(4))
             .map(|_| {
                 let comes = if random.once_in(2) { 0 } else { random.magnitude(1 << 12) };
@@ -325,7 +331,8 @@ fn one_of_many(random: &mut Random, target: String) -> (Scenario, Vec<Vec<u8>>) 
     });
     let files: Vec<_> = files.collect();
     let caps = caps.or(Caps::PUT_OFFSET);
-    (Scenario { up, files: files.len(), caps, target, further: Vec::new() }, files)
+    let plain = random.once_in(3);
+    (Scenario { up, files: files.len(), caps, target, plain, further: Vec::new() }, files)
 }
 
 /// Fifteen clients of a daemon that stop somewhere, and one that comes then.
@@ -341,7 +348,7 @@ fn run_beside_stalled(seed: u64) -> Result<(), String> {
     let pool = Pool::of_sessions(DOOR_SESSION_BLOCKS, DOOR_FRAME_BLOCKS, Some(1));
     let blocks = [Class::Small, Class::Large, Class::Frame].map(|class| pool.available(class));
     let mut server = Some(Worker::new(server_host, pool).letting_panics_through());
-    server.as_mut().expect("it lives").add(Box::new(Doorman::new(listener, daemon(root, store, false))));
+    server.as_mut().expect("it lives").add(Box::new(Doorman::new(listener, daemon(root, store, true))));
     let come = |name: &str, random: &mut Random| {
         let (scenario, files) = one_of_many(random, format!("{name}/"));
         let host = world.host(name);
