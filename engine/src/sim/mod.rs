@@ -354,6 +354,13 @@ impl World {
         self.state.borrow_mut().hosts[index].disk.capacity = bytes;
     }
 
+    /// Bytes of content beyond which a host's disk stores nothing, which it says only to close, and how, as file systems in
+    /// a network do; `None`: it stores all, as at first.
+    pub fn set_stores(&self, host: &str, stores: Option<(u64, Fault)>) {
+        let index = self.host_index(host);
+        self.state.borrow_mut().hosts[index].disk.stores = stores;
+    }
+
     /// Chance from this world's seed, for a test's own decisions.
     pub fn random(&self) -> random::Random {
         self.state.borrow_mut().random.fork()

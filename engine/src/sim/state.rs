@@ -293,6 +293,7 @@ impl State {
         if let OpKind::Connect { .. } = op.kind {
             return self.finish_soon(host, id, op, Err(Fault::Unanswered.errno()));
         }
+        let fault = fault.or_else(|| self.hosts[host].disk.at_close(&op.kind));
         if let Some(fault) = fault {
             self.hit(host, Some(&op), fault);
         }
