@@ -33,6 +33,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 #[path = "simulation/failing_close.rs"]
 mod failing_close;
+#[path = "simulation/slow_links.rs"]
+mod slow_links;
 #[path = "simulation/sources.rs"]
 mod sources;
 #[path = "simulation/written_to.rs"]
@@ -289,6 +291,7 @@ struct Guests {
     queue: Queue,
     local: DirId,
     progress: SharedProgress,
+    patience: Patience,
     fate: Rc<RefCell<Fate>>,
 }
 
@@ -327,7 +330,7 @@ impl Guests {
                 }
             });
             let share = (self.queue.clone(), self.local);
-            let (patience, progress) = (Patience::default(), self.progress.clone());
+            let (patience, progress) = (self.patience, self.progress.clone());
             worker.add(Box::new(helper::invited((invited, seat), patience, share, progress, reporter)));
         }
     }
@@ -368,7 +371,8 @@ impl Pair {
             let (opening, progress, quiet) = (scenario.opening(None), progress.clone(), Box::new(|_| {}));
             client.add(Box::new(helper::client(stream, opening, (queue.clone(), local), progress, quiet)));
         }
-        let guests = Guests { invitation, queue, local, progress, fate: Rc::default() };
+        let patience = Patience::default();
+        let guests = Guests { invitation, queue, local, progress, patience, fate: Rc::default() };
         let mut server = worker(server_host, scenario.blocks[1]);
         for (_, served) in links {
             let server_session = Server::new(served, roots[1], Box::new(|_| {})).with_store(Some(store));
