@@ -17,7 +17,7 @@ impl Cable {
     /// Bytes that one connection sends at once at most.
     pub(super) const BURST: u64 = 16 * 1024;
     /// Nanoseconds after which a connection that has lost something sends again at most.
-    pub(super) const LONGEST_WAIT: u64 = SECOND;
+    pub(super) const LONGEST_WAIT: u64 = SECOND / 2;
     /// Bytes below which the queue has no room.
     const PACKET: u64 = 1500;
 
