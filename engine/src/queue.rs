@@ -236,6 +236,12 @@ impl Queue {
         wake(state, true);
     }
 
+    /// True where nothing waits, and nobody else is at anything that might come back.
+    pub(crate) fn is_alone(&self) -> bool {
+        let state = self.state();
+        state.links == 1 && state.jobs.is_empty() && state.returned.is_empty() && state.ranged.is_empty()
+    }
+
     /// True while jobs wait for somebody to take them.
     pub fn has_waiting(&self) -> bool {
         !self.state().jobs.is_empty()

@@ -44,6 +44,8 @@ mod fast_uploads;
 #[cfg(target_os = "linux")]
 mod foreign_disks;
 #[cfg(target_os = "linux")]
+mod full_disk_early;
+#[cfg(target_os = "linux")]
 mod gathered;
 #[cfg(target_os = "linux")]
 mod hostile_beginnings;
