@@ -110,6 +110,8 @@ mod kill;
 #[cfg(target_os = "linux")]
 mod link_operands;
 #[cfg(target_os = "linux")]
+mod link_targets_confined;
+#[cfg(target_os = "linux")]
 mod listener;
 #[cfg(target_os = "linux")]
 mod many_connections;

@@ -164,7 +164,7 @@ pub(super) fn examine(root: &Root, spot: &Spot<'_>, overwrite: bool) -> Result<P
         return if is_null_device(&stat) { Ok(Present::Sink(fd, stat)) } else { Err(Errno::NOT_REGULAR) };
     }
     check_replaceable(&stat)?;
-    if kind(&stat) == Kind::Symlink && root.behind_link(spot).is_some_and(|stat| kind(&stat) != Kind::Regular) {
+    if kind(&stat) == Kind::Symlink && root.behind_link(spot)?.is_some_and(|stat| kind(&stat) != Kind::Regular) {
         // `/dev/stdout` is one, and the link is the system's.
         return Err(Errno::LINK_TO_OTHER);
     }
