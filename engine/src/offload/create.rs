@@ -237,8 +237,10 @@ fn open_named(dir: BorrowedFd<'_>, mode: u32) -> Result<(OwnedFd, [u8; TEMP_NAME
 /// of the directory, leaves. A file that is made and goes again tells, because only the kernel knows both.
 #[cfg(target_os = "linux")]
 pub(super) fn permitted_in(dir: BorrowedFd<'_>) -> Result<u32, Errno> {
-    if let Some(result) = open_nameless(dir, 0o777) {
-        return Ok(from_stat(&rustix::fs::fstat(&result?)?).mode & 0o777);
+    match open_nameless(dir, 0o777) {
+        // What the umask says takes none.
+        None | Some(Err(Errno::TOO_MANY_FILES | Errno::TOO_MANY_FILES_ALL)) => {}
+        Some(result) => return Ok(from_stat(&rustix::fs::fstat(&result?)?).mode & 0o777),
     }
     if !has_default_acl(dir) {
         return Ok(0o777 & !super::attributes::umask());
