@@ -464,6 +464,14 @@ impl Queue {
         wake(state, true);
     }
 
+    /// The source of `job`, a whole file, is not what was listed where another process reads it: it goes to the first connection.
+    pub(crate) fn leave_to_lead(&self, job: Job) {
+        let mut state = self.state();
+        state.targets.remove(&job.target);
+        state.returned.push_back(job);
+        wake(state, true);
+    }
+
     /// The source of `job`, a whole file, has changed while it was read: whoever is free tries once more.
     pub(crate) fn try_again(&self, job: Job) {
         let mut state = self.state();

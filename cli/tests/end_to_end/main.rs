@@ -164,6 +164,8 @@ mod striped;
 #[cfg(target_os = "linux")]
 mod stuck;
 #[cfg(target_os = "linux")]
+mod swapped_between_logins;
+#[cfg(target_os = "linux")]
 mod target_dirs;
 #[cfg(target_os = "linux")]
 mod truth;

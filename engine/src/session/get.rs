@@ -111,6 +111,8 @@ pub(super) struct Wanted {
     pub(super) continued: bool,
     /// It is, but the file changed when that was tried: now its beginning comes, too.
     pub(super) afresh: bool,
+    /// Another process looked at it than the one that sends it, which may mean something else by its path.
+    pub(super) elsewhere: bool,
 }
 
 /// The file is not the one that was looked at.
@@ -189,13 +191,15 @@ impl Fetch {
         let (continued, preserve) = (self.continues(), self.wanted.preserve);
         let known = self.wanted.attributes;
         let changed = (attributes.size, attributes.mtime) != (known.size, known.mtime);
+        let owned = |of: Attributes| (of.mode, of.uid, of.gid);
+        let another = self.wanted.elsewhere && (changed || owned(attributes) != owned(known));
         let path = self.wanted.remote_path.clone();
         let receiver = self.receiver(Some(attributes), io);
         receiver.set_attributes(attributes, preserve);
         if !continued {
             receiver.set_size(attributes.size);
         }
-        if continued && changed {
+        if another || (continued && changed) {
             receiver.fail(has_changed(&path), io);
         }
     }
