@@ -5,9 +5,9 @@ use crate::exit::{self, Exit};
 use crate::tuner::{Decision, Rate};
 use crate::unkept::{self, Tally};
 use haul_engine::session::report::{Direction, Progress, Report};
-use haul_engine::session::{Failure, Reason};
+use haul_engine::session::{Cause, Failure, Reason};
 use haul_engine::wire::display::{Printable, visible_json};
-use haul_engine::wire::frame::{Hash, Unkept};
+use haul_engine::wire::frame::{ErrorCode, Hash, Unkept};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use std::cell::RefCell;
@@ -23,6 +23,8 @@ const SCHEMA: &str = "haul/1";
 pub(crate) const NOT_KEPT: &str = "times, modes and links not kept";
 /// Hashes of at most this many files stand in the summary; each file has a line of its own anyway.
 const SUMMARY_HASHES: usize = 64;
+/// Failures in a row for which a peer has the same words that are shown.
+const SHOWN_ALIKE: u64 = 8;
 /// Decisions on the number of connections that are shown at the end, the last ones.
 const SHOWN_DECISIONS: usize = 8;
 
@@ -34,6 +36,21 @@ pub(crate) fn hex(hash: &Hash) -> String {
 /// The text of an I/O error without its number.
 pub(crate) fn reason(error: &std::io::Error) -> String {
     haul_engine::backend::Errno(error.raw_os_error().unwrap_or(0)).to_string()
+}
+
+/// What a peer said failed that has no number for it, but for the name of the file.
+fn words_of(failure: &Failure) -> Option<Vec<&[u8]>> {
+    let Cause::There { code: ErrorCode::NONE | ErrorCode::OTHER, message } = &failure.cause else { return None };
+    let name = failure.path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+    let is_path = |word: &&[u8]| {
+        let quoted = |byte: &u8| b"'\"`:,;()".contains(byte);
+        let start = word.iter().position(|byte| !quoted(byte)).unwrap_or(word.len());
+        let end = word.iter().rposition(|byte| !quoted(byte)).map_or(start, |last| last + 1);
+        // A bare number may be that of an error.
+        let bare = !name.iter().all(u8::is_ascii_digit);
+        word[start..end].strip_suffix(name).is_some_and(|before| before.last().map_or(bare, |&byte| byte == b'/'))
+    };
+    Some(message.split(u8::is_ascii_whitespace).filter(|word| !is_path(word)).collect())
 }
 
 /// One line on stdout. A reader that went away is no failure: it has what it wanted. What cannot be written otherwise is lost.
@@ -107,6 +124,9 @@ pub(crate) struct Output {
     bare: bool,
     /// The first failure for want of room, and how many there were: they are told together.
     no_room: Option<(Failure, u64)>,
+    /// The last failure of which nothing but a peer's words is known, how many in a row said the same, and how many of them
+    /// have not been shown.
+    alike: Option<(Failure, u64, u64)>,
     /// The hints that were given.
     hinted: RefCell<BTreeSet<&'static str>>,
     /// The first of the lines on stdout that could not be written, and why.
@@ -147,6 +167,7 @@ impl Output {
             unverified: 0,
             bare: false,
             no_room: None,
+            alike: None,
             hinted: RefCell::default(),
             lost: RefCell::new(None),
             unproved: false,
@@ -374,7 +395,40 @@ impl Output {
             self.no_room.get_or_insert_with(|| (failure.clone(), 0)).1 += 1;
             return self.json_error(failure, exit);
         }
+        if self.is_one_more(failure) {
+            return self.json_error(failure, exit);
+        }
         self.say(failure, exit);
+    }
+
+    /// A peer that has only words for what failed may have the same ones for each of many files: after some they are counted.
+    /// They are compared and decide nothing else.
+    fn is_one_more(&mut self, failure: &Failure) -> bool {
+        let words = words_of(failure);
+        if self.args.verbose || words.is_none() {
+            self.tell_alike();
+            return false;
+        }
+        match &mut self.alike {
+            Some((last, count, hidden)) if words_of(last) == words => {
+                (*last, *count) = (failure.clone(), *count + 1);
+                let more = *count > SHOWN_ALIKE;
+                *hidden += u64::from(more);
+                more
+            }
+            _ => {
+                self.tell_alike();
+                self.alike = Some((failure.clone(), 1, 0));
+                false
+            }
+        }
+    }
+
+    /// Says how many were not shown.
+    fn tell_alike(&mut self) {
+        let Some((failure, _, hidden @ 1..)) = self.alike.take() else { return };
+        let files = if hidden == 1 { "file" } else { "files" };
+        self.note(&format!("the same of {hidden} more {files}, at last {}", Printable(&failure.path)));
     }
 
     /// Says once that there was no room, and for how many files.
@@ -389,6 +443,7 @@ impl Output {
 
     /// A failure that ends everything.
     pub(crate) fn fatal(&mut self, failure: &Failure, exit: Exit) {
+        self.tell_alike();
         self.errors += 1;
         self.exit = exit;
         self.say(failure, exit);
@@ -478,6 +533,7 @@ impl Output {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }
+        self.tell_alike();
         self.tell_no_room();
         let complete = self.files + self.unchanged;
         let files = if complete == 1 { "file" } else { "files" };
@@ -508,6 +564,7 @@ impl Output {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }
+        self.tell_alike();
         self.tell_no_room();
         if !self.args.quiet && !self.args.json && (self.errors == 0 || self.files + self.unchanged > 0) {
             stderr(&self.last_line());

@@ -236,6 +236,12 @@ impl Queue {
         wake(state, true);
     }
 
+    /// True where nothing waits, and nobody else is at anything that might come back.
+    pub(crate) fn is_alone(&self) -> bool {
+        let state = self.state();
+        state.links == 1 && state.jobs.is_empty() && state.returned.is_empty() && state.ranged.is_empty()
+    }
+
     /// True while jobs wait for somebody to take them.
     pub fn has_waiting(&self) -> bool {
         !self.state().jobs.is_empty()
@@ -455,6 +461,14 @@ impl Queue {
         state.targets.remove(&finished.job.target);
         state.look_for_room(&finished);
         state.finished.push(finished);
+        wake(state, true);
+    }
+
+    /// The source of `job`, a whole file, is not what was listed where another process reads it: it goes to the first connection.
+    pub(crate) fn leave_to_lead(&self, job: Job) {
+        let mut state = self.state();
+        state.targets.remove(&job.target);
+        state.returned.push_back(job);
         wake(state, true);
     }
 

@@ -31,6 +31,10 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+#[path = "simulation/failing_close.rs"]
+mod failing_close;
+#[path = "simulation/slow_links.rs"]
+mod slow_links;
 #[path = "simulation/sources.rs"]
 mod sources;
 #[path = "simulation/written_to.rs"]
@@ -287,6 +291,7 @@ struct Guests {
     queue: Queue,
     local: DirId,
     progress: SharedProgress,
+    patience: Patience,
     fate: Rc<RefCell<Fate>>,
 }
 
@@ -325,7 +330,7 @@ impl Guests {
                 }
             });
             let share = (self.queue.clone(), self.local);
-            let (patience, progress) = (Patience::default(), self.progress.clone());
+            let (patience, progress) = (self.patience, self.progress.clone());
             worker.add(Box::new(helper::invited((invited, seat), patience, share, progress, reporter)));
         }
     }
@@ -366,7 +371,8 @@ impl Pair {
             let (opening, progress, quiet) = (scenario.opening(None), progress.clone(), Box::new(|_| {}));
             client.add(Box::new(helper::client(stream, opening, (queue.clone(), local), progress, quiet)));
         }
-        let guests = Guests { invitation, queue, local, progress, fate: Rc::default() };
+        let patience = Patience::default();
+        let guests = Guests { invitation, queue, local, progress, patience, fate: Rc::default() };
         let mut server = worker(server_host, scenario.blocks[1]);
         for (_, served) in links {
             let server_session = Server::new(served, roots[1], Box::new(|_| {})).with_store(Some(store));
@@ -463,6 +469,7 @@ fn run(seed: u64, mutation: Option<Mutation>, coverage: &mut Coverage) -> Result
         None => World::new(seed, faults),
     };
     populate(&world, &scenario, &mut random);
+    failing_close::draw(&world, &scenario, &mut random);
     let (before_source, before_target) =
         (world.snapshot(scenario.source_host()), world.snapshot(scenario.target_host()));
     let mut pair = Pair::new(&world, &scenario);
@@ -529,6 +536,7 @@ fn run(seed: u64, mutation: Option<Mutation>, coverage: &mut Coverage) -> Result
     if faults.is_empty() && verdict.failures.iter().any(|failure| honest(&failure)) {
         return Err(format!("nothing went wrong, and yet: {:?}", verdict.failures));
     }
+    failing_close::check(&scenario, &verdict, &faults, (old_form.len(), lies.len()))?;
     let names: BTreeSet<_> = now.keys().filter(|path| now[*path].attributes.kind == Kind::Regular).collect();
     // Towards base peers a link to a file inside the root is listed as that file.
     let listed_link = |path: &[u8]| !scenario.up && !scenario.extended && path.ends_with(b"/link");
@@ -568,6 +576,7 @@ fn again(world: &Rc<World>, scenario: &Scenario, before: &[Hit]) -> Result<(), S
     }
     world.crash("client");
     world.crash("server");
+    world.set_stores(scenario.target_host(), None);
     let source = world.snapshot(scenario.source_host());
     if scenario.sources.iter().any(|path| !source.contains_key(path.trim_end_matches('/').as_bytes())) {
         return Ok(());
@@ -668,6 +677,12 @@ fn a_backend_with_short_receives_is_caught_within_1000_seeds() {
 #[test]
 fn a_backend_that_loses_writes_is_caught_within_1000_seeds() {
     let (seed, why) = run_seeds(1_000, Some(Mutation::LoseWrites)).expect_err("nobody noticed");
+    println!("seed {seed}: {why}");
+}
+
+#[test]
+fn a_backend_that_does_not_hear_what_close_says_is_caught_within_1000_seeds() {
+    let (seed, why) = run_seeds(1_000, Some(Mutation::IgnoreClose)).expect_err("nobody noticed");
     println!("seed {seed}: {why}");
 }
 

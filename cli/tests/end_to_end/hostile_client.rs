@@ -401,11 +401,16 @@ fn no_path_and_no_link_leads_out_of_the_served_root() {
                 serving.send(&request);
                 serving.refusal("");
             }
-            // A link is replaced, never written through.
+            // A link that leads out is neither replaced nor written through, whatever is there.
             serving.put(bad, b"x");
-            assert_eq!(serving.reply(), Frame::Ok { hash: Some(blake3_of(b"x")) });
-            assert!(fs::symlink_metadata(root.join(bad)).unwrap().is_file());
+            serving.refusal("escapes server root");
+            assert!(fs::symlink_metadata(root.join(bad)).unwrap().is_symlink());
         }
+        // One that leads nowhere is replaced.
+        symlink("nothing", root.join("nowhere")).unwrap();
+        serving.put("nowhere", b"x");
+        assert_eq!(serving.reply(), Frame::Ok { hash: Some(blake3_of(b"x")) });
+        assert!(fs::symlink_metadata(root.join("nowhere")).unwrap().is_file());
         // What stays inside is served, however it is written.
         for good in [path(&root.join("real/f")), field("inside/f"), path(&root.join("inside/f")), field("real/f")] {
             serving.send(&Frame::Put { path: good, size: 1, offset: 0, overwrite: true });

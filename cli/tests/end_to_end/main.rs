@@ -46,6 +46,8 @@ mod fast_uploads;
 #[cfg(target_os = "linux")]
 mod foreign_disks;
 #[cfg(target_os = "linux")]
+mod full_disk_early;
+#[cfg(target_os = "linux")]
 mod gathered;
 #[cfg(target_os = "linux")]
 mod hostile_beginnings;
@@ -110,6 +112,8 @@ mod kill;
 #[cfg(target_os = "linux")]
 mod link_operands;
 #[cfg(target_os = "linux")]
+mod link_targets_confined;
+#[cfg(target_os = "linux")]
 mod listener;
 #[cfg(target_os = "linux")]
 mod many_connections;
@@ -161,6 +165,8 @@ mod stop;
 mod striped;
 #[cfg(target_os = "linux")]
 mod stuck;
+#[cfg(target_os = "linux")]
+mod swapped_between_logins;
 #[cfg(target_os = "linux")]
 mod target_dirs;
 #[cfg(target_os = "linux")]

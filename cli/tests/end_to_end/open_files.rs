@@ -24,11 +24,13 @@ fn with_few_descriptors_no_file_of_many_is_lost() {
     let dir = tempfile::tempdir().unwrap();
     let source = dir.path().join("tree");
     tree(&source);
-    for route in Route::all() {
+    for (route, flags) in
+        Route::all().into_iter().flat_map(|route| [(route.clone(), &["-r"][..]), (route, &["-r", "--sync"])])
+    {
         let target = dir.path().join("copy");
-        let command = route.command(&["-r"], &[&contents_of(&source)], &target);
+        let command = route.command(flags, &[&contents_of(&source)], &target);
         let ended = complete(&mut limited(&["--nofile=40:40"], &command));
-        assert!(ended.status.success(), "{route:?}: {}", ended.stderr);
+        assert!(ended.status.success(), "{route:?}, {flags:?}: {}", ended.stderr);
         assert_same_tree(&target, &source);
         fs::remove_dir_all(&target).unwrap();
     }

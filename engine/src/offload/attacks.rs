@@ -200,9 +200,16 @@ fn a_link_under_the_final_name_is_replaced_and_never_written_through() {
     on_new_and_old_kernels(|| {
         let trap = Trap::new();
         let root = trap.confined();
-        for path in ["deep/out", "absfile", "|etc", "up", "dangling", "loop"] {
+        for path in ["rel", "absfile", "|dangling", "loop"] {
             store(&root, path, b"new").unwrap();
             assert_eq!(content(&root, path).as_deref(), Ok(&b"new"[..]), "{path}");
+        }
+        // What leads out says nothing of what is there, and what leads to a directory is not replaced.
+        for path in ["deep/out", "|deep/out", "|etc", "up", "absup", "sibling", "deep/tour"] {
+            assert_eq!(store(&root, path, b"new"), Err(Errno::OUTSIDE_ROOT), "{path}");
+        }
+        for path in ["abs", "|abs", "chain", "|deep/back"] {
+            assert_eq!(store(&root, path, b"new"), Err(Errno::LINK_TO_OTHER), "{path}");
         }
         assert_eq!(fs::read(trap.root.join("inside/file")).unwrap(), b"good");
         assert!(!trap.root.join("nowhere").exists());

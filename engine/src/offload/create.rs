@@ -164,7 +164,7 @@ pub(super) fn examine(root: &Root, spot: &Spot<'_>, overwrite: bool) -> Result<P
         return if is_null_device(&stat) { Ok(Present::Sink(fd, stat)) } else { Err(Errno::NOT_REGULAR) };
     }
     check_replaceable(&stat)?;
-    if kind(&stat) == Kind::Symlink && root.behind_link(spot).is_some_and(|stat| kind(&stat) != Kind::Regular) {
+    if kind(&stat) == Kind::Symlink && root.behind_link(spot)?.is_some_and(|stat| kind(&stat) != Kind::Regular) {
         // `/dev/stdout` is one, and the link is the system's.
         return Err(Errno::LINK_TO_OTHER);
     }
@@ -237,8 +237,10 @@ fn open_named(dir: BorrowedFd<'_>, mode: u32) -> Result<(OwnedFd, [u8; TEMP_NAME
 /// of the directory, leaves. A file that is made and goes again tells, because only the kernel knows both.
 #[cfg(target_os = "linux")]
 pub(super) fn permitted_in(dir: BorrowedFd<'_>) -> Result<u32, Errno> {
-    if let Some(result) = open_nameless(dir, 0o777) {
-        return Ok(from_stat(&rustix::fs::fstat(&result?)?).mode & 0o777);
+    match open_nameless(dir, 0o777) {
+        // What the umask says takes none.
+        None | Some(Err(Errno::TOO_MANY_FILES | Errno::TOO_MANY_FILES_ALL)) => {}
+        Some(result) => return Ok(from_stat(&rustix::fs::fstat(&result?)?).mode & 0o777),
     }
     if !has_default_acl(dir) {
         return Ok(0o777 & !super::attributes::umask());

@@ -169,10 +169,21 @@ impl Root {
         Handle::Borrowed(self.inner.dir.as_fd())
     }
 
-    /// What a link at `spot` leads to, where links may lead anywhere; `None` where it leads nowhere, or nobody may look.
-    pub(super) fn behind_link(&self, spot: &Spot<'_>) -> Option<Stat> {
-        let anywhere = self.inner.confined_to.is_none();
-        anywhere.then(|| rustix::fs::statat(&spot.dir, &*spot.name, AtFlags::empty()).ok()).flatten()
+    /// What a link at `spot` leads to; `None` where it leads nowhere, or nobody may look. Where it leads out of a confined
+    /// root, or to something mounted there that is not part of it, that is an error, whatever there is.
+    pub(super) fn behind_link(&self, spot: &Spot<'_>) -> Result<Option<Stat>, Errno> {
+        let Some(canonical) = &self.inner.confined_to else {
+            return Ok(rustix::fs::statat(&spot.dir, &*spot.name, AtFlags::empty()).ok());
+        };
+        // The way there is gone once more: if it leads elsewhere by now, the link is only replaced, or not.
+        let (operand, below) = spot.path;
+        let path = if below.is_empty() { operand.to_vec() } else { [operand, below].join(&b'/') };
+        let canonical = canonical.as_os_str().as_bytes();
+        match walk::walk(self.inner.dir.as_fd(), canonical, &path, walk::Last::Any, self.inner.one_mount) {
+            Ok(end) => Ok(rustix::fs::statat(&end.dir, &end.name[..], AtFlags::SYMLINK_NOFOLLOW).ok()),
+            Err(errno @ (Errno::OUTSIDE_ROOT | Errno::OTHER_MOUNT)) => Err(errno),
+            Err(_) => Ok(None),
+        }
     }
 
     fn check_writable(&self) -> Result<(), Errno> {
@@ -259,6 +270,8 @@ pub(super) struct Spot<'r> {
     pub(super) no_follow: bool,
     /// Nothing is opened that is mounted here.
     pub(super) one_mount: bool,
+    /// How it is reached from the root's directory: by an operand, and by what is below that.
+    pub(super) path: (&'r [u8], &'r [u8]),
 }
 
 impl Spot<'_> {
@@ -290,6 +303,7 @@ pub(super) fn existing<'r>(root: &'r Root, target: &'r Target, follow: bool) -> 
             name: Cow::Borrowed(below.file_name()),
             no_follow: true,
             one_mount: root.inner.one_mount,
+            path: (path, below.as_bytes()),
         });
     }
     let Some(canonical) = root.inner.confined_to.as_deref().filter(|_| !path.is_empty()) else {
@@ -299,6 +313,7 @@ pub(super) fn existing<'r>(root: &'r Root, target: &'r Target, follow: bool) -> 
             name: Cow::Borrowed(name),
             no_follow: !follow,
             one_mount: root.inner.one_mount,
+            path: (path, b""),
         });
     };
     let (parent, name) = split(path);
@@ -307,13 +322,14 @@ pub(super) fn existing<'r>(root: &'r Root, target: &'r Target, follow: bool) -> 
         name: Cow::Borrowed(name),
         no_follow: true,
         one_mount: root.inner.one_mount,
+        path: (path, b""),
     };
     if !follow || !is_link(&spot)? {
         return Ok(spot);
     }
     let (canonical, one_mount) = (canonical.as_os_str().as_bytes(), root.inner.one_mount);
     let end = walk::walk(root.inner.dir.as_fd(), canonical, path, walk::Last::Any, one_mount)?;
-    Ok(Spot { dir: end.dir, name: Cow::Owned(end.name), no_follow: true, one_mount })
+    Ok(Spot { dir: end.dir, name: Cow::Owned(end.name), no_follow: true, one_mount, path: (path, b"") })
 }
 
 /// Where something shall be made: its directory, made if it is missing, and a name that is not followed. The root itself
@@ -329,6 +345,7 @@ pub(super) fn new<'r>(root: &'r Root, target: &'r Target) -> Result<Spot<'r>, Er
             name: Cow::Borrowed(below.file_name()),
             no_follow: true,
             one_mount: root.inner.one_mount,
+            path: (path, below.as_bytes()),
         });
     }
     let (parent, name) = split(path);
@@ -340,6 +357,7 @@ pub(super) fn new<'r>(root: &'r Root, target: &'r Target) -> Result<Spot<'r>, Er
         name: Cow::Borrowed(name),
         no_follow: true,
         one_mount: root.inner.one_mount,
+        path: (path, b""),
     })
 }
 

@@ -312,7 +312,7 @@ fn run(job: Job, give_up: &AtomicBool) -> Run {
         let locked_since = locked_since.or_else(|| Some(Instant::now()));
         return Run::Locked(Job { ticket, op, held, locked_since });
     }
-    if takes_descriptors(&op.kind) {
+    if may_run_again(&op.kind) {
         match result {
             Ok(Err(Errno::TOO_MANY_FILES | Errno::TOO_MANY_FILES_ALL))
                 if !give_up.load(Ordering::Relaxed) && may_wait() =>
@@ -345,18 +345,25 @@ fn frees_descriptor(kind: &OpKind) -> bool {
     only_releases(kind) || matches!(kind, OpKind::Publish { .. })
 }
 
-/// True for what opens something, and can be done again from its beginning where that failed: what may have given a file
-/// its name already cannot.
+/// True for what can be done again from its beginning where it got no descriptor. Nothing that gives a file its name fails so
+/// behind that: a directory that cannot be opened to be flushed is flushed with all of its file system.
+fn may_run_again(kind: &OpKind) -> bool {
+    takes_descriptors(kind) || matches!(kind, OpKind::Publish { .. })
+}
+
+/// True for what opens something. Publish may need one more for a moment and leaves one less: it never waits for others.
 fn takes_descriptors(kind: &OpKind) -> bool {
     match kind {
-        OpKind::Open { .. } | OpKind::Load { .. } => true,
-        OpKind::Store(store) => !store.finish.sync,
-        OpKind::Fs(op) => match &**op {
-            FsOp::Stat { .. } | FsOp::OpenDir { .. } | FsOp::MakeDir { .. } | FsOp::SetMeta { .. } => true,
-            FsOp::MakeLink { .. } => true,
-            FsOp::Clone { finish, .. } => !finish.sync,
-            _ => false,
-        },
+        OpKind::Open { .. } | OpKind::Load { .. } | OpKind::Store(_) => true,
+        OpKind::Fs(op) => matches!(
+            **op,
+            FsOp::Stat { .. }
+                | FsOp::OpenDir { .. }
+                | FsOp::MakeDir { .. }
+                | FsOp::SetMeta { .. }
+                | FsOp::MakeLink { .. }
+                | FsOp::Clone { .. }
+        ),
         _ => false,
     }
 }

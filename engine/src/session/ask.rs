@@ -83,6 +83,10 @@ pub(crate) trait Ask {
     }
     /// How it ended, once nothing is left to do. Called when all of it is sent and its reply is complete.
     fn answer(&mut self) -> Option<Answer>;
+    /// True once it has failed here, whatever of its reply still comes.
+    fn is_settled(&self) -> bool {
+        false
+    }
     /// Bytes that a server may have to read, hash or flush before it says the next word; `None` where nobody knows. Asked
     /// while this is the request that it owes a reply to.
     fn work(&self) -> Option<u64> {

@@ -56,6 +56,10 @@ pub(crate) trait Driver {
     fn is_unwanted(&self) -> bool {
         false
     }
+    /// True when it will ask nothing more, of however much it waits for answers.
+    fn has_asked_all(&self) -> bool {
+        false
+    }
     /// True when it will ask nothing more and waits for nothing of its own.
     fn is_finished(&self) -> bool;
     /// For the simulator's coverage table.
@@ -132,6 +136,8 @@ pub struct Client {
     driver: Box<dyn Driver>,
     /// How long a server that owes an answer may say nothing.
     silence: Silence,
+    /// What still comes is content that nobody can write any more: it is left to whoever sends it.
+    cut: bool,
     /// The oldest request that has left and has no answer, and since when it is the server's turn.
     waiting: Option<(u32, Time)>,
     /// When anything but a sign of life last came, or left.
@@ -202,6 +208,7 @@ impl Client {
             },
             driver,
             silence: Silence::new(patience),
+            cut: false,
             waiting: None,
             moved_at: Time(0),
             awake: Awake::default(),
@@ -366,8 +373,29 @@ impl Client {
             && matches!(incoming, Incoming::Frame(Frame::Error { message, .. }) if message.starts_with(STRAY))
     }
 
+    /// Takes no answers any more where all that are missing are about files that have failed here: a full disk need not wait
+    /// for the rest of a large file.
+    fn cut_short(&mut self) {
+        let Asks { all, unsent, unanswered, .. } = &self.asks;
+        let settled = |transfer| all.get(transfer).is_some_and(|asked| asked.sent && asked.ask.is_settled());
+        if unanswered.is_empty()
+            || !unsent.is_empty()
+            || !self.driver.has_asked_all()
+            || !unanswered.iter().all(settled)
+        {
+            return;
+        }
+        self.cut = true;
+        for transfer in std::mem::take(&mut self.asks.unanswered) {
+            self.asks.touch(transfer);
+            if let Some(asked) = self.asks.all.get_mut(&transfer) {
+                asked.replied = true;
+            }
+        }
+    }
+
     fn receive(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
-        while self.is_ready(cx) {
+        while !self.cut && self.is_ready(cx) {
             let next = self.link.next().map_err(Failure::stream)?;
             let Some(incoming) = next else { break };
             self.silence.on_heard();
@@ -483,6 +511,7 @@ impl Client {
             self.moved_at = cx.now;
         }
         self.receive(cx)?;
+        self.cut_short();
         loop {
             self.with_driver(cx, |driver, desk| driver.pump(desk));
             if let Some(failure) = self.driver.lead().and_then(Lead::broken) {

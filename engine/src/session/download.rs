@@ -467,6 +467,10 @@ impl Driver for Download {
         Some(&self.lead)
     }
 
+    fn has_asked_all(&self) -> bool {
+        matches!(self.state, State::Done) && self.lead.jobs.queue().is_alone()
+    }
+
     fn is_finished(&self) -> bool {
         matches!(self.state, State::Done) && self.lead.is_idle() && self.names.is_empty() && self.leaving.is_empty()
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! server: Opening -head-> [Meta] -> Data.. -> Ok{hash} | Error
-//! client: asked -> [Meta] -> Data.. (receiver) -> Ok{hash}: compare, then name the file -> done
+//! client: [opened here, if it is large ->] asked -> [Meta] -> Data.. (receiver) -> Ok{hash}: compare, then name it -> done
 //!         [open what is there -its turn-> Hash of its beginning and of its last blocks, ours at the same time
 //!          -both are there and the beginning differs-> Hash of half of it, and so on -> ] asked for the rest, as above
 //!         [-> Hash of all that was not sent]
@@ -22,9 +22,9 @@ use super::proof::{Part, Proof, hash_of};
 use super::receiver::{Order, Receiver, Way};
 use super::source::{Chunk, Purpose, Source};
 use super::verb::{Verb, reply, reply_failure};
-use super::{Failure, Io, Outcome};
+use super::{Failure, Io, Outcome, Reason};
 use crate::backend::{Errno, Finish, OpKind, Place};
-use crate::limits::UNORDERED_BLOCKS;
+use crate::limits::{SPACE_CHECK_BYTES, UNORDERED_BLOCKS};
 use crate::tree_hash::HASH_BLOCK_BYTES;
 use crate::wire::frame::{Attributes, Caps, Ext, Frame, Hash, Preserve, Unkept};
 use crate::wire::path::Target;
@@ -111,6 +111,8 @@ pub(super) struct Wanted {
     pub(super) continued: bool,
     /// It is, but the file changed when that was tried: now its beginning comes, too.
     pub(super) afresh: bool,
+    /// Another process looked at it than the one that sends it, which may mean something else by its path.
+    pub(super) elsewhere: bool,
 }
 
 /// The file is not the one that was looked at.
@@ -156,6 +158,11 @@ impl Fetch {
         self.wanted.continued && !self.wanted.afresh
     }
 
+    /// What is large is opened here before it is asked for: where there is no room for it, it need not come.
+    fn opens_first(&self) -> bool {
+        self.wanted.attributes.size >= SPACE_CHECK_BYTES
+    }
+
     fn receiver(&mut self, announced: Option<Attributes>, io: &mut Io<'_, '_>) -> &mut Receiver {
         let wanted = &self.wanted;
         self.receiver.get_or_insert_with(|| {
@@ -184,10 +191,15 @@ impl Fetch {
         let (continued, preserve) = (self.continues(), self.wanted.preserve);
         let known = self.wanted.attributes;
         let changed = (attributes.size, attributes.mtime) != (known.size, known.mtime);
+        let owned = |of: Attributes| (of.mode, of.uid, of.gid);
+        let another = self.wanted.elsewhere && (changed || owned(attributes) != owned(known));
         let path = self.wanted.remote_path.clone();
         let receiver = self.receiver(Some(attributes), io);
         receiver.set_attributes(attributes, preserve);
-        if continued && changed {
+        if !continued {
+            receiver.set_size(attributes.size);
+        }
+        if another || (continued && changed) {
             receiver.fail(has_changed(&path), io);
         }
     }
@@ -338,7 +350,7 @@ impl Fetch {
 
 impl Ask for Fetch {
     fn prepare(&mut self, io: &mut Io<'_, '_>) {
-        if self.continues() {
+        if self.continues() || self.opens_first() {
             self.receiver(None, io);
         }
     }
@@ -350,6 +362,7 @@ impl Ask for Fetch {
                     self.refused = Some(failure);
                     return Sent::Not;
                 }
+                (None, _) if !self.continues() && receiver.is_open() => return self.get(0, io),
                 (Some(count), _) => {
                     let (asked, theirs) = (Vec::new(), Vec::new());
                     self.phase = Phase::Proving { proof: Proof::new(count), asked, theirs };
@@ -406,6 +419,12 @@ impl Ask for Fetch {
         }
         let result = self.receiver.as_ref()?.result()?;
         Some(result.map(|(hash, size)| Reply::Moved { hash, size, grew: self.grew }))
+    }
+
+    fn is_settled(&self) -> bool {
+        let result = self.receiver.as_ref().filter(|_| matches!(self.phase, Phase::Asked)).and_then(Receiver::result);
+        let ends = |kind| matches!(kind, Reason::Full | Reason::Quota | Reason::Disk | Reason::TooLarge);
+        result.is_some_and(|result| result.is_err_and(|failure| ends(failure.kind)))
     }
 
     fn work(&self) -> Option<u64> {

@@ -19,7 +19,7 @@ use super::put::Offered;
 use super::range::{self};
 use super::report::Direction;
 use super::same::Same;
-use super::{Failure, Outcome, get, mkdir, put, stat, verb};
+use super::{Cause, Failure, Outcome, get, mkdir, put, stat, verb};
 use crate::backend::{DirId, Errno, FileId, Finish, FsOp, OpKind, OpenMode, Output, Place};
 use crate::limits::{CLONES, PULL_AHEAD_BYTES, RESUME_BYTES};
 use crate::queue::{Finished, Job, Queue, Way};
@@ -92,13 +92,26 @@ pub(super) struct Jobs {
     /// What the queue said then.
     joined: Option<u64>,
     gathered: Gathered,
+    /// This is the first connection, whose process has listed what is copied.
+    leads: bool,
 }
 
 impl Jobs {
     pub(super) fn new(queue: Queue, local: DirId, same_machine: Option<DirId>) -> Jobs {
         let running = HashMap::new();
         let gathered = Gathered::default();
-        Jobs { queue, local, same_machine, running, last_tag: TAG, bytes: 0, ranged: false, joined: None, gathered }
+        Jobs {
+            queue,
+            local,
+            same_machine,
+            running,
+            last_tag: TAG,
+            bytes: 0,
+            ranged: false,
+            joined: None,
+            gathered,
+            leads: false,
+        }
     }
 
     pub(super) fn queue(&self) -> &Queue {
@@ -112,6 +125,7 @@ impl Jobs {
 
     /// Takes what this connection can do now. The first call joins the queue.
     pub(super) fn pump(&mut self, lead: bool, desk: &mut Desk<'_, '_>) {
+        self.leads = lead;
         if self.joined.is_none() {
             self.joined = Some(self.queue.join(lead.then(|| desk.io.cx.waker.clone())));
             self.gathered = Gathered::ask(lead, &self.queue, WHICH, desk);
@@ -227,6 +241,13 @@ impl Jobs {
         }
     }
 
+    /// What comes down here is sent by another process than the one that listed it. Each resolves the operand for itself, and
+    /// who may rename it can show them two. Direct connections come to one process.
+    fn is_elsewhere(&self, desk: &Desk<'_, '_>) -> bool {
+        let one = self.leads || self.queue.is_held() || self.queue.meets_one_server();
+        !one && self.queue.direction() == Direction::Down && desk.io.terms.ext(Ext::META)
+    }
+
     /// `append`: so many bytes are over there already, and are right.
     fn move_file(&mut self, job: Job, append: Option<u64>, desk: &mut Desk<'_, '_>) {
         if append.is_none() && !job.again && self.goes_in_ranges(&job, desk) {
@@ -251,6 +272,7 @@ impl Jobs {
                 sync: options.sync,
                 continued,
                 afresh,
+                elsewhere: self.is_elsewhere(desk),
             };
             desk.ask(tag, Box::new(get::Fetch::new(wanted)));
         } else {
@@ -331,7 +353,17 @@ impl Jobs {
             (Stage::Abandoning(failure), _) => self.finish(job, Err(failure)),
             (Stage::Proving(hash, file), answer) => self.on_proved(job, hash, file, answer, desk),
             (_, Err(failure)) => match job.range {
+                // The file is tried once more, as a whole.
+                Some(_) if self.is_elsewhere(desk) && is_about_source(&failure) => {
+                    let failure = Failure::here(&job.source_shown, "cannot read", Errno::CHANGED);
+                    self.end_range(job, Err(failure));
+                }
                 Some(_) => self.end_range(job, Err(failure)),
+                // Whoever has listed it has it still.
+                None if self.is_elsewhere(desk) && is_about_source(&failure) => {
+                    self.bytes = self.bytes.saturating_sub(job.attributes.size);
+                    self.queue.leave_to_lead(job);
+                }
                 None => self.finish(job, Err(failure)),
             },
             (_, Ok(_)) => {
@@ -491,6 +523,11 @@ impl Jobs {
     fn find(&self, is: impl Fn(&Running) -> bool) -> Option<u64> {
         self.running.iter().find(|(_, running)| is(running)).map(|(&tag, _)| tag)
     }
+}
+
+/// True of what the server says, or shows, of the file that is read there.
+fn is_about_source(failure: &Failure) -> bool {
+    matches!(failure.cause, Cause::There { .. }) || failure.code() == ErrorCode::CHANGED
 }
 
 impl Drop for Jobs {

@@ -133,6 +133,16 @@ impl Receiver {
         State::Opening(Vec::new())
     }
 
+    /// True once the file is open.
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(self.state, State::Open(_))
+    }
+
+    /// It has another size than was known when it was opened. Only of a [`Way::New`] of which nothing has come.
+    pub(crate) fn set_size(&mut self, size: u64) {
+        self.order.size = size;
+    }
+
     /// Attributes the sender gave for the file.
     pub(crate) fn set_attributes(&mut self, attributes: Attributes, preserve: Preserve) {
         self.order.finish.attributes = Some(attributes);

@@ -106,6 +106,13 @@ pub enum Fault {
     Eio,
     /// The operation fails with ENOSPC. A Write may have written some of it.
     Enospc,
+    /// Only to close does the file system say that not all of what was written was stored: EDQUOT, EIO or ENOSPC. What
+    /// is missing of it then is missing for whoever reads it too.
+    CloseEdquot,
+    /// See [`Fault::CloseEdquot`].
+    CloseEio,
+    /// See [`Fault::CloseEdquot`].
+    CloseEnospc,
     /// The operation fails with EACCES.
     Eacces,
     /// The connection is refused although somebody listens: ECONNREFUSED.
@@ -130,7 +137,10 @@ pub enum Fault {
 impl Fault {
     /// The faults that an operation of this name can run into.
     pub fn of(op: OpName) -> &'static [Fault] {
-        use Fault::{Eacces, Eio, Enospc, Epipe, Grow, Overwrite, Refused, ShortSource, Unanswered, Vanish};
+        use Fault::{
+            CloseEdquot, CloseEio, CloseEnospc, Eacces, Eio, Enospc, Epipe, Grow, Overwrite, Refused, ShortSource,
+            Unanswered, Vanish,
+        };
         match op {
             OpName::Recv => &[Epipe],
             OpName::Send => &[Epipe, Eio],
@@ -140,13 +150,12 @@ impl Fault {
             OpName::Load => &[ShortSource, Grow, Overwrite, Vanish, Eio, Eacces],
             OpName::StatOpen => &[Grow, Overwrite, Eio],
             OpName::HashPart => &[Grow, Overwrite, Eio],
-            OpName::Create
-            | OpName::InPlace
-            | OpName::Continue
-            | OpName::Store
-            | OpName::MakeDir
-            | OpName::MakeLink => &[Enospc, Eio, Eacces],
-            OpName::Write | OpName::Publish | OpName::FillBlocks => &[Enospc, Eio],
+            OpName::Create | OpName::InPlace | OpName::Continue | OpName::MakeDir | OpName::MakeLink => {
+                &[Enospc, Eio, Eacces]
+            }
+            OpName::Store => &[Enospc, Eio, Eacces, CloseEdquot, CloseEio, CloseEnospc],
+            OpName::Publish => &[Enospc, Eio, CloseEdquot, CloseEio, CloseEnospc],
+            OpName::Write | OpName::FillBlocks => &[Enospc, Eio],
             OpName::ReadDir | OpName::SetMeta | OpName::Clone | OpName::HashBlocks => &[Eio],
             OpName::Listen => &[Eacces],
             OpName::Connect => &[Refused, Unanswered],
@@ -157,11 +166,17 @@ impl Fault {
         }
     }
 
+    /// True for what a file system says only to close.
+    pub fn is_at_close(self) -> bool {
+        matches!(self, Fault::CloseEdquot | Fault::CloseEio | Fault::CloseEnospc)
+    }
+
     /// The error an operation ends with because of this fault alone.
     pub(super) fn errno(self) -> Errno {
         match self {
-            Fault::Eio | Fault::Crash => Errno::IO,
-            Fault::Enospc => Errno::NO_SPACE,
+            Fault::Eio | Fault::CloseEio | Fault::Crash => Errno::IO,
+            Fault::Enospc | Fault::CloseEnospc => Errno::NO_SPACE,
+            Fault::CloseEdquot => Errno::from(rustix::io::Errno::DQUOT),
             Fault::Eacces => Errno::from(rustix::io::Errno::ACCESS),
             Fault::Refused => Errno::from(rustix::io::Errno::CONNREFUSED),
             Fault::Unanswered => Errno::from(rustix::io::Errno::TIMEDOUT),
@@ -323,4 +338,6 @@ pub enum Mutation {
     ShortRecv,
     /// Some Writes report success and have written nothing.
     LoseWrites,
+    /// Files get their names without a look at what close has to say.
+    IgnoreClose,
 }

@@ -72,6 +72,8 @@ pub(super) struct Disk {
     pub(super) root: DirectoryRef,
     /// Bytes of content it holds at most.
     pub(super) capacity: u64,
+    /// Bytes of content beyond which close fails, so that no Write does, and how.
+    pub(super) stores: Option<(u64, Fault)>,
     /// Content of the block store by its hash; see [`super::blocks`].
     pub(super) store: BTreeMap<Hash, Vec<u8>>,
     files: Slots<OpenFile>,
@@ -93,7 +95,7 @@ impl Disk {
     pub(super) fn new() -> Disk {
         let root = Node::directory(Meta::new(0o755, Time(0)));
         let (files, directories) = (Slots::default(), Slots::default());
-        Disk { root, capacity: u64::MAX, store: BTreeMap::new(), files, directories }
+        Disk { root, capacity: u64::MAX, stores: None, store: BTreeMap::new(), files, directories }
     }
 
     pub(super) fn add_root(&mut self, node: DirectoryRef) -> DirId {
@@ -159,6 +161,21 @@ impl Disk {
         if used.saturating_add(bytes) > self.capacity { Err(Errno::NO_SPACE) } else { Ok(()) }
     }
 
+    /// What close has to say of a file that is to get its name now, because the disk stores no more.
+    pub(super) fn at_close(&self, kind: &OpKind) -> Option<Fault> {
+        let (most, fault) = self.stores?;
+        let more = match kind {
+            OpKind::Store(store) => store.from.iter().map(Slice::len).sum::<usize>(),
+            OpKind::Publish { file, .. } => match self.files.get(*file).ok()? {
+                open if open.named().is_some() => 0,
+                open => open.node.borrow().content.len(),
+            },
+            _ => return None,
+        };
+        let used = Node::Directory(self.root.clone()).bytes() + more as u64;
+        (used > most).then_some(fault)
+    }
+
     /// Carries an operation out.
     pub(super) fn perform(&mut self, kind: &mut OpKind, around: &mut Around<'_>) -> Outcome {
         match around.fault {
@@ -166,6 +183,7 @@ impl Disk {
             Some(fault @ (Fault::Grow | Fault::Overwrite)) => self.write_to(kind, fault == Fault::Grow, around),
             // These have an effect even so: half a Write, a closed file.
             Some(_) if matches!(kind, OpKind::Write { .. } | OpKind::Publish { .. } | OpKind::Close { .. }) => {}
+            Some(fault) if fault.is_at_close() && around.mutation == Some(Mutation::IgnoreClose) => {}
             Some(fault) => return Err(fault.errno()),
             None => {}
         }
@@ -390,8 +408,11 @@ impl Disk {
         Ok(Output::Loaded { attributes: node.attributes(), len: node.content.len(), grew: false })
     }
 
-    fn store(&self, store: &Store, around: &Around<'_>) -> Outcome {
-        let content = store.from.iter().map(Slice::bytes).collect::<Vec<_>>().concat();
+    fn store(&self, store: &Store, around: &mut Around<'_>) -> Outcome {
+        let mut content = store.from.iter().map(Slice::bytes).collect::<Vec<_>>().concat();
+        if around.fault.is_some() {
+            lose(&mut content, around.random);
+        }
         self.require_space(content.len() as u64)?;
         let made = Meta::new(0o755, around.now);
         let (parent, name) = disk::find_parent(&self.root_of(&store.place)?, &store.place.target, Some(made))?;
@@ -399,13 +420,19 @@ impl Disk {
         finish(&parent, &name, file, &store.finish, (store.overwrite, around.now))
     }
 
-    fn publish(&mut self, file: FileId, how: &Finish, around: &Around<'_>) -> Outcome {
+    fn publish(&mut self, file: FileId, how: &Finish, around: &mut Around<'_>) -> Outcome {
         if self.files.get(file)?.making.is_none() {
             return Err(Errno::STALE_ID);
         }
         let OpenFile { node, making: Some(making), .. } = self.files.remove(file)? else { return Err(Errno::STALE_ID) };
         if let Some(fault) = around.fault {
-            return Err(fault.errno());
+            // It stays so where it has a name already: its own, or that of a partial.
+            if fault.is_at_close() {
+                lose(&mut node.borrow_mut().content, around.random);
+            }
+            if !fault.is_at_close() || around.mutation != Some(Mutation::IgnoreClose) {
+                return Err(fault.errno());
+            }
         }
         if making.in_place {
             return Ok(Output::Done);
@@ -521,6 +548,16 @@ fn finish(parent: &DirectoryRef, name: &[u8], file: FileRef, how: &Finish, (over
     let old = old.and_then(|old| old.into_file().ok()).map(|old| old.borrow().meta);
     file.borrow_mut().meta = Meta::finished(how, old, now);
     disk::place(parent, name, Node::File(file), overwrite).map(|()| Output::Done)
+}
+
+/// What a file system did not store of a file: its end, or something within, which reads as zeros.
+fn lose(content: &mut Vec<u8>, random: &mut Random) {
+    let from = random.index(content.len() + 1);
+    if random.once_in(2) {
+        return content.truncate(from);
+    }
+    let end = from + random.index(content.len() - from + 1);
+    content[from..end].fill(0);
 }
 
 /// Cuts a file anywhere.

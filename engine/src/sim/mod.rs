@@ -67,6 +67,7 @@
 
 mod backend;
 mod blocks;
+mod cable;
 mod disk;
 mod faults;
 mod files;
@@ -355,10 +356,31 @@ impl World {
         self.state.borrow_mut().least_stream = bytes;
     }
 
+    /// From now on all that a host sends to others shares so many bytes a second, behind a queue that lasts for so many
+    /// nanoseconds; and a stream that was full takes more only when a third of it is free, as sockets do.
+    pub fn set_cable(&self, bytes_per_second: u64, queue: u64) {
+        self.state.borrow_mut().cable = Some(cable::Cable::new(bytes_per_second, queue));
+    }
+
+    /// Bytes that a host has put into streams so far.
+    pub fn sent(&self, host: &str) -> u64 {
+        let index = self.host_index(host);
+        let state = self.state.borrow();
+        let own = state.ends.iter().zip(&state.pipes).filter(|(end, _)| end.host == Some(index));
+        own.map(|(_, pipe)| pipe.written).sum()
+    }
+
     /// Bytes of content that fit on a host's disk; without limit at first.
     pub fn set_capacity(&self, host: &str, bytes: u64) {
         let index = self.host_index(host);
         self.state.borrow_mut().hosts[index].disk.capacity = bytes;
+    }
+
+    /// Bytes of content beyond which a host's disk stores nothing, which it says only to close, and how, as file systems in
+    /// a network do; `None`: it stores all, as at first.
+    pub fn set_stores(&self, host: &str, stores: Option<(u64, Fault)>) {
+        let index = self.host_index(host);
+        self.state.borrow_mut().hosts[index].disk.stores = stores;
     }
 
     /// Chance from this world's seed, for a test's own decisions.

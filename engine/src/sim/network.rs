@@ -11,10 +11,11 @@
 //! was not whole is a violation, whatever let it through.
 
 use super::MAX_STREAM_BYTES;
+use super::cable::Cable;
 use super::disk::FileRef;
 use super::faults::{Fault, Mutation};
 use super::files::shorten;
-use super::state::State;
+use super::state::{State, What};
 use crate::backend::{Cancel, Errno, Op, OpKind, Output, Time};
 use std::collections::VecDeque;
 
@@ -34,16 +35,21 @@ pub(super) struct Pipe {
     pub(super) pump_due: bool,
     pub(super) breaks_after: Option<u64>,
     buffer: VecDeque<u8>,
-    /// So many bytes from the front have reached the far side.
+    /// So many bytes from the front have reached the far side; so many behind them stand in the queue of a cable, and who
+    /// has met that queue full waits until then.
     arrived: usize,
+    queued: usize,
+    waits_until: Time,
     capacity: usize,
+    /// On a cable, as a socket: it was full, and takes more only when a third of it is free.
+    full: bool,
     /// Nothing more will be written.
     ended: bool,
     /// Nothing more will be read.
     reader_gone: bool,
     /// What a reader finds in place of an orderly end.
     end_error: Option<Errno>,
-    written: u64,
+    pub(super) written: u64,
     ledger: Ledger,
 }
 
@@ -77,7 +83,10 @@ impl Pipe {
             breaks_after,
             buffer: VecDeque::new(),
             arrived: 0,
+            queued: 0,
+            waits_until: Time(0),
             capacity,
+            full: false,
             ended: false,
             reader_gone: false,
             end_error: None,
@@ -87,7 +96,12 @@ impl Pipe {
     }
 
     fn room(&self) -> usize {
-        self.capacity.saturating_sub(self.buffer.len())
+        if self.full { 0 } else { self.capacity.saturating_sub(self.buffer.len()) }
+    }
+
+    /// Bytes that have not set out for the far side.
+    fn waiting(&self) -> usize {
+        self.buffer.len() - self.arrived - self.queued
     }
 
     fn drained(&self) -> bool {
@@ -98,7 +112,7 @@ impl Pipe {
 /// One side of a connection.
 pub(super) struct End {
     /// `None` for a test that plays the far side.
-    host: Option<usize>,
+    pub(super) host: Option<usize>,
     sends: VecDeque<Sending>,
     recvs: VecDeque<Receiving>,
     /// Rule 4: how everything that is sent from now on ends.
@@ -257,14 +271,52 @@ impl State {
     pub(super) fn pump(&mut self, pipe: usize) {
         self.pipes[pipe].pump_due = false;
         self.pour(pipe);
-        let under_way = self.pipes[pipe].buffer.len() - self.pipes[pipe].arrived;
-        if under_way > 0 {
-            self.pipes[pipe].arrived += self.step(pipe, under_way as u64) as usize;
+        match (self.pipes[pipe].waiting(), self.cable_of(pipe)) {
+            (0, _) => {}
+            (waiting, None) => self.pipes[pipe].arrived += self.step(pipe, waiting as u64) as usize,
+            (waiting, Some(host)) if self.pipes[pipe].waits_until <= self.clock => self.queue_up(pipe, host, waiting),
+            _ => {}
         }
         self.drain(pipe);
         if self.can_move(pipe) {
             self.poke(pipe);
         }
+    }
+
+    /// The host that sends through this pipe, where a cable leads from it to another host.
+    fn cable_of(&self, pipe: usize) -> Option<usize> {
+        self.cable.as_ref()?;
+        let [from, to] = [self.ends[pipe].host?, self.ends[pipe ^ 1].host?];
+        (from != to).then_some(from)
+    }
+
+    /// From a pipe into the queue of the cable, for which all pipes of a host stand in line. Who meets it full has lost
+    /// what he sent, and finds that out some time later.
+    fn queue_up(&mut self, pipe: usize, host: usize, waiting: usize) {
+        let Some(cable) = &mut self.cable else { return };
+        let most = self.random.magnitude(Cable::BURST).min(waiting as u64);
+        let state = &mut self.pipes[pipe];
+        match cable.enter(host, most, self.clock) {
+            Some((count, leaves)) => {
+                state.queued += count as usize;
+                self.schedule(leaves, What::Arrive { pipe, count: count as usize });
+            }
+            None => {
+                state.waits_until = self.clock.after(self.random.magnitude(Cable::LONGEST_WAIT));
+                let until = state.waits_until;
+                self.schedule(until, What::Pump { pipe });
+            }
+        }
+    }
+
+    /// Bytes have left the queue of the cable, at its far end.
+    pub(super) fn arrive(&mut self, at: usize, count: usize) {
+        let pipe = &mut self.pipes[at];
+        // Fewer, where the connection broke meanwhile.
+        let count = count.min(pipe.queued);
+        pipe.queued -= count;
+        pipe.arrived += count;
+        self.poke(at);
     }
 
     /// How many of `most` bytes move at once.
@@ -277,7 +329,8 @@ impl State {
         let (pipe, writer, reader) = (&self.pipes[at], &self.ends[at], &self.ends[at ^ 1]);
         let pours = !writer.sends.is_empty() && (pipe.room() > 0 || pipe.reader_gone || writer.send_error.is_some());
         let drains = !reader.recvs.is_empty() && (pipe.arrived > 0 || pipe.drained());
-        pours || drains || pipe.arrived < pipe.buffer.len()
+        let travels = pipe.waiting() > 0 && (pipe.waits_until <= self.clock || self.cable_of(at).is_none());
+        pours || drains || travels
     }
 
     /// From the queue of Sends into the pipe, in order.
@@ -336,6 +389,8 @@ impl State {
             let wrong = pipe.ledger.enter(front, count);
             front.copy(count as usize, &mut pipe.buffer);
             pipe.written += count;
+            let full = pipe.room() == 0;
+            self.pipes[end].full = full && self.cable_of(end).is_some();
             let end_host = self.ends[end].host;
             self.violations.extend(wrong.map(|wrong| format!("host {end_host:?}, stream end {end}: {wrong}")));
             if self.random.once_in(PAUSE_ONCE_IN) {
@@ -393,6 +448,7 @@ impl State {
         room[one.len()..take].copy_from_slice(two);
         pipe.buffer.drain(..take);
         pipe.arrived -= take;
+        pipe.full &= pipe.buffer.len() > pipe.capacity / 3 * 2;
         front.filled += take;
         let short = self.mutation == Some(Mutation::ShortRecv) && front.filled > 0 && self.random.once_in(3);
         if front.filled >= *at_least && front.filled > 0 || short {
@@ -439,7 +495,7 @@ impl State {
         }
         let inward = &mut self.pipes[end ^ 1];
         inward.reader_gone = true;
-        inward.arrived = 0;
+        (inward.arrived, inward.queued) = (0, 0);
         inward.buffer.clear();
         let sends = std::mem::take(&mut self.ends[end].sends).into_iter().map(|sending| (sending.id, sending.op));
         let sends: Vec<_> = sends.collect();
@@ -464,9 +520,10 @@ impl State {
     }
 
     fn lose_some_under_way(&mut self, pipe: usize) {
-        let Pipe { buffer, arrived, .. } = &mut self.pipes[pipe];
+        let Pipe { buffer, arrived, queued, .. } = &mut self.pipes[pipe];
         let under_way = buffer.len() - *arrived;
         buffer.truncate(*arrived + self.random.index(under_way + 1));
+        *queued = (*queued).min(buffer.len() - *arrived);
     }
 
     /// A test that plays the far side sends; says how much fitted.

@@ -5,6 +5,7 @@
 //! Events of operations that are gone meanwhile find nothing and do nothing.
 
 use super::CONNECT_TIMEOUT;
+use super::cable::Cable;
 use super::faults::{Fault, FaultPlan, Hit, Mutation, OpName};
 use super::files::{Around, Disk};
 use super::listen::Listener;
@@ -28,10 +29,11 @@ const NETWORK_DELAY: u64 = 200_000;
 const TURN_DELAY: u64 = 2_000;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-enum What {
+pub(super) enum What {
     Execute { host: usize, op: u64 },
     Deliver { host: usize, op: u64 },
     Pump { pipe: usize },
+    Arrive { pipe: usize, count: usize },
 }
 
 /// What happens at a time; events of one time happen in an order the seed decides.
@@ -124,6 +126,8 @@ pub(super) struct State {
     pub(super) mutation: Option<Mutation>,
     /// Bytes that streams between hosts hold at least.
     pub(super) least_stream: usize,
+    /// What lies between hosts, where that is slow.
+    pub(super) cable: Option<Cable>,
     events: BinaryHeap<Reverse<Event>>,
     next_op: u64,
 }
@@ -145,6 +149,7 @@ impl State {
             violations: Vec::new(),
             mutation: None,
             least_stream: 0,
+            cable: None,
             events: BinaryHeap::new(),
             next_op: 1,
         }
@@ -186,6 +191,7 @@ impl State {
                 What::Execute { host, op } => self.execute(host, op),
                 What::Deliver { host, op } => self.deliver(host, op),
                 What::Pump { pipe } => self.pump(pipe),
+                What::Arrive { pipe, count } => self.arrive(pipe, count),
             }
         }
     }
@@ -231,7 +237,7 @@ impl State {
         self.events.is_empty() && !self.hosts.iter().any(Host::has_news)
     }
 
-    fn schedule(&mut self, time: Time, what: What) {
+    pub(super) fn schedule(&mut self, time: Time, what: What) {
         let order = self.random.next();
         self.events.push(Reverse(Event { time, order, what }));
     }
@@ -301,6 +307,7 @@ impl State {
         if let OpKind::Connect { .. } = op.kind {
             return self.finish_soon(host, id, op, Err(Fault::Unanswered.errno()));
         }
+        let fault = fault.or_else(|| self.hosts[host].disk.at_close(&op.kind));
         if let Some(fault) = fault {
             self.hit(host, Some(&op), fault);
         }

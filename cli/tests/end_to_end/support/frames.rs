@@ -467,6 +467,11 @@ impl FarEnd {
         let _ = self.output.write_all(bytes);
     }
 
+    /// The same; false once the client takes nothing any more.
+    pub fn offer(&mut self, bytes: &[u8]) -> bool {
+        self.output.write_all(bytes).is_ok()
+    }
+
     /// Answers the question about a path as if it had these attributes; `None` for missing.
     #[track_caller]
     pub fn looked_up(&mut self, found: Option<Attributes>) {

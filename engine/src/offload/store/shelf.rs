@@ -96,6 +96,7 @@ pub(super) fn find(scope: BorrowedFd<'_>, name: &BlockName, bytes: u64) -> Optio
         name: Cow::Borrowed(name.file()),
         no_follow: true,
         one_mount: false,
+        path: (b"", b""),
     };
     match open_source(&spot) {
         Ok((fd, stat)) if is_alone(&stat) && from_stat(&stat).size == bytes => Some(Found { fd, leaf, name: *name }),
