@@ -163,7 +163,7 @@ pub(crate) struct RemoteArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) key_file: Option<PathBuf>,
     /// How long the other side may be silent: what does not go on within that is opened again, goes another way, or ends
-    /// with exit code 30 or 35.
+    /// with exit code 30 or 35. Above 30 a login shell may be silent as long, for slow start files.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(3..=86_400), default_value = "30")]
     pub(crate) timeout: Option<u64>,
     /// Do not encrypt direct connections. Both ends still prove who they are; whoever can reach the wire in between reads

@@ -152,6 +152,8 @@ mod slow_links;
 #[cfg(target_os = "linux")]
 mod ssh_config;
 #[cfg(target_os = "linux")]
+mod start_files;
+#[cfg(target_os = "linux")]
 mod starved;
 #[cfg(target_os = "linux")]
 mod stop;
