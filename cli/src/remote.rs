@@ -3,11 +3,11 @@
 use crate::args::{DirectWay, Ports, RemoteArgs};
 use haul_engine::limits::{HANDSHAKE_TIMEOUT, LOGIN_TIMEOUT, SECOND};
 use haul_engine::session::Failure;
-use haul_engine::session::client::{Opening, Patience, Wish};
+use haul_engine::session::client::{Opening, Patience, Reached, Wish};
 use haul_engine::session::plan::Operand;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::net::{IpAddr, ToSocketAddrs as _};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -186,7 +186,7 @@ impl Dial {
             way => {
                 let (required, plain) = (way == DirectWay::Direct, self.args.plaintext);
                 let ports = self.args.port_range.map(|Ports { first, last }| (first, last));
-                Some(Wish { required, plain, random: random(), invitation: None, ports, reached: self.reached() })
+                Some(Wish { required, plain, random: random(), invitation: None, ports, reached: Some(self.reached()) })
             }
         };
         let opening = Opening {
@@ -296,9 +296,31 @@ impl Dial {
         Ok(command)
     }
 
-    /// The addresses of the machine that ssh reaches, by its own configuration. `None` where that is not known: another
-    /// remote shell, or a way through other machines.
-    fn reached(&self) -> Option<Vec<IpAddr>> {
+    /// Where a direct connection may go: to the machine that ssh reaches, by its own configuration.
+    fn reached(&self) -> Reached {
+        let own = || String::from_utf8_lossy(&self.host.name).into_owned();
+        let asked = self.ask_ssh();
+        let known = |name: &str| format!("which is no address of `{name}` as far as this end knows, and");
+        let (name, otherwise) = match &asked {
+            Some((name, false)) => (name.clone(), "which is not the address that ssh reached".to_string()),
+            // What is reached there is known to that other one.
+            Some((name, true)) => {
+                (name.clone(), format!("{} ssh goes through another machine or program", known(name)))
+            }
+            None => (own(), format!("{} -e does not say what it reached", known(&own()))),
+        };
+        let mut addresses: Vec<SocketAddr> =
+            (name.as_str(), 0).to_socket_addrs().map(Iterator::collect).unwrap_or_default();
+        if asked.is_none() {
+            // What no ssh has started says that it is on this machine; nothing of what others say leads to another one.
+            addresses.extend([SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), SocketAddr::from((Ipv6Addr::LOCALHOST, 0))]);
+        }
+        Reached { addresses, otherwise }
+    }
+
+    /// What ssh calls the machine, by its own configuration, and whether it goes there through other machines or programs.
+    /// `None` with another remote shell.
+    fn ask_ssh(&self) -> Option<(String, bool)> {
         let mut words = split_words(self.args.rsh.as_deref().unwrap_or("ssh")).ok()?.into_iter();
         // What stands elsewhere may be anything, and not know what is asked here.
         let mut command = Command::new(words.next().filter(|program| program == "ssh")?);
@@ -309,11 +331,9 @@ impl Dial {
         let text = String::from_utf8(output.stdout).ok()?;
         let value =
             |key| text.lines().find_map(|line| line.split_once(' ').filter(|(name, _)| *name == key)).map(|(_, v)| v);
-        if ["proxyjump", "proxycommand"].into_iter().any(|key| value(key).is_some_and(|value| value != "none")) {
-            return None;
-        }
-        let addresses = (value("hostname")?, 0).to_socket_addrs().ok()?;
-        Some(addresses.map(|address| address.ip()).collect())
+        let proxied =
+            ["proxyjump", "proxycommand"].into_iter().any(|key| value(key).is_some_and(|value| value != "none"));
+        Some((value("hostname")?.to_string(), proxied))
     }
 
     /// What the user and we want of ssh, which says once it has logged in where it is `announced` by a nonce.

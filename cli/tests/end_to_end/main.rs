@@ -30,6 +30,8 @@ mod daemon;
 #[cfg(target_os = "linux")]
 mod daemon_defaults;
 #[cfg(target_os = "linux")]
+mod direct_addresses;
+#[cfg(target_os = "linux")]
 mod disguises;
 #[cfg(target_os = "linux")]
 mod disk_full;

@@ -16,7 +16,7 @@
 //! the other version at once. Nothing has been asked for by then.
 
 use super::link::{Incoming, Link};
-pub use super::meeting::{Entropy, Invitation, Invited, Seat, Wish};
+pub use super::meeting::{Entropy, Invitation, Invited, Reached, Seat, Wish};
 use super::preamble::{Found, Preamble};
 use super::report::{Program, Report};
 use super::{Failure, Reason, Terms};
