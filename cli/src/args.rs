@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use haul_engine::limits::MAX_CONNECTIONS;
 use haul_engine::wire::display::Printable;
 use std::ffi::OsString;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
@@ -163,7 +164,7 @@ pub(crate) struct RemoteArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) key_file: Option<PathBuf>,
     /// How long the other side may be silent: what does not go on within that is opened again, goes another way, or ends
-    /// with exit code 30 or 35.
+    /// with exit code 30 or 35. Above 30 a login shell may be silent as long, for slow start files.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(3..=86_400), default_value = "30")]
     pub(crate) timeout: Option<u64>,
     /// Do not encrypt direct connections. Both ends still prove who they are; whoever can reach the wire in between reads
@@ -319,10 +320,11 @@ pub(crate) struct ServeArgs {
     /// Serve in one process with other logins that say the same. For clients that send a file over several.
     #[arg(long, value_name = "NAME", hide = true, value_parser = crate::gather::is_name, conflicts_with_all = ["listen", "read_only"])]
     pub(crate) gather: Option<String>,
-    /// Address at which to listen for direct connections, and which the client is told. A client that knows which address its
-    /// ssh has reached takes no other. [default: the one that its ssh reached] [env: HAUL_BIND]
-    #[arg(long, value_name = "IP")]
-    pub(crate) bind: Option<std::net::IpAddr>,
+    /// Address at which to listen for direct connections, and which the client is told; with a zone if it needs one
+    /// (fe80::1%eth0). A client takes none but that of the machine that its ssh reached. [default: the one that its ssh
+    /// reached] [env: HAUL_BIND]
+    #[arg(long, value_name = "IP", value_parser = zoned)]
+    pub(crate) bind: Option<Zoned>,
 }
 
 /// `haul keygen`
@@ -452,6 +454,26 @@ pub(crate) fn parse() -> Result<Haul, Exit> {
     })
 }
 
+/// An address, and the number of the zone in which it means something; 0 where it means the same everywhere.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Zoned(pub(crate) IpAddr, pub(crate) u32);
+
+/// Parses an address, perhaps with the name or the number of a zone.
+pub(crate) fn zoned(text: &str) -> Result<Zoned, String> {
+    let refused = |_| "an IP address".to_string();
+    let Some((address, zone)) = text.split_once('%') else {
+        return text.parse().map(|ip| Zoned(ip, 0)).map_err(refused);
+    };
+    let ip: Ipv6Addr = address.parse().map_err(refused)?;
+    // The system knows its zones by name.
+    let mut found =
+        (text, 0).to_socket_addrs().map_err(|_| format!("an IP address: no interface is called `{zone}`"))?;
+    match found.next() {
+        Some(SocketAddr::V6(v6)) if *v6.ip() == ip => Ok(Zoned(ip.into(), v6.scope_id())),
+        _ => Err("an IP address".to_string()),
+    }
+}
+
 /// What the command line leaves to the environment.
 pub(crate) fn complete_backend(backend: &mut Option<Choice>, serves: bool) -> Result<(), String> {
     let choice = |text: &str| Choice::from_str(text, true).map_err(|_| "one of auto, uring and poll".to_string());
@@ -467,8 +489,7 @@ pub(crate) fn complete(args: &mut ServeArgs) -> Result<(), String> {
         args.port_range = from_environment("HAUL_PORT_RANGE", true, ports)?;
     }
     if args.bind.is_none() {
-        let ip = |text: &str| text.parse().map_err(|_| "an IP address".to_string());
-        args.bind = from_environment("HAUL_BIND", true, ip)?;
+        args.bind = from_environment("HAUL_BIND", true, zoned)?;
     }
     Ok(())
 }

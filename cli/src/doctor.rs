@@ -269,6 +269,10 @@ fn no_login(why: NoLogin) -> Option<Finding> {
         NoLogin::Late => {
             ("no answer in time".to_string(), "find out with `ssh -v` and the same options; --timeout waits longer")
         }
+        NoLogin::StartFiles => (
+            "the login is there, and its shell says nothing: a start file may run another program (`exec`)".to_string(),
+            "a start file may do that only where a person is; slow ones need a --timeout above 30",
+        ),
         NoLogin::Strange => (
             "the remote shell prints too much before the command runs".to_string(),
             "start files must print nothing where there is no terminal",

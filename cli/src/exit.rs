@@ -71,7 +71,9 @@ pub(crate) fn of_fatal(failure: &Failure) -> Exit {
     match failure.kind {
         Reason::Rule | Reason::NeedsRecursive | Reason::Unexpected => Exit::Usage,
         Reason::Late => Exit::ConnectTimeout,
-        Reason::NotInstalled | Reason::Unusable | Reason::NoStart | Reason::Greeting => Exit::Start,
+        Reason::NotInstalled | Reason::Unusable | Reason::StartFiles | Reason::NoStart | Reason::Greeting => {
+            Exit::Start
+        }
         Reason::Refused | Reason::Protocol => Exit::Protocol,
         Reason::NoConnection => Exit::Socket,
         Reason::Silent => Exit::Timeout,

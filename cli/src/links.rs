@@ -139,7 +139,7 @@ impl More {
             let share = (around.queue, around.local);
             helper::client(around.stream, around.opening, share, around.progress, around.reporter)
         });
-        let start = Start::On(Some((stdout.into(), Some(stdin.into()))), opening.with_caps(self.caps), make);
+        let start = Start::On(Some((stdout.into(), Some(stdin.into()))), Box::new(opening.with_caps(self.caps)), make);
         let Some(thread) = link.spawn(start) else {
             let _ = child.kill();
             let why = own.try_iter().find_map(|news| if let News::Broken(why) = news { Some(why) } else { None });

@@ -714,6 +714,9 @@ fn hint(failure: &Failure) -> Option<&'static str> {
         Reason::NoDescriptors => "the limit on open files (ulimit -n) is too low; fewer --connections need fewer",
         Reason::NeedsRecursive => "use -r to copy directories",
         Reason::NotInstalled => "copy this program to a directory on the PATH there, or name it with --remote-path",
+        Reason::StartFiles => {
+            "a start file may do that only where a person is (`[ -t 0 ] && exec fish`); slow ones need a --timeout above 30"
+        }
         Reason::Unusable => {
             "copy a haul built for that machine to a directory on the PATH there that programs may be run from"
         }

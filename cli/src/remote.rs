@@ -1,13 +1,13 @@
 //! The other machine: a host name that is safe to hand to ssh, and the ssh process that starts whoever can answer there.
 
 use crate::args::{DirectWay, Ports, RemoteArgs};
-use haul_engine::limits::{LOGIN_TIMEOUT, SECOND};
+use haul_engine::limits::{HANDSHAKE_TIMEOUT, LOGIN_TIMEOUT, SECOND};
 use haul_engine::session::Failure;
-use haul_engine::session::client::{Opening, Patience, Wish};
+use haul_engine::session::client::{Opening, Patience, Reached, Wish};
 use haul_engine::session::plan::Operand;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::net::{IpAddr, ToSocketAddrs as _};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -78,6 +78,9 @@ const EXAMINE: &str = "PATH=\"$PATH:${HAUL_PROBE:-$HOME/.local/bin:$HOME/.cargo/
 /// other command in place of ours, no ports forwarded, nothing run here.
 const FOR_PROGRAMS: [&str; 4] =
     ["RequestTTY=no", "RemoteCommand=none", "ClearAllForwardings=yes", "PermitLocalCommand=no"];
+
+/// An option of ssh that is left to those who name it on the command line.
+const LOCAL_COMMAND: &str = "localcommand";
 
 /// Questions of ssh without an answer after which nobody is there.
 const QUESTIONS: u32 = 2;
@@ -176,20 +179,21 @@ impl Dial {
         let plain = if self.args.plaintext { "plaintext" } else { "" };
         let ports = self.args.port_range.map(|ports| ports.to_string()).unwrap_or_default();
         let words = [START, &nonce, &self.args.remote_path, root, plain, &ports, &self.gather].map(quote).join(" ");
-        let child = self.spawn(false, &in_sh(&words))?;
+        let child = start(self.command(Purpose::Start(&nonce), &in_sh(&words))?)?;
         let mixed = "it takes absolute paths or relative ones, not both in one run";
         let direct = match self.args.direct {
             DirectWay::Ssh => None,
             way => {
                 let (required, plain) = (way == DirectWay::Direct, self.args.plaintext);
                 let ports = self.args.port_range.map(|Ports { first, last }| (first, last));
-                Some(Wish { required, plain, random: random(), invitation: None, ports, reached: self.reached() })
+                Some(Wish { required, plain, random: random(), invitation: None, ports, reached: Some(self.reached()) })
             }
         };
         let opening = Opening {
             redialled,
             refuse_base: (self.begin == Begin::Both).then_some(mixed),
             patience: self.patience(),
+            logged_in: self.shares_a_login(),
             ..Opening::full(Some(nonce.into_bytes())).with_pulse().with_direct(direct)
         };
         let opening = if self.gather.is_empty() { opening } else { opening.with_gathering() };
@@ -213,7 +217,7 @@ impl Dial {
     /// Starts the SFTP server there, which does without any program of ours. `None` with a remote shell of the user's: it
     /// need not know what a subsystem is.
     pub(crate) fn sftp(&self) -> Option<Result<Child, Failure>> {
-        self.args.rsh.is_none().then(|| self.spawn(true, "sftp"))
+        self.args.rsh.is_none().then(|| start(self.command(Purpose::Subsystem, "sftp")?))
     }
 
     /// Starts whoever can examine himself there, see `EXAMINE`, and this directory if it is not empty. What its start line
@@ -221,7 +225,7 @@ impl Dial {
     pub(crate) fn examine(&self, directory: &str) -> Result<(Child, Vec<u8>), Failure> {
         let nonce = nonce();
         let words = [EXAMINE, &nonce, &self.args.remote_path, directory].map(quote).join(" ");
-        Ok((self.spawn(false, &in_sh(&words))?, nonce.into_bytes()))
+        Ok((start(self.command(Purpose::Start(&nonce), &in_sh(&words))?)?, nonce.into_bytes()))
     }
 
     /// One login more, which says a line that begins with the nonce and stays until its stdin ends. Neither asks the user
@@ -232,41 +236,59 @@ impl Dial {
         if dial.args.rsh.is_none() {
             dial.args.ssh_option.push("BatchMode=yes".into());
         }
-        let mut command = dial.command(false, &in_sh(&format!("'echo {nonce}; read x'")))?;
+        let mut command = dial.command(Purpose::Shell, &in_sh(&format!("'echo {nonce}; read x'")))?;
         command.stderr(Stdio::null());
         Ok((start(command)?, nonce.into_bytes()))
     }
 
-    /// True where the user's configuration of ssh says how it asks: what stands on the command line would win.
-    fn is_asked_by_config(&self) -> bool {
+    /// True where the user's configuration of ssh speaks of `option`: what stands on the command line would win.
+    fn is_configured(&self, option: &str) -> bool {
         let own = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".ssh/config"));
         let config = self.args.ssh_config.clone().map(PathBuf::from).or_else(own);
         let text = config.and_then(|config| std::fs::read(config).ok()).unwrap_or_default();
-        String::from_utf8_lossy(&text).to_ascii_lowercase().contains("serveralive")
+        String::from_utf8_lossy(&text).to_ascii_lowercase().contains(option)
     }
 
-    fn spawn(&self, subsystem: bool, remote: &str) -> Result<Child, Failure> {
-        start(self.command(subsystem, remote)?)
+    /// True where the user's command line for ssh speaks of `option`.
+    fn is_said(&self, option: &str) -> bool {
+        let said = self.args.ssh_option.iter().map(OsString::as_os_str).chain(self.args.rsh.as_deref().map(OsStr::new));
+        said.map(|words| words.to_string_lossy().to_ascii_lowercase()).any(|words| words.contains(option))
     }
 
-    fn command(&self, subsystem: bool, remote: &str) -> Result<Command, Failure> {
+    /// True where ssh goes through a login that is there already (ControlMaster), and so says nothing of one.
+    fn shares_a_login(&self) -> bool {
+        if self.independent || !(self.is_said("controlpath") || self.is_configured("controlpath")) {
+            return false;
+        }
+        let mut words = split_words(self.args.rsh.as_deref().unwrap_or("ssh")).unwrap_or_default().into_iter();
+        let Some(program) = words.next().filter(|program| is_ssh(program)) else { return false };
+        let mut command = Command::new(program);
+        command.args(words);
+        self.configure(&mut command, true, None);
+        command.args(["-O", "check", "--"]).arg(OsString::from_vec(self.host.name.clone()));
+        let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        status.is_ok_and(|status| status.success())
+    }
+
+    fn command(&self, purpose: Purpose<'_>, remote: &str) -> Result<Command, Failure> {
         let args = &self.args;
         let shell = args.rsh.as_deref().unwrap_or("ssh");
         let unusable = |why| Failure::rule(shell.as_bytes(), "cannot be the remote shell", why);
         let mut words = split_words(shell).map_err(unusable)?.into_iter();
         let program = words.next().ok_or_else(|| unusable("it is empty"))?;
-        let mut command = match subsystem {
-            false => Command::new(&program),
+        let mut command = match purpose {
+            Purpose::Start(_) | Purpose::Shell => Command::new(&program),
             // A terminal's Ctrl-C is for haul alone: it has a temporary file to remove through this connection.
-            true => {
+            Purpose::Subsystem => {
                 let mut shell = Command::new("sh");
                 shell.args(["-c", "trap '' INT; exec \"$@\"", "sh"]).arg(&program);
                 shell
             }
         };
         command.args(words);
-        self.configure(&mut command, Path::new(&program).file_name().is_some_and(|name| name == "ssh"));
-        if subsystem {
+        let announced = if let Purpose::Start(nonce) = purpose { Some(nonce) } else { None };
+        self.configure(&mut command, is_ssh(&program), announced);
+        if matches!(purpose, Purpose::Subsystem) {
             command.arg("-s");
         }
         command.arg("--").arg(OsString::from_vec(self.host.name.clone())).arg(remote);
@@ -274,28 +296,48 @@ impl Dial {
         Ok(command)
     }
 
-    /// The addresses of the machine that ssh reaches, by its own configuration. `None` where that is not known: another
-    /// remote shell, or a way through other machines.
-    fn reached(&self) -> Option<Vec<IpAddr>> {
+    /// Where a direct connection may go: to the machine that ssh reaches, by its own configuration.
+    fn reached(&self) -> Reached {
+        let own = || String::from_utf8_lossy(&self.host.name).into_owned();
+        let asked = self.ask_ssh();
+        let known = |name: &str| format!("which is no address of `{name}` as far as this end knows, and");
+        let (name, otherwise) = match &asked {
+            Some((name, false)) => (name.clone(), "which is not the address that ssh reached".to_string()),
+            // What is reached there is known to that other one.
+            Some((name, true)) => {
+                (name.clone(), format!("{} ssh goes through another machine or program", known(name)))
+            }
+            None => (own(), format!("{} -e does not say what it reached", known(&own()))),
+        };
+        let mut addresses: Vec<SocketAddr> =
+            (name.as_str(), 0).to_socket_addrs().map(Iterator::collect).unwrap_or_default();
+        if asked.is_none() {
+            // What no ssh has started says that it is on this machine; nothing of what others say leads to another one.
+            addresses.extend([SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), SocketAddr::from((Ipv6Addr::LOCALHOST, 0))]);
+        }
+        Reached { addresses, otherwise }
+    }
+
+    /// What ssh calls the machine, by its own configuration, and whether it goes there through other machines or programs.
+    /// `None` with another remote shell.
+    fn ask_ssh(&self) -> Option<(String, bool)> {
         let mut words = split_words(self.args.rsh.as_deref().unwrap_or("ssh")).ok()?.into_iter();
         // What stands elsewhere may be anything, and not know what is asked here.
         let mut command = Command::new(words.next().filter(|program| program == "ssh")?);
         command.args(words);
-        self.configure(&mut command, true);
+        self.configure(&mut command, true, None);
         command.arg("-G").arg("--").arg(OsString::from_vec(self.host.name.clone()));
         let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
         let text = String::from_utf8(output.stdout).ok()?;
         let value =
             |key| text.lines().find_map(|line| line.split_once(' ').filter(|(name, _)| *name == key)).map(|(_, v)| v);
-        if ["proxyjump", "proxycommand"].into_iter().any(|key| value(key).is_some_and(|value| value != "none")) {
-            return None;
-        }
-        let addresses = (value("hostname")?, 0).to_socket_addrs().ok()?;
-        Some(addresses.map(|address| address.ip()).collect())
+        let proxied =
+            ["proxyjump", "proxycommand"].into_iter().any(|key| value(key).is_some_and(|value| value != "none"));
+        Some((value("hostname")?.to_string(), proxied))
     }
 
-    /// What the user and we want of ssh.
-    fn configure(&self, command: &mut Command, is_ssh: bool) {
+    /// What the user and we want of ssh, which says once it has logged in where it is `announced` by a nonce.
+    fn configure(&self, command: &mut Command, is_ssh: bool, announced: Option<&str>) {
         let args = &self.args;
         if let Some(file) = &args.ssh_config {
             command.arg("-F").arg(file);
@@ -310,13 +352,17 @@ impl Dial {
             command.arg("-o").arg(option);
         }
         // Behind what the user says, which comes first and wins.
+        if let Some(nonce) = announced.filter(|_| is_ssh && !self.is_said(LOCAL_COMMAND)) {
+            // The one command that is run here, whatever the configuration says, and before anything comes from there.
+            command.args(["-o", "PermitLocalCommand=yes", "-o", &format!("LocalCommand=echo {nonce} login")]);
+        }
         if is_ssh {
             command.args(FOR_PROGRAMS.iter().flat_map(|option| ["-o", option]));
         }
         if self.independent && is_ssh {
             command.args(["-o", "ControlMaster=no", "-o", "ControlPath=none"]);
         }
-        if is_ssh && !self.is_asked_by_config() {
+        if is_ssh && !self.is_configured("serveralive") {
             command.args(questions(self.patience().alive));
         }
         if let Some(port) = args.port.or(self.host.port) {
@@ -326,6 +372,20 @@ impl Dial {
             command.arg("-l").arg(OsString::from_vec(user.clone()));
         }
     }
+}
+
+/// What is started there.
+#[derive(Clone, Copy)]
+enum Purpose<'a> {
+    /// A shell in which a program announces itself by this nonce, and ssh its login.
+    Start(&'a str),
+    Shell,
+    Subsystem,
+}
+
+/// True where it takes options as OpenSSH's does.
+fn is_ssh(program: &str) -> bool {
+    Path::new(program).file_name().is_some_and(|name| name == "ssh")
 }
 
 fn start(mut command: Command) -> Result<Child, Failure> {
@@ -349,6 +409,10 @@ pub(crate) fn patience(timeout: Option<u64>) -> Patience {
     if let Some(seconds) = timeout {
         let timeout = seconds * SECOND;
         (patience.handshake, patience.login) = (timeout, timeout);
+        // Asked for by whoever has slow start files.
+        if timeout > HANDSHAKE_TIMEOUT {
+            patience.shell = timeout;
+        }
         (patience.alive, patience.redial) = (timeout * 2 / 3, timeout / 3);
     }
     if std::fs::File::open("/dev/tty").is_ok() {
@@ -357,8 +421,8 @@ pub(crate) fn patience(timeout: Option<u64>) -> Patience {
     // For tests, see limits.rs.
     let set = std::env::var("HAUL_TIMEOUTS_MS").unwrap_or_default();
     let mut set = set.split(',').filter_map(|number| number.parse::<u64>().ok()).map(|ms| ms * (SECOND / 1000));
-    let Patience { silence, login, handshake, stall, answer, redial, alive } = &mut patience;
-    let fields = [silence, login, handshake, stall, answer, redial, alive];
+    let Patience { silence, login, handshake, stall, answer, redial, alive, shell } = &mut patience;
+    let fields = [silence, login, handshake, stall, answer, redial, alive, shell];
     for field in fields {
         *field = set.next().unwrap_or(*field);
     }

@@ -241,7 +241,7 @@ fn attempt(
     let share = if is_tuned { direct::share_of(1).0 } else { Share::equal(queue.connections()) };
     let lead = Link { choice, progress: progress.clone(), queue: queue.clone(), share, sender: sender.clone() };
     let over = queue.clone();
-    let mut threads: Vec<_> = lead.spawn(Start::On(stream, opening, work.make.clone())).into_iter().collect();
+    let mut threads: Vec<_> = lead.spawn(Start::On(stream, Box::new(opening), work.make.clone())).into_iter().collect();
     threads.extend(server.and_then(|stream| serve_here(choice, stream, &sender)));
     match peer {
         Peer::Remote(dial) if work.links.over_ssh() > 1 || required.is_some() => {
@@ -297,7 +297,8 @@ fn attempt(
     }
     output.count(&progress);
     // Who has not answered for so long does not end by itself either.
-    let late = matches!(&last, Some(Report::Fatal(failure)) if matches!(exit::of_fatal(failure), Exit::ConnectTimeout | Exit::Timeout));
+    let late = matches!(&last, Some(Report::Fatal(failure)) if failure.kind == Reason::StartFiles
+        || matches!(exit::of_fatal(failure), Exit::ConnectTimeout | Exit::Timeout));
     let shell = child.and_then(|mut child| end_shell(&mut child, if late { Duration::ZERO } else { SHELL_END }));
     let connected = progress.connected.load(std::sync::atomic::Ordering::Relaxed) > 0;
     match last {
@@ -433,7 +434,7 @@ pub(crate) type MakeInvited = Box<dyn FnOnce((Queue, DirId), SharedProgress, Rep
 /// How its client begins.
 pub(crate) enum Start {
     /// On this stream, or on one that it opens itself, as the opening says.
-    On(Option<Ends>, Opening, MakeClient),
+    On(Option<Ends>, Box<Opening>, MakeClient),
     /// On a connection that it opens itself.
     Alone(MakeInvited),
 }
@@ -460,7 +461,7 @@ impl Link {
         let client = match start {
             Start::On(stream, opening, make) => {
                 let stream = stream.map(|stream| attach(&mut worker, stream)).transpose()?.unwrap_or(NOWHERE);
-                make(Surroundings { stream, local, opening, progress, reporter, queue })
+                make(Surroundings { stream, local, opening: *opening, progress, reporter, queue })
             }
             Start::Alone(make) => make((queue, local), progress, reporter),
         };

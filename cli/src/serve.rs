@@ -1,6 +1,6 @@
 //! `haul serve`
 
-use crate::args::{Choice, Ports, ServeArgs};
+use crate::args::{Choice, Ports, ServeArgs, Zoned, zoned};
 use crate::backend::{self, AnyBackend};
 use crate::exit::Exit;
 use crate::gather::{self, Gathering, Met, Taken};
@@ -27,7 +27,7 @@ use haul_engine::tcp;
 use haul_engine::worker::Worker;
 use std::cell::{Cell, RefCell};
 use std::io::Write;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -222,13 +222,14 @@ fn direct(args: &ServeArgs) -> Direct {
     let connection = std::env::var("SSH_CONNECTION").unwrap_or_default();
     let fields: Vec<&str> = connection.split(' ').collect();
     let ip = match fields[..] {
-        [_, _, ip, _] => ip.parse().ok(),
+        [_, _, ip, _] => zoned(ip).ok(),
         _ => None,
     };
     // As the environment of base servers has it, in seconds.
     let seconds = std::env::var("BCMR_RENDEZVOUS_TIMEOUT_SECS").ok().and_then(|seconds| seconds.parse::<u64>().ok());
-    let ip = args.bind.or(ip).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let Zoned(ip, zone) = args.bind.or(ip).unwrap_or(Zoned(Ipv4Addr::LOCALHOST.into(), 0));
     let mut direct = Direct::new(ip, remote::random).with_plain(args.allow_plaintext && !plaintext::is_forbidden());
+    direct.zone = zone;
     direct.ports = args.port_range.map(|Ports { first, last }| (first, last));
     if let Some(seconds) = seconds.filter(|&seconds| seconds > 0) {
         direct.patience = seconds.saturating_mul(SECOND);

@@ -345,10 +345,14 @@ pub const HANDSHAKE_TIMEOUT: u64 = 30 * SECOND;
 /// Nanoseconds of silence from a remote shell after which the client greets first: what runs there in place of the start
 /// script waits for that. Only as long as a person does not mind; who logs in more slowly loses one round trip.
 pub const PREAMBLE_SILENCE: u64 = 3 * SECOND;
+/// Nanoseconds of silence behind a login after which what runs there is not the shell: a start file has put another program in
+/// its place, or takes very long. With the login itself an answer so comes within 5 s. A `--timeout` above `HANDSHAKE_TIMEOUT` counts
+/// in its place.
+pub const SHELL_SILENCE: u64 = 4 * SECOND + SECOND / 2;
 /// Nanoseconds a remote shell has to begin where a person may have to type a password first: above the 120 s after which
 /// sshd itself hangs up (LoginGraceTime). Without a terminal it has `HANDSHAKE_TIMEOUT`. Tests of the program set the
-/// silence, this, the handshake, the stall, the answer, the redial and the silence of a peer that would say that it lives by
-/// HAUL_TIMEOUTS_MS, which is not for users.
+/// silence, this, the handshake, the stall, the answer, the redial, the silence of a peer that would say that it lives, and that
+/// of a shell by HAUL_TIMEOUTS_MS, which is not for users.
 pub const LOGIN_TIMEOUT: u64 = 150 * SECOND;
 /// Nanoseconds a server has to end the stream once its client has nothing more to ask.
 pub const LEAVE_TIMEOUT: u64 = 5 * SECOND;
@@ -397,7 +401,9 @@ const _: () = {
     assert!(READ_WINDOW_BLOCKS <= SESSION_LARGE_BLOCKS);
     assert!(CLIENT_LOAD_AHEAD <= SESSION_SMALL_BLOCKS);
     assert!(MAX_ACTIVE_REQUESTS <= SESSION_SMALL_BLOCKS);
-    assert!(PREAMBLE_SILENCE < HANDSHAKE_TIMEOUT && HANDSHAKE_TIMEOUT <= LOGIN_TIMEOUT);
+    assert!(
+        PREAMBLE_SILENCE < SHELL_SILENCE && SHELL_SILENCE < HANDSHAKE_TIMEOUT && HANDSHAKE_TIMEOUT <= LOGIN_TIMEOUT
+    );
     assert!(READ_WINDOW_FRAMES * 2 <= SESSION_FRAME_BLOCKS, "a block read and what a codec makes of it");
     assert!(SESSION_FRAME_BLOCKS <= POOL_FRAME_BLOCKS);
     assert!(READ_WINDOW_FRAMES <= LEAST_FRAME_BLOCKS && LEAST_FRAME_BLOCKS <= POOL_FRAME_BLOCKS);

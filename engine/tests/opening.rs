@@ -2,7 +2,7 @@
 
 use haul_engine::block::Pool;
 use haul_engine::contract::{Arrived, Peer as _};
-use haul_engine::limits::{HANDSHAKE_TIMEOUT, PREAMBLE_SILENCE, SECOND};
+use haul_engine::limits::{HANDSHAKE_TIMEOUT, PREAMBLE_SILENCE, SECOND, SHELL_SILENCE};
 use haul_engine::session::client::Opening;
 use haul_engine::session::inspect::{self, Question};
 use haul_engine::session::plan::Operand;
@@ -353,6 +353,60 @@ fn a_far_end_that_never_answers_is_given_up_in_time() {
     }
     let report = outcome(opening(), [line("haul 0.1.0"), Hear(base(&full()))]);
     assert_fatal(&report, "handshake", "the server did not answer in time");
+}
+
+/// Who is asked when a start file has put another program in the place of the shell.
+const START_FILE: &str = "does a start file of that account run another program (`exec`)?";
+
+#[test]
+fn behind_a_login_a_shell_that_says_nothing_is_given_up_within_five_seconds() {
+    let login = || line("login");
+    let table = [
+        (vec![login()], ""),
+        (vec![Say(b"from here\n".to_vec()), login()], ", and the remote shell printed `from here`"),
+        (vec![login(), Say(b"Welcome\n".to_vec())], ", and the remote shell printed `Welcome`"),
+    ];
+    for (steps, printed) in table {
+        let mut scene = Scene::new(7, opening());
+        scene.play(steps);
+        scene.play([Hear(base(&strict(1)))]);
+        let last = scene.last();
+        let why = format!("the login is there, and nothing comes of it{printed}; {START_FILE}");
+        assert_fatal(&last, "cannot start haul on the remote side", &why);
+        assert!(matches!(&last, Report::Fatal(failure) if failure.kind == Reason::StartFiles), "{last:?}");
+        assert!((SHELL_SILENCE..5 * SECOND).contains(&scene.world.now().0), "{:?}", scene.world.now());
+    }
+    // A login that is shared was there before.
+    let mut scene = Scene::new(7, Opening { logged_in: true, ..opening() });
+    scene.play([Hear(base(&strict(1)))]);
+    assert!(matches!(scene.last(), Report::Fatal(failure) if failure.kind == Reason::StartFiles));
+    assert!(scene.world.now().0 < 5 * SECOND);
+}
+
+#[test]
+fn a_person_at_a_password_has_the_time_of_a_login_and_the_shell_has_its_own_behind_it() {
+    let mut patient = opening();
+    patient.patience.silence = 20 * SECOND;
+    let mut scene = Scene::new(8, patient.clone());
+    scene.play([Hear(base(&strict(1))), line("login"), line("haul 0.1.0")]);
+    scene.play([Say(base(&welcome(1, None))), Hear(base(&full()))]);
+
+    let mut scene = Scene::new(8, patient);
+    scene.play([Hear(base(&strict(1))), line("login")]);
+    assert!(matches!(scene.last(), Report::Fatal(failure) if failure.kind == Reason::StartFiles));
+    let soon = 20 * SECOND + SHELL_SILENCE;
+    assert!((soon..soon + SECOND).contains(&scene.world.now().0), "{:?}", scene.world.now());
+}
+
+#[test]
+fn a_remote_shell_that_sends_back_what_it_is_sent_is_none() {
+    for text in ["", "Welcome\n"] {
+        let steps = [Hear(base(&strict(1))), Say([text.as_bytes(), &base(&strict(1))].concat())];
+        let report = outcome(opening(), steps);
+        let Report::Fatal(failure) = &report else { panic!("{report:?}") };
+        assert_eq!(failure.kind, Reason::StartFiles);
+        assert!(failure.why().starts_with("the remote shell sends back what it is sent"), "{failure:?}");
+    }
 }
 
 #[test]

@@ -59,6 +59,8 @@ struct Lines {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum NoLine {
     Late,
+    /// The login is there, and its shell says nothing.
+    Silent,
     End,
     TooLong,
     Stopped,
@@ -107,14 +109,21 @@ impl Lines {
         }
     }
 
-    /// What stands behind `nonce` in the line that begins with it. What a login shell prints before is passed over.
-    fn start_line(&mut self, nonce: &[u8], until: Instant) -> Result<Vec<u8>, NoLine> {
-        let mut passed = 0;
+    /// What stands behind `nonce` in the line that begins with it. What a login shell prints before is passed over; once the
+    /// login is there it may be silent for so long.
+    fn start_line(&mut self, nonce: &[u8], until: Instant, shell: Duration) -> Result<Vec<u8>, NoLine> {
+        let (mut passed, mut is_there) = (0, false);
         while passed <= MAX_PREAMBLE_BYTES {
-            let line = self.next(until, MAX_PREAMBLE_BYTES)?;
+            let silent = Instant::now() + shell;
+            let line = match self.next(if is_there { until.min(silent) } else { until }, MAX_PREAMBLE_BYTES) {
+                Err(NoLine::Late) if is_there => return Err(NoLine::Silent),
+                line => line?,
+            };
             passed += line.len() + 1;
-            if let Some(rest) = line.strip_prefix(nonce) {
-                return Ok(rest.trim_ascii().to_vec());
+            match line.strip_prefix(nonce).map(<[u8]>::trim_ascii) {
+                Some(b"login") => is_there = true,
+                Some(rest) => return Ok(rest.to_vec()),
+                None => {}
             }
         }
         Err(NoLine::TooLong)
@@ -146,6 +155,8 @@ pub(super) enum NoLogin {
     /// It ended without a word; ssh has said why where it ended with 255.
     Ended(Option<i32>),
     Late,
+    /// Something else runs in the place of its shell.
+    StartFiles,
     /// It says too much, and not what it should.
     Strange,
     Stopped,
@@ -155,18 +166,25 @@ impl Login {
     /// The machine will examine this directory too, if it is not empty.
     pub(super) fn new(dial: &Dial, directory: &str) -> Result<Login, NoLogin> {
         let begun = Instant::now();
-        let until = begun + Duration::from_nanos(dial.patience().login);
-        Login::on(dial.examine(directory), begun, until)
+        let patience = dial.patience();
+        let (login, shell) = (Duration::from_nanos(patience.login), Duration::from_nanos(patience.shell));
+        Login::on(dial.examine(directory), begun, begun + login, shell)
     }
 
-    fn on(started: Result<(Child, Vec<u8>), Failure>, begun: Instant, until: Instant) -> Result<Login, NoLogin> {
+    fn on(
+        started: Result<(Child, Vec<u8>), Failure>,
+        begun: Instant,
+        until: Instant,
+        shell: Duration,
+    ) -> Result<Login, NoLogin> {
         let (mut child, nonce) = started.map_err(NoLogin::Failed)?;
         let no_pipes = || NoLogin::Failed(Failure::connection("cannot start", "the remote shell has no pipes"));
         let (input, output) = (child.stdin.take(), child.stdout.take().ok_or_else(no_pipes)?);
         let mut login = Login { child, input, lines: Lines::of(output), took: Duration::ZERO, who: String::new() };
-        let line = match login.lines.start_line(&nonce, until) {
+        let line = match login.lines.start_line(&nonce, until, shell) {
             Ok(line) => line,
             Err(NoLine::Late) => return Err(NoLogin::Late),
+            Err(NoLine::Silent) => return Err(NoLogin::StartFiles),
             Err(NoLine::TooLong) => return Err(NoLogin::Strange),
             Err(NoLine::Stopped) => return Err(NoLogin::Stopped),
             Err(NoLine::End) => return Err(NoLogin::Ended(run::end_shell(&mut login.child, SHELL_END))),
@@ -215,7 +233,7 @@ impl Login {
             }
         }
         let line = line.map_err(|why| match why {
-            NoLine::Late => "it did not answer in time",
+            NoLine::Late | NoLine::Silent => "it did not answer in time",
             NoLine::End => "it does not know the question: its haul may be older than this one",
             NoLine::TooLong => "its answer is too long",
             NoLine::Stopped => "interrupted",
@@ -233,7 +251,7 @@ pub(super) fn further(dial: &Dial, first: Duration) -> (usize, Duration) {
         .map(|_| {
             let started = dial.further();
             let (sender, login) = sync_channel(1);
-            let come = move || _ = sender.send(Login::on(started, begun, until).ok());
+            let come = move || _ = sender.send(Login::on(started, begun, until, LATE).ok());
             threads::spawn("login", come, |_| {});
             login
         })
@@ -320,7 +338,7 @@ fn attempt(
     let make: MakeClient = Arc::new(|around| {
         inspect::client(around.stream, around.opening, Question::Hash, Vec::new(), around.progress, around.reporter)
     });
-    let thread = link.spawn(Start::On(ends, opening, make));
+    let thread = link.spawn(Start::On(ends, Box::new(opening), make));
     let until = Instant::now() + patience;
     let mut last = Report::Fatal(Failure::connection("no direct connection", "the server did not answer in time"));
     loop {
@@ -381,8 +399,19 @@ mod tests {
     #[test]
     fn what_a_login_shell_prints_is_passed_over_up_to_a_limit() {
         let mut lines = Lines::of(&b"Welcome\nhaul-1\nhaul-12 haul 0.1.0\r\nmore\n"[..]);
-        assert_eq!(lines.start_line(b"haul-12", soon()).unwrap(), b"haul 0.1.0");
+        assert_eq!(lines.start_line(b"haul-12", soon(), LATE).unwrap(), b"haul 0.1.0");
         let endless = std::io::repeat(b'\n');
-        assert_eq!(Lines::of(endless).start_line(b"haul-12", soon()), Err(NoLine::TooLong));
+        assert_eq!(Lines::of(endless).start_line(b"haul-12", soon(), LATE), Err(NoLine::TooLong));
+    }
+
+    #[test]
+    fn a_shell_that_says_nothing_behind_its_login_is_told_from_a_login_that_takes_long() {
+        use std::io::Write as _;
+        for (said, why) in [("", NoLine::Late), ("haul-1 login\n", NoLine::Silent)] {
+            let (silent, mut far) = std::os::unix::net::UnixStream::pair().unwrap();
+            far.write_all(said.as_bytes()).unwrap();
+            let until = Instant::now() + if said.is_empty() { TICK } else { Duration::from_secs(100) };
+            assert_eq!(Lines::of(silent).start_line(b"haul-1", until, TICK), Err(why));
+        }
     }
 }

@@ -32,6 +32,8 @@ mod daemon;
 #[cfg(target_os = "linux")]
 mod daemon_defaults;
 #[cfg(target_os = "linux")]
+mod direct_addresses;
+#[cfg(target_os = "linux")]
 mod disguises;
 #[cfg(target_os = "linux")]
 mod disk_full;
@@ -157,6 +159,8 @@ mod silence_base;
 mod slow_links;
 #[cfg(target_os = "linux")]
 mod ssh_config;
+#[cfg(target_os = "linux")]
+mod start_files;
 #[cfg(target_os = "linux")]
 mod starved;
 #[cfg(target_os = "linux")]

@@ -28,7 +28,7 @@ use std::sync::atomic::Ordering;
 
 pub(crate) use super::ask::{Answer, Ask, Reply, Sent, Simple};
 pub use super::link::NOWHERE;
-pub use super::opening::{Entropy, Invitation, Invited, Opening, Patience, Seat, Wish};
+pub use super::opening::{Entropy, Invitation, Invited, Opening, Patience, Reached, Seat, Wish};
 
 mod asks;
 

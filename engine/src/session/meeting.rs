@@ -32,7 +32,7 @@ use crate::wire::frame::{Caps, Dialect, ErrorCode, Ext, Frame, Hash};
 use crate::wire::hello::{self, Greeting};
 use crate::wire::seal::{self, Seals, Secret};
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
 /// Nanoseconds after which a request to connect is made once more: where the queue of a listener is full the kernel drops it,
@@ -58,8 +58,45 @@ pub struct Wish {
     pub invitation: Option<Invitation>,
     /// Ports that the server was told to take one of, to name them where none can be reached.
     pub ports: Option<(u16, u16)>,
-    /// The addresses of the machine that ssh reached, where they are known: content goes nowhere else, whatever the server says.
-    pub reached: Option<Vec<IpAddr>>,
+    /// Where content may go; anywhere without.
+    pub reached: Option<Reached>,
+}
+
+/// Where content may go, whatever the server says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Reached {
+    /// Addresses of the machine that ssh reached, as far as this end knows them; those of one link with their zone. Ports
+    /// mean nothing.
+    pub addresses: Vec<SocketAddr>,
+    /// What stands behind the address where another one is refused.
+    pub otherwise: String,
+}
+
+impl Reached {
+    /// Where to connect if the server names this address. Its zone, if any, is the other end's.
+    fn admit(&self, named: SocketAddr) -> Result<SocketAddr, String> {
+        let same = |known: &&SocketAddr| known.ip().to_canonical() == named.ip().to_canonical();
+        let Some(known) = self.addresses.iter().find(same) else {
+            return Err(format!("the server names {named}, {}", self.otherwise));
+        };
+        let mut address = *known;
+        address.set_port(named.port());
+        match address {
+            SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() && v6.scope_id() == 0 => {
+                Err(format!("the server names {named}, which is of one link, and ssh does not say of which"))
+            }
+            address => Ok(address),
+        }
+    }
+}
+
+/// The address and port that a server names: a zone in it is of that machine and means nothing here.
+fn parse_address(text: &[u8]) -> Option<SocketAddr> {
+    let text = std::str::from_utf8(text).ok()?;
+    match text.split_once('%').and_then(|(address, rest)| Some((address, rest.split_once(']')?.1))) {
+        Some((address, port)) => format!("{address}]{port}").parse().ok(),
+        None => text.parse().ok(),
+    }
 }
 
 /// How the connections of a run come to its server, from when one of them has asked.
@@ -218,7 +255,7 @@ pub(super) struct Meeting {
     keyed: bool,
     daemon: Option<Entropy>,
     ports: Option<(u16, u16)>,
-    reached: Option<Vec<IpAddr>>,
+    reached: Option<Reached>,
     /// Whoever did decides what becomes of the run.
     was_invited: bool,
     patience: u64,
@@ -457,18 +494,17 @@ impl Meeting {
             }
             None | Some(Incoming::Frame(Frame::Pulse)) => {}
             Some(Incoming::Frame(Frame::DirectChannelReady { address, key })) => {
-                let parsed = std::str::from_utf8(&address).ok().and_then(|text| text.parse::<SocketAddr>().ok());
-                let Some(address) = parsed else {
+                let Some(named) = parse_address(&address) else {
                     self.refused = Some(no_direct(format!("`{}` is no address", Printable(&address))));
                     return Ok(());
                 };
-                if let Some(reached) = &self.reached
-                    && !reached.iter().any(|ip| ip.to_canonical() == address.ip().to_canonical())
-                {
-                    let why = format!("the server names {address}, which is not the address that ssh reached");
-                    self.refused = Some(no_direct(why));
-                    return Ok(());
-                }
+                let address = match self.reached.as_ref().map_or(Ok(named), |reached| reached.admit(named)) {
+                    Ok(address) => address,
+                    Err(why) => {
+                        self.refused = Some(no_direct(why));
+                        return Ok(());
+                    }
+                };
                 self.ready = Some((address, Secret::from_bytes(key)));
                 self.state = State::Invited;
             }
@@ -660,6 +696,36 @@ pub(super) fn no_direct(why: impl fmt::Display) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_names_a_port_and_this_end_knows_the_rest_of_the_address() {
+        let reached = |known: &[&str]| Reached {
+            addresses: known.iter().map(|text| text.parse().unwrap()).collect(),
+            otherwise: "which is another one".to_string(),
+        };
+        let table: [(&[&str], &str, Result<&str, &str>); 8] = [
+            (&["192.0.2.1:0"], "192.0.2.1:5000", Ok("192.0.2.1:5000")),
+            (&["192.0.2.1:0"], "[::ffff:192.0.2.1]:5000", Ok("192.0.2.1:5000")),
+            (&["192.0.2.1:0"], "192.0.2.2:5000", Err("192.0.2.2:5000, which is another one")),
+            (&[], "192.0.2.1:5000", Err("192.0.2.1:5000, which is another one")),
+            (&["192.0.2.1:0", "[fe80::1%7]:0"], "[fe80::1]:5000", Ok("[fe80::1%7]:5000")),
+            // The zone of that machine is none of this one.
+            (&["[fe80::1%7]:0"], "[fe80::1%2]:5000", Ok("[fe80::1%7]:5000")),
+            (&["[fe80::1%7]:0"], "[fe80::1%eth0]:5000", Ok("[fe80::1%7]:5000")),
+            (&["[fe80::1]:0"], "[fe80::1]:5000", Err("of one link, and ssh does not say of which")),
+        ];
+        for (known, named, expected) in table {
+            let admitted = reached(known).admit(parse_address(named.as_bytes()).unwrap());
+            match (admitted, expected) {
+                (Ok(address), Ok(expected)) => assert_eq!(address, expected.parse().unwrap(), "{named}"),
+                (Err(why), Err(expected)) => assert!(why.contains(expected), "{why}"),
+                (admitted, _) => panic!("{named}: {admitted:?}"),
+            }
+        }
+        for text in ["[fe80::1%eth0:5000", "[fe80::1%eth0]", "%", "", "[%x]:1"] {
+            assert_eq!(parse_address(text.as_bytes()), None, "{text}");
+        }
+    }
 
     #[test]
     fn what_is_missing_here_is_not_blamed_on_a_port_there() {

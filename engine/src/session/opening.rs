@@ -4,6 +4,7 @@
 //! Listening -start line of haul--> Greeting(1, ext) -Welcome-> agreed
 //!     |     -start line of bcmr--> Greeting(1 or 2) -Welcome-> agreed
 //!     |     -"none", or the end-> Report::Absent
+//!     |     -a login, and silence, or what was sent-> Report::Fatal
 //!     | silence: a strict Hello, version 1 without ext, goes out
 //!     v
 //! Listening -a frame-------------> Greeting(1) -Welcome-> agreed
@@ -15,13 +16,13 @@
 //! the other version at once. Nothing has been asked for by then.
 
 use super::link::{Incoming, Link};
-pub use super::meeting::{Entropy, Invitation, Invited, Seat, Wish};
+pub use super::meeting::{Entropy, Invitation, Invited, Reached, Seat, Wish};
 use super::preamble::{Found, Preamble};
 use super::report::{Program, Report};
 use super::{Failure, Reason, Terms};
 use crate::backend::{Errno, Time};
 use crate::limits::{
-    ALIVE_TIMEOUT, ANSWER_TIMEOUT, HANDSHAKE_TIMEOUT, PREAMBLE_SILENCE, REDIAL_TIMEOUT, STALL_TIMEOUT,
+    ALIVE_TIMEOUT, ANSWER_TIMEOUT, HANDSHAKE_TIMEOUT, PREAMBLE_SILENCE, REDIAL_TIMEOUT, SHELL_SILENCE, STALL_TIMEOUT,
 };
 use crate::wire::display::Printable;
 use crate::wire::frame::{Caps, Ext, Frame};
@@ -40,6 +41,8 @@ pub struct Patience {
     pub silence: u64,
     /// From the start of the remote shell to the start line, or to the first frame.
     pub login: u64,
+    /// Without a word from a remote shell once the login is known to be there.
+    pub shell: u64,
     /// From a Hello to its answer.
     pub handshake: u64,
     /// Without any progress of a send that has begun.
@@ -57,6 +60,7 @@ impl Default for Patience {
         Patience {
             silence: PREAMBLE_SILENCE,
             login: HANDSHAKE_TIMEOUT,
+            shell: SHELL_SILENCE,
             handshake: HANDSHAKE_TIMEOUT,
             stall: STALL_TIMEOUT,
             answer: ANSWER_TIMEOUT,
@@ -71,6 +75,8 @@ impl Default for Patience {
 pub struct Opening {
     /// How the line begins after which the protocol does; none on streams that carry nothing else.
     pub start_line: Option<Vec<u8>>,
+    /// The login is there from the beginning; else a line of ssh's may say when it is.
+    pub logged_in: bool,
     /// What is asked for in Hello. Without extensions towards everybody who has not said to be haul.
     pub greeting: Greeting,
     /// Sends a Hello of this version at once, start line or not: a second try, after [`Report::Redial`].
@@ -132,6 +138,7 @@ impl Opening {
         let greeting = Greeting { version, caps: Caps::PUT_OFFSET, ext };
         Opening {
             start_line: None,
+            logged_in: false,
             greeting,
             redialled: None,
             refuse_base: None,
@@ -156,6 +163,8 @@ pub(super) struct Opener {
     state: State,
     /// When it began, and when the remote shell last printed something.
     times: Option<(Time, Time)>,
+    /// Since when the login is known to be there.
+    login: Option<Time>,
     /// The Hello that went out before it was known who answers.
     strict: Option<Greeting>,
     peer: Option<Program>,
@@ -167,7 +176,7 @@ impl Opener {
             Some(line) => State::Listening(Preamble::new(line.clone())),
             None => State::Greeting { sent: opening.greeting, then: None, deadline: None },
         };
-        Opener { opening, state, times: None, strict: None, peer: None }
+        Opener { opening, state, times: None, login: None, strict: None, peer: None }
     }
 
     /// Goes on as far as possible. What is agreed, once it is.
@@ -188,14 +197,23 @@ impl Opener {
 
     fn listen(&mut self, link: &mut Link, now: Time) -> Result<(), Report> {
         let (started, heard) = self.times.get_or_insert((now, now));
+        if self.opening.logged_in {
+            self.login.get_or_insert(now);
+        }
         while let State::Listening(preamble) = &mut self.state
             && let Some(input) = link.preamble()
         {
-            *heard = now;
+            let before = std::mem::replace(heard, now);
             let (used, found) = preamble.feed(input, self.strict.is_some());
             link.consume_preamble(used);
-            if let Some(found) = found {
-                return self.on_found(found, link, now);
+            match found {
+                // Not a word of the other end.
+                Some(Found::Login) => {
+                    *heard = before;
+                    self.login.get_or_insert(now);
+                }
+                Some(found) => return self.on_found(found, link, now),
+                None => {}
             }
             if preamble.is_too_long() {
                 let why = self.printed().unwrap_or_default();
@@ -205,6 +223,9 @@ impl Opener {
         if started.after(self.opening.patience.login) <= now {
             let why = self.printed().unwrap_or_default();
             return Err(Failure::connection(NO_ANSWER, why).because(Reason::Late).into());
+        }
+        if self.login.is_some_and(|login| login.max(*heard).after(self.opening.patience.shell) <= now) {
+            return Err(self.no_shell("the login is there, and nothing comes of it"));
         }
         let silent = heard.after(self.opening.patience.silence) <= now;
         if self.strict.is_none() && (silent || self.opening.redialled.is_some()) {
@@ -233,6 +254,8 @@ impl Opener {
                 let why = "the program there cannot be run, or is not haul";
                 return Err(Failure::connection(NO_START, why).because(Reason::Unusable).into());
             }
+            Found::Login => return Ok(()),
+            Found::Echo => return Err(self.no_shell("the remote shell sends back what it is sent")),
             Found::Frame(head) => {
                 link.begin_frame(&head).map_err(not_greeted)?;
                 self.strict.unwrap_or(self.opening.greeting)
@@ -324,6 +347,13 @@ impl Opener {
         preamble.printed().map(|printed| format!("the remote shell printed `{printed}`"))
     }
 
+    /// Where the shell should be there is something else.
+    fn no_shell(&self, what: &str) -> Report {
+        let printed = self.printed().map_or(String::new(), |printed| format!(", and {printed}"));
+        let why = format!("{what}{printed}; does a start file of that account run another program (`exec`)?");
+        Failure::connection(NO_START, why).because(Reason::StartFiles).into()
+    }
+
     fn no_start_line(&self) -> Report {
         let why = self.printed().unwrap_or_else(|| "the connection closed without a word".to_string());
         absent(why, Reason::NoStart)
@@ -335,7 +365,8 @@ impl Opener {
             (State::Greeting { deadline, .. }, _) => *deadline,
             (State::Listening(_), Some((started, heard))) => {
                 let silence = self.strict.is_none().then(|| heard.after(patience.silence));
-                [silence, Some(started.after(patience.login))].into_iter().flatten().min()
+                let shell = self.login.map(|login| login.max(heard).after(patience.shell));
+                [silence, shell, Some(started.after(patience.login))].into_iter().flatten().min()
             }
             (State::Listening(_), None) => None,
         }

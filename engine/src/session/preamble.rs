@@ -7,6 +7,8 @@
 //!         -"NONCE bcmr 0.6.0"-----> Found::Base
 //!         -"NONCE none"-----------> Found::Nobody
 //!         -"NONCE unusable"-------> Found::Unusable
+//!         -"NONCE login"----------> Found::Login     ssh says so at this end; more follows
+//!         -head of our own Hello--> Found::Echo      only where a greeting is out already
 //!         -head of a first frame--> Found::Frame     only where a greeting is out already
 //! ```
 //! A start line may have text before it that does not end in a newline; nothing but what is shown may stand behind the
@@ -32,6 +34,10 @@ pub(super) enum Found {
     Nobody,
     /// There is one that cannot be run, or is something else.
     Unusable,
+    /// ssh has logged in; whatever comes behind this line is from the other end.
+    Login,
+    /// What was sent comes back.
+    Echo,
     /// Without a start line: the length field and the type of a frame, which has just begun.
     Frame([u8; 5]),
 }
@@ -64,8 +70,12 @@ impl Preamble {
             if greeted && is_first_head(self.recent) {
                 return (index + 1, Some(Found::Frame(self.recent)));
             }
+            if greeted && is_own_head(self.recent) {
+                return (index + 1, Some(Found::Echo));
+            }
             if byte == b'\n' {
                 if let Some(found) = self.start_line() {
+                    self.line.clear();
                     return (index + 1, Some(found));
                 }
                 let room = KEPT_BYTES.saturating_sub(self.printed.len());
@@ -102,6 +112,7 @@ impl Preamble {
             "bcmr" => Some(Found::Base(own(), protocol_of(version))),
             "none" if version.is_empty() => Some(Found::Nobody),
             "unusable" if version.is_empty() => Some(Found::Unusable),
+            "login" if version.is_empty() => Some(Found::Login),
             _ => None,
         }
     }
@@ -125,6 +136,12 @@ fn is_first_head(head: [u8; 5]) -> bool {
         type_byte::ERROR => (5..=MAX_FIRST_FRAME).contains(&length) && head[2..4] == [0, 0],
         _ => false,
     }
+}
+
+/// True for the length and the type of a Hello, which no server sends.
+fn is_own_head(head: [u8; 5]) -> bool {
+    let length = u32::from_le_bytes([head[0], head[1], head[2], head[3]]);
+    head[4] == type_byte::HELLO && (2..=64).contains(&length)
 }
 
 #[cfg(test)]
@@ -162,6 +179,8 @@ mod tests {
             ("haul-0123 bcmr\n", base("bcmr", 1)),
             ("haul-0123 none\n", Some(Found::Nobody)),
             ("haul-0123 unusable\n", Some(Found::Unusable)),
+            ("haul-0123 login\n", Some(Found::Login)),
+            ("haul-0123 login now\n", None),
             ("haul-0124 none\n", None),
             ("haul-0123none\n", None),
             ("haul-0123\n", None),
@@ -199,11 +218,36 @@ mod tests {
                 }
             }
         }
-        for other in
-            [[3, 0, 0, 0, 0x84], [3, 0, 0, 1, 0x81], [1, 0, 0, 0, 0x81], [200, 0, 0, 0, 0x81], [9, 0, 1, 0, 0x83]]
-        {
+        for other in [
+            [3, 0, 0, 0, 0x84],
+            [65, 0, 0, 0, 0x01],
+            [3, 0, 0, 1, 0x81],
+            [1, 0, 0, 0, 0x81],
+            [200, 0, 0, 0, 0x81],
+            [9, 0, 1, 0, 0x83],
+        ] {
             assert_eq!(feed(&other, 1, true).1, None, "{other:?}");
         }
+    }
+
+    #[test]
+    fn a_hello_that_comes_back_is_no_answer() {
+        for text in ["", "Welcome\n"] {
+            let input = [text.as_bytes(), &[4, 0, 0, 0, type_byte::HELLO], b"\x01\x07rest"].concat();
+            for step in [1, 2, 1000] {
+                let (taken, found, _) = feed(&input, step, true);
+                assert_eq!((taken, found), (text.len() + 5, Some(Found::Echo)), "{text:?}");
+                assert_eq!(feed(&input, step, false).1, None);
+            }
+        }
+    }
+
+    #[test]
+    fn what_ssh_says_at_this_end_is_not_shown_as_words_of_the_remote_shell() {
+        let mut preamble = Preamble::new(NONCE.into());
+        assert_eq!(preamble.feed(b"haul-0123 login\nhello", false), (16, Some(Found::Login)));
+        assert_eq!(preamble.feed(b"hello", false), (5, None));
+        assert_eq!(preamble.printed().unwrap(), "hello");
     }
 
     #[test]

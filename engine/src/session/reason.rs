@@ -55,6 +55,8 @@ pub enum Reason {
     NotInstalled,
     /// There is one that cannot be run, or is something else.
     Unusable,
+    /// The login is there, and in the place of its shell runs something else.
+    StartFiles,
     /// The remote side did not start, in some other way.
     NoStart,
     /// It did not greet, or not as it should.

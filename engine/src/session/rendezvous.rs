@@ -36,7 +36,7 @@ use crate::wire::decode::Role;
 use crate::wire::frame::{Caps, Dialect, ErrorCode, Ext, Frame, Hash};
 use crate::wire::seal::{self, Seals, Secret};
 use std::cell::{Cell, RefCell};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::rc::Rc;
 
 mod guests;
@@ -48,6 +48,8 @@ use guests::Waiting;
 pub struct Direct {
     /// The address of this machine that its client knows.
     pub ip: IpAddr,
+    /// The zone of this machine in which that means something; 0 where it means the same everywhere.
+    pub zone: u32,
     /// Random bytes nobody can guess.
     pub entropy: Rc<RefCell<dyn FnMut() -> Hash>>,
     /// Nanoseconds in which the first connection must come.
@@ -61,7 +63,16 @@ pub struct Direct {
 impl Direct {
     /// At this address, with this source of random bytes.
     pub fn new(ip: IpAddr, entropy: impl FnMut() -> Hash + 'static) -> Direct {
-        Direct { ip, entropy: Rc::new(RefCell::new(entropy)), patience: MEETING_TIMEOUT, plain: false, ports: None }
+        let entropy = Rc::new(RefCell::new(entropy));
+        Direct { ip, zone: 0, entropy, patience: MEETING_TIMEOUT, plain: false, ports: None }
+    }
+
+    /// The address of this port in its zone.
+    fn at(&self, port: u16) -> SocketAddr {
+        match self.ip {
+            IpAddr::V4(_) => SocketAddr::new(self.ip, port),
+            IpAddr::V6(ip) => SocketAddrV6::new(ip, port, 0, self.zone).into(),
+        }
     }
 
     /// Whether whoever asks for that gets a connection that is not sealed.
@@ -214,7 +225,9 @@ impl Verb for Serve {
         match &meeting.address {
             Some(Ok(address)) if head => {
                 let key = *meeting.secret.expose();
-                reply(&Frame::DirectChannelReady { address: address.to_string().into_bytes(), key }, io);
+                // The client has another zone for it.
+                let address = SocketAddr::new(address.ip(), address.port()).to_string().into_bytes();
+                reply(&Frame::DirectChannelReady { address, key }, io);
             }
             Some(Err(failure)) if head => reply_failure(failure, io),
             _ => return false,
@@ -271,7 +284,7 @@ impl Session for Rendezvous {
         if let State::New { port } = self.state {
             self.deadline = cx.now.after(self.direct.patience);
             self.state = State::Listening;
-            cx.submit(0, 0, OpKind::Listen { address: SocketAddr::new(self.direct.ip, port) });
+            cx.submit(0, 0, OpKind::Listen { address: self.direct.at(port) });
         }
         for (stream, peer) in self.accepted.drain(..) {
             if self.meeting.borrow().over {
