@@ -124,6 +124,9 @@ pub const ORIGIN_BYTES: usize = 8;
 pub const STRANGERS_LOGGED: u64 = 20;
 /// Bytes that a connection must move within the time of a stall to keep its place while others wait for one: 1 KiB/s.
 pub const LEAST_USE_BYTES: u64 = 64 * 1024;
+/// The same where more than half of the places are in use from one address, and somebody waits to whose address none is: 17 KB/s,
+/// below the slowest link that a copy is promised on.
+pub const LEAST_SHARE_BYTES: u64 = 1024 * 1024;
 /// Nanoseconds in which the client of a session must come to the listener that was opened for it. Base clients give a
 /// connection 5 s, ours no more.
 pub const MEETING_TIMEOUT: u64 = 10 * SECOND;

@@ -5,10 +5,13 @@ use crate::support::BACKENDS;
 use crate::support::daemon::{Bare, Knock, Listening, enter};
 use crate::support::direct::{Guest, KEYED, SealedEnd};
 use crate::support::frames::{Received, bytes_of, data, field};
-use crate::support::processes::{Running, complete};
+use crate::support::processes::{LIMIT, Running, complete, wait_for};
+use crate::support::trees::small_files;
+use crate::support::{random_file, snapshot};
 use haul_engine::wire::frame::{ErrorCode, Frame};
 use haul_engine::wire::seal::Secret;
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const PAIRS: [(&str, &str); 2] = [("uring", "poll"), ("poll", "uring")];
@@ -128,5 +131,92 @@ fn who_listens_without_a_key_serves_no_idle_connection_for_ever_either() {
             assert!(matches!(next.ask(&Frame::Stat { path: field("") }), Frame::StatResponse { .. }));
         }
         drop(idle);
+    }
+}
+
+/// All places, taken from this address by clients of one run each, or by connections of one run.
+fn full_from(daemon: &Listening, from: &str, one_run: bool) -> Vec<SealedEnd> {
+    let knock = |index| Knock { index: if one_run { index } else { 0 }, ..Knock::ALL };
+    let enter_as = |index| enter(Guest::from(from, daemon.address), &daemon.key(), knock(index));
+    (0..PLACES as u16).map(enter_as).collect()
+}
+
+#[test]
+fn many_connections_of_one_run_give_way_to_other_addresses_and_its_first_one_stays() {
+    for (near, far) in PAIRS {
+        let daemon = Listening::start(far);
+        fs::write(daemon.root().join("f"), "x").unwrap();
+        let mut run = full_from(&daemon, "127.0.0.2", true);
+        // From where they come nobody is owed anything.
+        let mut guest = Guest::from("127.0.0.2", daemon.address);
+        guest.send(&bytes_of(&Knock::ALL.hello(&daemon.key(), &guest.nonce), KEYED));
+        assert_eq!(guest.left(), bytes_of(&Frame::Error { message: FULL.into(), code: ErrorCode::BUSY }, KEYED));
+        let ended = complete(daemon.command(near, "ls", &[]).arg(daemon.at("")));
+        ended.assert_exit(0);
+        assert_eq!(ended.stdout, "f\n");
+        let first = run.remove(0);
+        assert_eq!((served(vec![first]), served(run)), (1, PLACES - 2));
+    }
+}
+
+#[test]
+fn who_has_most_places_and_makes_little_of_them_keeps_no_other_address_out() {
+    for (near, far) in PAIRS {
+        let daemon = Listening::hurried(far, &[], HURRIED);
+        fs::write(daemon.root().join("f"), "x").unwrap();
+        let mut slow = full_from(&daemon, "127.0.0.2", false);
+        for (number, client) in slow.iter_mut().enumerate() {
+            let path = field(format!("slow-{number}"));
+            client.send(&Frame::Put { path, size: 1 << 30, offset: 0, overwrite: true });
+        }
+        // Enough not to be idle, for longer than a place is kept idle.
+        let over = AtomicBool::new(false);
+        let ended = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Acquire) {
+                    slow.iter_mut().for_each(|client| client.send_bytes(&data(&[7; 40_000])));
+                    std::thread::sleep(Duration::from_millis(400));
+                }
+            });
+            std::thread::sleep(Duration::from_secs(3));
+            let ended = complete(daemon.command(near, "ls", &["--timeout", "10"]).arg(daemon.at("")));
+            over.store(true, Ordering::Release);
+            ended
+        });
+        ended.assert_exit(0);
+        let cut = |client: SealedEnd| {
+            let (rest, _) = { client }.rest();
+            rest.iter().any(|received| matches!(received, Received::Frame(Frame::Error { code: ErrorCode::BUSY, .. })))
+        };
+        // The others are cut off for what they do not send any more.
+        assert!(slow.into_iter().all(cut));
+    }
+}
+
+#[test]
+fn a_copy_whose_connections_give_way_loses_nothing() {
+    for (near, far) in PAIRS {
+        let daemon = Listening::start(far);
+        let dir = tempfile::tempdir().unwrap();
+        let source = dir.path().join("tree");
+        fs::create_dir_all(source.join("small")).unwrap();
+        random_file(&source.join("large"), 512 << 20, 5);
+        small_files(&source.join("small"), 4_000);
+        let back = dir.path().join("back");
+        let there = daemon.root().join("tree");
+        let up = [source.clone().into_os_string(), daemon.at("").into()];
+        let down = [daemon.at("tree/").into(), back.clone().into_os_string()];
+        for (operands, target) in [(up, &there), (down, &back)] {
+            let flags = ["-rp", "--stats", "--connections", "16"];
+            let mut copy = Running::start(daemon.command(near, "copy", &flags).args(operands));
+            assert!(wait_for(LIMIT, || target.exists() || copy.is_over()));
+            let others: Vec<SealedEnd> =
+                (0..3).map(|_| enter(Guest::from("127.0.0.2", daemon.address), &daemon.key(), Knock::ALL)).collect();
+            assert!(!copy.is_over(), "they came too late");
+            let ended = copy.finish();
+            ended.assert_exit(0);
+            assert_eq!(snapshot(target), snapshot(&source));
+            assert_eq!(served(others), 3);
+        }
     }
 }

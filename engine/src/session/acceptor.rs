@@ -7,7 +7,7 @@
 //! the kernel's queue, and memory stays bounded.
 
 use super::opening::Patience;
-use super::server::{Server, Traffic};
+use super::server::{Server, Traffic, Wanted};
 use super::{Context, Failure, Flow, Session};
 use crate::backend::{Completion, DirId, Errno, OpKind, Output, StreamId, Time, Token};
 use crate::limits::{ACCEPT_PAUSE, DAEMON_SESSION_BLOCKS, MAX_SESSIONS};
@@ -142,8 +142,11 @@ impl Session for Acceptor {
             let open = self.open.clone();
             // Whoever comes then waits in the kernel's queue, where nobody sees him.
             let dismissed = self.dismissed.clone();
-            let is_full = move || open.get() - dismissed.get() >= MAX_SESSIONS;
-            let server = server.with_place(self.dismissed.clone(), Rc::new(is_full));
+            let wanted = move || match open.get() - dismissed.get() >= MAX_SESSIONS {
+                true => Wanted::FromIdle,
+                false => Wanted::No,
+            };
+            let server = server.with_place(self.dismissed.clone(), Rc::new(wanted));
             let server = server.with_store(self.store).with_large_blocks(DAEMON_SESSION_BLOCKS);
             cx.spawned.push(Box::new(server.with_read_only(self.read_only)));
         }

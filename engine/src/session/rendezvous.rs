@@ -41,7 +41,7 @@ use std::rc::Rc;
 
 mod guests;
 
-use guests::Waiting;
+use guests::{Origin, Waiting};
 
 /// Where a server may be met, and what that takes.
 #[derive(Clone)]
@@ -131,8 +131,9 @@ pub(super) struct Meeting {
     dismissed: Rc<Cell<usize>>,
     /// One was proved, once.
     met: bool,
-    /// Connections that were proved and have not ended.
+    /// Connections that were proved and have not ended, and from where each of a daemon's came.
     serving: usize,
+    origins: Vec<Option<Origin>>,
     /// Nobody new is let in.
     over: bool,
 }
@@ -154,6 +155,7 @@ impl Meeting {
             dismissed: Rc::default(),
             met: false,
             serving: 0,
+            origins: Vec::new(),
             over: false,
         }))
     }
@@ -546,8 +548,9 @@ impl Guest {
         let (shared, told, peer) = (self.meeting.clone(), door.clone(), self.peer);
         let traffic = Traffic::default();
         let moved = traffic.clone();
+        let from = peer.map(guests::origin);
         let on_end = Box::new(move |result| {
-            shared.borrow_mut().serving -= 1;
+            shared.borrow_mut().leave_place(from);
             if let Some(door) = told {
                 (door.on_visit)(Visit { peer, traffic: moved.get(), fate: Fate::Served(result) });
             }
@@ -580,7 +583,7 @@ impl Guest {
                 }
                 Server::keyed(link, root, on_end, (caps, ext), part)
             }
-            Frame::DaemonHello { .. } if let Some(door) = &door => {
+            Frame::DaemonHello { index, .. } if let Some(door) = &door => {
                 let admitted = doorman::admit(secret, &self.nonce, frame, door, meeting.plain, cx.pool);
                 let Some(let_in) = admitted else {
                     self.link = Some(link);
@@ -595,7 +598,7 @@ impl Guest {
                 Server::keyed(link, root, on_end, let_in.agreed, let_in.part)
                     .with_large_blocks(DOOR_SESSION_BLOCKS)
                     .without_in_place()
-                    .with_place(meeting.dismissed.clone(), Rc::new(move || wanted.borrow().is_wanted()))
+                    .with_place(meeting.dismissed.clone(), Rc::new(move || wanted.borrow().wanted(from, index > 0)))
             }
             _ => {
                 self.link = Some(link);
@@ -604,6 +607,7 @@ impl Guest {
         };
         meeting.met = true;
         meeting.serving += 1;
+        meeting.origins.push(from);
         meeting.leave(self.number);
         // A base client comes once.
         meeting.over |= matches!(meeting.proof, Proof::Base);

@@ -84,11 +84,25 @@ pub(super) type Traffic = Rc<Cell<(u64, u64)>>;
 /// A place that others may want.
 struct Place {
     /// Whether somebody waits for it.
-    is_wanted: Rc<dyn Fn() -> bool>,
+    wanted: Rc<dyn Fn() -> Wanted>,
     /// Those who lose theirs and have not gone yet.
     dismissed: Rc<Cell<usize>>,
-    /// When it was last seen to be of use, and the bytes that had been moved by then.
+    /// When it was last seen to be of use, and the bytes that had been moved by then: little, and as much as a share is worth.
     used: Option<(Time, u64)>,
+    well_used: Option<(Time, u64)>,
+}
+
+/// Who is to give way where somebody waits for a place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Wanted {
+    /// Nobody.
+    No,
+    /// Who hardly uses his.
+    FromIdle,
+    /// Who makes little of his, because he has so many.
+    FromSlow,
+    /// Whoever it is: what he does, his other connections can do.
+    FromAny,
 }
 
 /// A server session on one stream.
@@ -233,10 +247,10 @@ impl Server {
     }
 
     /// Has it keep its place only while it uses it: a body that has begun must come, and while somebody waits for the place,
-    /// as `is_wanted` says, something must be moved now and then. `dismissed` counts those who go for that.
+    /// as `wanted` says, something must be moved now and then. `dismissed` counts those who go for that.
     #[must_use]
-    pub(super) fn with_place(mut self, dismissed: Rc<Cell<usize>>, is_wanted: Rc<dyn Fn() -> bool>) -> Server {
-        self.place = Some(Place { is_wanted, dismissed, used: None });
+    pub(super) fn with_place(mut self, dismissed: Rc<Cell<usize>>, wanted: Rc<dyn Fn() -> Wanted>) -> Server {
+        self.place = Some(Place { wanted, dismissed, used: None, well_used: None });
         self
     }
 
@@ -585,7 +599,7 @@ impl Session for Server {
                 self.dismiss("the client has not gone on with what it sends for a minute", cx)
             }
             Ok(Flow::Continue) if self.place_deadline().is_some_and(|deadline| deadline <= cx.now) => {
-                self.dismiss("the client did not use its connection for a minute, and others wait for one", cx)
+                self.dismiss(self.why_dismissed(), cx)
             }
             Ok(flow) => flow,
             Err(failure) if failure.kind == Reason::NoMemory => {

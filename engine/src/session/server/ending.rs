@@ -1,9 +1,9 @@
 //! How a server's session ends: by itself, with the client's stream, for want of a word in time, or because others wait for
 //! its place and it does not use it.
 
-use super::{BodyOf, Phase, Place, Server};
+use super::{BodyOf, Phase, Place, Server, Wanted};
 use crate::backend::Time;
-use crate::limits::{LAST_WORDS_TIMEOUT, LEAST_USE_BYTES};
+use crate::limits::{LAST_WORDS_TIMEOUT, LEAST_SHARE_BYTES, LEAST_USE_BYTES};
 use crate::session::{Context, Failure, Flow, Io, Reason};
 use crate::wire::decode::DecodeError;
 use crate::wire::frame::{ErrorCode, Frame};
@@ -89,16 +89,34 @@ impl Server {
 
     /// Until when it keeps its place without using it, now that somebody waits for that.
     pub(super) fn place_deadline(&self) -> Option<Time> {
-        let place = self.place.as_ref().filter(|place| (place.is_wanted)())?;
-        place.used.map(|(at, _)| at.after(self.patience.stall))
+        let place = self.place.as_ref()?;
+        let used = match (place.wanted)() {
+            Wanted::No => None,
+            Wanted::FromIdle => place.used,
+            Wanted::FromSlow => place.well_used,
+            // Long ago.
+            Wanted::FromAny => return Some(Time(0)),
+        };
+        used.map(|(at, _)| at.after(self.patience.stall))
+    }
+
+    /// Why it loses its place, in words.
+    pub(super) fn why_dismissed(&self) -> &'static str {
+        match self.place.as_ref().map(|place| (place.wanted)()) {
+            Some(Wanted::FromSlow) => "others have no place, and most are in use from this address, with little to do",
+            Some(Wanted::FromAny) => "others have fewer connections, and wait for one",
+            _ => "the client did not use its connection for a minute, and others wait for one",
+        }
     }
 
     pub(super) fn note_use(&mut self, now: Time) {
         let (came, left) = self.link.traffic();
         let (moved, works) = (came + left, self.is_at_work());
         let Some(place) = &mut self.place else { return };
-        if works || place.used.is_none_or(|(_, before)| moved - before >= LEAST_USE_BYTES) {
-            place.used = Some((now, moved));
+        for (used, least) in [(&mut place.used, LEAST_USE_BYTES), (&mut place.well_used, LEAST_SHARE_BYTES)] {
+            if works || used.is_none_or(|(_, before)| moved - before >= least) {
+                *used = Some((now, moved));
+            }
         }
     }
 
