@@ -4,6 +4,7 @@ use crate::args::OutputArgs;
 use crate::exit::{self, Exit};
 use crate::tuner::{Decision, Rate};
 use crate::unkept::{self, Tally};
+use haul_engine::limits::UNDER_WAY_BYTES;
 use haul_engine::session::report::{Direction, Progress, Report};
 use haul_engine::session::{Cause, Failure, Reason};
 use haul_engine::wire::display::{Printable, visible_json};
@@ -545,12 +546,24 @@ impl Output {
             true if !self.unproved && there == 0 && complete == 0 => {
                 "nothing new has come yet; run the same command to continue".into()
             }
-            true if !self.unproved => format!("{} kept; run the same command to continue", size(there)),
+            true if !self.unproved => match self.sure(there) {
+                0 => "nothing new is sure to be kept; run the same command to continue".into(),
+                sure => format!("{} kept; run the same command to continue", size(sure)),
+            },
             _ => {
                 format!("{complete} complete {files} kept, nothing else; run the same command to do it again")
             }
         };
         format!("{percent} %; {kept}")
+    }
+
+    /// Of so many bytes that were moved, those that are kept whatever was under way.
+    fn sure(&self, there: u64) -> u64 {
+        let (first, decisions) = &self.connections;
+        let most = decisions.iter().map(|(_, decision)| decision.to).chain(*first).max().unwrap_or(1);
+        let sure = there.saturating_sub(UNDER_WAY_BYTES * u64::from(most.max(1)));
+        // What is complete, and what was there before.
+        sure.max(self.bytes).max(self.resumed).min(there)
     }
 
     /// Takes over what the counters say in the end.

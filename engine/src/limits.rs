@@ -381,6 +381,9 @@ pub const ALIVE_TIMEOUT: u64 = 20 * SECOND;
 pub const SLOW_DISK_BYTES_PER_SECOND: u64 = 10_000_000;
 /// Bytes that have left here and may not have arrived: in a pipe, in the window of ssh, in sockets.
 pub const BUFFERED_BYTES: u64 = 4 * 1024 * 1024;
+/// Bytes of one connection that count as moved and may not be kept when the copy ends: in blocks, in `BUFFERED_BYTES`, of files
+/// too small to be kept, or sent once more. What is said to be kept is so much less.
+pub const UNDER_WAY_BYTES: u64 = 8 * 1024 * 1024;
 /// Bytes per second of a link that is not known yet.
 pub const SLOW_LINK_BYTES_PER_SECOND: u64 = 64 * 1024;
 /// Nanoseconds of silence from a server that owes an answer, and does not say that it lives, after which a further connection
@@ -414,6 +417,7 @@ const _: () = {
         (SESSION_LARGE_BLOCKS + 1) * BLOCK_BYTES < (UNORDERED_BLOCKS - 1) * crate::tree_hash::HASH_BLOCK_BYTES,
         "what is being written, the receive block included, begins in one of them, wherever in a block the file ends"
     );
+    assert!(BUFFERED_BYTES + (CLIENT_LOAD_AHEAD * SMALL_BYTES) as u64 <= UNDER_WAY_BYTES);
     assert!(MAX_SESSIONS <= LISTEN_BACKLOG as usize);
     assert!(AUTO_CONNECTIONS <= MAX_CONNECTIONS && 4 * AUTO_DAEMON_CONNECTIONS as usize <= MAX_SESSIONS);
     assert!(TCP_KEEPALIVE_IDLE.as_millis() < TCP_USER_TIMEOUT_MILLIS as u128, "one question is asked before");

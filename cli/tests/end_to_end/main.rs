@@ -112,6 +112,8 @@ mod interop_frames;
 #[cfg(target_os = "linux")]
 mod kill;
 #[cfg(target_os = "linux")]
+mod leftovers;
+#[cfg(target_os = "linux")]
 mod link_operands;
 #[cfg(target_os = "linux")]
 mod link_targets_confined;

@@ -8,7 +8,7 @@
 //! The name is a hash of the target's name and of the directory's number, so the next run finds it. Nobody is kept from
 //! guessing it; what is under the name is taken only if nobody else can have made or can change it: a regular file, ours,
 //! mode 0600, with this one name; or, where the file system has no modes or owners, one that looks as every file made there.
-//! What it holds is proved by its sender before it counts.
+//! What it holds is proved by its sender before it counts. A copy that was begun otherwise and completes the file removes it.
 
 use super::attributes::{from_stat, kind};
 use super::create::{self, Making, NewFile, PRIVATE, Present, TempName, Wanted, check_space, examine, open_temp};
@@ -84,6 +84,27 @@ fn begin_with_target(file: &OpenFile, present: Option<&Stat>, size: u64, give_up
     }
 }
 
+/// What an earlier run has kept of the file that now stands, complete, under this name: nobody will continue it. What is not
+/// ours stays, and so does what another copy is at.
+pub(super) fn forget(dir: BorrowedFd<'_>, target: &[u8]) {
+    let Ok(name) = name_of(dir, target) else { return };
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    // As a rule there is none. What cannot be removed does no harm either.
+    let Ok(fd) = retry_on_intr(|| rustix::fs::openat(dir, &name[..], flags, Mode::empty())) else { return };
+    let is_ours = rustix::fs::fstat(&fd).is_ok_and(|stat| is_trusted(&stat, false, dir).unwrap_or(false));
+    let is_free = || rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).is_ok();
+    if is_ours && is_free() && is_named(&fd, dir, &name) {
+        let _ = rustix::fs::unlinkat(dir, &name[..], rustix::fs::AtFlags::empty());
+    }
+}
+
+/// True while this open file is what stands under the name.
+fn is_named(fd: &OwnedFd, dir: BorrowedFd<'_>, name: &[u8]) -> bool {
+    let same = |stat: Stat, other: Stat| (stat.st_dev, stat.st_ino) == (other.st_dev, other.st_ino);
+    let named = rustix::fs::statat(dir, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
+    named.is_ok_and(|named| rustix::fs::fstat(fd).is_ok_and(|stat| same(stat, named)))
+}
+
 fn name_of(dir: BorrowedFd<'_>, target: &[u8]) -> Result<Vec<u8>, Errno> {
     let mut hasher = blake3::Hasher::new_derive_key("haul partial file name v1");
     #[allow(clippy::useless_conversion)] // The width of st_ino differs between systems.
@@ -130,9 +151,7 @@ fn take(dir: BorrowedFd<'_>, name: &[u8], urgent: bool) -> Result<Option<OwnedFd
             return Ok(None);
         }
         // Whoever held the lock may have given it its final name meanwhile.
-        let same = |stat: Stat, other: Stat| (stat.st_dev, stat.st_ino) == (other.st_dev, other.st_ino);
-        let named = rustix::fs::statat(dir, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
-        if named.is_ok_and(|named| rustix::fs::fstat(&fd).is_ok_and(|stat| same(stat, named))) {
+        if is_named(&fd, dir, name) {
             return Ok(Some(fd));
         }
     }

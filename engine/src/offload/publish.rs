@@ -15,6 +15,7 @@ use super::attributes;
 use super::attributes::from_stat;
 use super::create::{Making, Wanted, check_replaceable, create, permitted_in};
 use super::open::{OpenFile, Role, hash_all, write_all};
+use super::partial;
 use super::resolve::{DIR_READ, Root, open_at};
 use crate::backend::{Errno, Finish};
 use crate::block::Slice;
@@ -90,6 +91,9 @@ pub(super) fn publish(file: &OpenFile, finish: &Finish, give_up: &AtomicBool) ->
         }
     };
     making.claim.as_ref().map_or_else(name, |claim| claim.give(name))?;
+    if !making.temp.as_ref().is_some_and(|temp| temp.stays) {
+        partial::forget(making.dir.as_fd(), &making.name);
+    }
     if finish.sync {
         sync_dir(making, fd)?;
     }
