@@ -7,7 +7,7 @@
 
 use super::attributes::{from_stat, kind};
 use super::case::Claim;
-use super::open::{OpenFile, Role, read_full, write_full};
+use super::open::{OpenFile, Role, buffer, read_full, write_full};
 use super::resolve::{self, Handle, Root, Spot};
 use crate::backend::{Errno, NO_ATTRIBUTES};
 use crate::limits::BLOCK_BYTES;
@@ -416,7 +416,7 @@ fn copy_through(
     if start >= end {
         return Ok(());
     }
-    let mut buffer = vec![0; BLOCK_BYTES.min((end - start) as usize)];
+    let mut buffer = buffer(BLOCK_BYTES.min((end - start) as usize))?;
     let mut offset = start;
     while offset < end {
         if give_up.load(Ordering::Relaxed) {

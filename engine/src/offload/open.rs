@@ -129,11 +129,16 @@ fn too_large(file: OwnedFd, attributes: Attributes) -> Loaded {
     Loaded::TooLarge(OpenFile::new(file, Role::Source), attributes)
 }
 
+/// Memory for content; an error of its operation where there is none.
+pub(super) fn buffer(len: usize) -> Result<Box<[u8]>, Errno> {
+    bytemuck::allocation::try_zeroed_slice_box(len).map_err(|()| Errno::NO_MEMORY)
+}
+
 /// Reads the beginning of a file again. Where nothing of it is another byte than before, all of it was there at the moment
 /// between the two.
 fn begins_with(file: &OwnedFd, bytes: &[u8]) -> Result<bool, Errno> {
-    let mut again = vec![0; bytes.len()];
-    Ok(read_full(file.as_fd(), 0, &mut again)? == bytes.len() && again == bytes)
+    let mut again = buffer(bytes.len())?;
+    Ok(read_full(file.as_fd(), 0, &mut again)? == bytes.len() && *again == *bytes)
 }
 
 /// Opens what stands at `spot` for reading, a regular file or nothing.
@@ -191,7 +196,7 @@ pub(super) fn hash_blocks(
     give_up: &AtomicBool,
 ) -> Result<Vec<BlockHash>, Errno> {
     let of = if plain { BlockHash::of } else { BlockHash::placed };
-    let mut buffer = vec![0; HASH_BLOCK_BYTES];
+    let mut buffer = buffer(HASH_BLOCK_BYTES)?;
     let mut hashes = Vec::new();
     for index in (first..).take(count) {
         if give_up.load(Ordering::Relaxed) {
@@ -222,7 +227,7 @@ pub(super) fn hash_part(fd: BorrowedFd<'_>, offset: u64, end: u64, give_up: &Ato
 
 /// BLAKE3 from `offset` to `end`, or to where the file ends, and where that is.
 fn hash_until(fd: BorrowedFd<'_>, mut offset: u64, end: u64, give_up: &AtomicBool) -> Result<([u8; 32], u64), Errno> {
-    let mut buffer = vec![0; BLOCK_BYTES];
+    let mut buffer = buffer(BLOCK_BYTES)?;
     let mut hasher = blake3::Hasher::new();
     loop {
         if give_up.load(Ordering::Relaxed) {

@@ -20,7 +20,7 @@ mod shelf;
 mod tests;
 
 use super::create::copy_in_kernel;
-use super::open::{OpenFile, Role, read_full, write_full};
+use super::open::{OpenFile, Role, buffer, read_full, write_full};
 use super::resolve::Missing;
 use crate::backend::Errno;
 use crate::cas::{BlockName, RootIdentity, block_bytes, hex};
@@ -121,7 +121,8 @@ impl BlockStore {
             Role::Source | Role::InPlace => return Err(Errno::INVALID),
         }
         let Ok((_, scope)) = self.scope(Missing::Fail) else { return Ok(nothing) };
-        let mut buffer = vec![0; BLOCK_BYTES];
+        // The store is a help: nothing is lost without it.
+        let Ok(mut buffer) = buffer(BLOCK_BYTES) else { return Ok(nothing) };
         let fill = |block| {
             check_cancel(give_up)?;
             self.fill_one(scope.as_fd(), file, block, &mut buffer, give_up)
@@ -163,7 +164,7 @@ impl BlockStore {
         }
         let Ok((top, scope)) = self.scope(Missing::Make) else { return Ok(()) };
         let Ok(mut changes) = Changes::open(top.as_fd()) else { return Ok(()) };
-        let mut buffer = vec![0; BLOCK_BYTES];
+        let Ok(mut buffer) = buffer(BLOCK_BYTES) else { return Ok(()) };
         let mut cancelled = Ok(());
         for block in &blocks {
             cancelled = check_cancel(give_up);

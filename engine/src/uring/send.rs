@@ -14,6 +14,7 @@ use super::sys::Call;
 use super::{Uring, files};
 use crate::backend::{Cancel, Completion, Errno, StreamId};
 use crate::limits::BLOCK_BYTES;
+use bytemuck::allocation::try_zeroed_slice_box;
 
 impl Uring {
     /// Puts an op that writes behind the others of its stream.
@@ -97,7 +98,10 @@ impl Uring {
             None => Call::Gather { fd, socket },
             Some(pour) => {
                 if pour.wants_bounce() {
-                    pour.bounce = Some(self.bounces.pop().unwrap_or_else(|| vec![0; BLOCK_BYTES].into()));
+                    pour.bounce = self.bounces.pop().or_else(|| try_zeroed_slice_box(BLOCK_BYTES).ok());
+                    if pour.bounce.is_none() {
+                        pour.trouble = Some(Errno::NO_MEMORY);
+                    }
                 }
                 match pour.next() {
                     Some(step) => Call::Pour { fd, socket, step },

@@ -94,7 +94,7 @@ impl<'a> Fields<'a> {
             type_byte::HASH_RESPONSE => Frame::HashResponse { hash: self.hex_hash()? },
             type_byte::LIST_RESPONSE => {
                 let count = self.capped_count(LIST_ENTRY_MIN)?;
-                let mut entries = Vec::with_capacity(count);
+                let mut entries = room_for(count)?;
                 for _ in 0..count {
                     entries.push(ListEntry {
                         path: self.path()?,
@@ -133,7 +133,7 @@ impl<'a> Fields<'a> {
                 let last = self.flag()?;
                 let count = self.u32()?;
                 let count = self.fitting(count, TREE_ENTRY_MIN)?;
-                let mut entries = Vec::with_capacity(count);
+                let mut entries = room_for(count)?;
                 for _ in 0..count {
                     entries.push(TreeEntry {
                         path: self.path()?,
@@ -273,7 +273,11 @@ impl<'a> Fields<'a> {
 
     fn hashes(&mut self) -> Result<Vec<Hash>, DecodeError> {
         let count = self.capped_count(size_of::<Hash>())?;
-        (0..count).map(|_| self.array()).collect()
+        let mut hashes = room_for(count)?;
+        for _ in 0..count {
+            hashes.push(self.array()?);
+        }
+        Ok(hashes)
     }
 
     fn hex_hash(&mut self) -> Result<Hash, DecodeError> {
@@ -308,4 +312,11 @@ impl<'a> Fields<'a> {
         }
         Ok(Attributes { kind, size, mode, mtime, uid: self.u32()?, gid: self.u32()? })
     }
+}
+
+/// Memory for as many entries as a peer has announced.
+fn room_for<T>(count: usize) -> Result<Vec<T>, DecodeError> {
+    let mut entries = Vec::new();
+    entries.try_reserve_exact(count).map_err(|_| DecodeError::NoRoom)?;
+    Ok(entries)
 }
