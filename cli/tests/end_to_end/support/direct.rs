@@ -25,6 +25,8 @@ pub const CHALLENGE_BYTES: usize = 5 + 32;
 pub const KEYED_HELLO_BYTES: usize = 5 + 32 + 2 + 1 + 4 + 32;
 pub const KEYED_WELCOME_BYTES: usize = 5 + 1 + 4 + 32;
 
+/// What a record between two hauls holds at most.
+const RECORD_BYTES: usize = 512 << 10;
 /// What no answer takes on a busy machine; well below the time after which the processes themselves are killed.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -293,9 +295,16 @@ impl SealedEnd {
         let _ = self.stream.write_all(bytes);
     }
 
+    /// In one record, and in more where one between two hauls would be longer than it may be.
     pub fn send_bytes(&mut self, plain: &[u8]) {
-        let record = self.record(plain);
+        let most = if self.dialect == Dialect::BASE { usize::MAX } else { RECORD_BYTES };
+        let (first, rest) = plain.split_at(plain.len().min(most));
+        let record = self.record(first);
         self.send_raw(&record);
+        for part in rest.chunks(most) {
+            let record = self.record(part);
+            self.send_raw(&record);
+        }
     }
 
     pub fn send(&mut self, frame: &Frame) {
