@@ -271,14 +271,19 @@ const ALL: (Caps, Ext) = (Caps::AEAD, Ext::ALL);
 #[track_caller]
 fn answered(backend: &str, name: &str, code: i32, words: &str, act: impl FnOnce(&mut TcpStream, &Secret) + Send) {
     eprintln!("{backend}: {name}");
-    let ended = download(backend, act);
+    let ended = download(backend, "none", act);
     ended.0.assert_exit(code);
     assert!(ended.0.stderr.starts_with("haul: ") && ended.0.stderr.contains(words), "{name}: {:?}", ended.0);
     assert_eq!(ended.0.lines().len(), 1, "{name}: {:?}", ended.0);
     assert_eq!(ended.1, b"old", "{name}");
 }
 
-fn download(backend: &str, act: impl FnOnce(&mut TcpStream, &Secret) + Send) -> (Ended, Vec<u8>) {
+/// What the client says, and what it then has under the name.
+pub(crate) fn download(
+    backend: &str,
+    codec: &str,
+    act: impl FnOnce(&mut TcpStream, &Secret) + Send,
+) -> (Ended, Vec<u8>) {
     let dir = tempfile::Builder::new().prefix("haul-test-").tempdir().unwrap();
     let key_file = dir.path().join("key");
     complete(haul(backend, ["keygen"]).arg(&key_file)).assert_exit(0);
@@ -294,7 +299,7 @@ fn download(backend: &str, act: impl FnOnce(&mut TcpStream, &Secret) + Send) -> 
             act(&mut stream, &key_in(&key_file));
             let _ = stream.read_to_end(&mut Vec::new());
         });
-        let mut copy = haul(backend, ["copy", "--compress=none", "--key-file"]);
+        let mut copy = haul(backend, ["copy", "--compress", codec, "--key-file"]);
         copy.arg(&key_file).arg(format!("haul://{address}/f")).arg(&target);
         complete(copy.env("HAUL_TIMEOUTS_MS", "2000,2000,2000,4000,3000,0"))
     });
@@ -400,7 +405,7 @@ fn an_answer_that_ends_or_stops_at_any_byte_is_given_up() {
 fn content_that_was_changed_behind_the_handshake_gets_no_name() {
     for backend in BACKENDS {
         for flip in [false, true] {
-            let (ended, left) = download(backend, |stream, key| {
+            let (ended, left) = download(backend, "none", |stream, key| {
                 stream.write_all(&challenge()).unwrap();
                 let (_, answer, seals) = welcome(stream, key, &NONCE, ALL, None);
                 stream.write_all(&answer).unwrap();

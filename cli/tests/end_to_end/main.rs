@@ -132,6 +132,8 @@ mod no_room;
 #[cfg(target_os = "linux")]
 mod no_start;
 #[cfg(target_os = "linux")]
+mod older_hauls;
+#[cfg(target_os = "linux")]
 mod open_files;
 #[cfg(target_os = "linux")]
 mod options;

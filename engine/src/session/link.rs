@@ -230,6 +230,13 @@ impl Link {
         self.sealed = Some(Box::new(Sealed::new(seals, records, carried)));
     }
 
+    /// Takes no record that only a frame block holds.
+    pub(crate) fn keep_records_short(&mut self) {
+        if let Some(sealed) = &mut self.sealed {
+            sealed.keep_records_short();
+        }
+    }
+
     /// What follows the proofs is not sealed. The block they were received into may be one that was lent.
     pub(crate) fn leave_bare(&mut self) {
         self.spare = None;

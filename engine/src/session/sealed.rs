@@ -7,7 +7,8 @@
 //! A large record is received alone into a block of its own, so that nothing of it is ever copied: once its length is
 //! known, what is missing is received behind what is there. Small ones are received together; what is cut off by the end
 //! of a block is carried over to the next. Nonces are counted when a record is begun, so several may be with helpers.
-//! Between two hauls no record holds more than a large block does: a frame that is longer takes several.
+//! Between two hauls no record holds more than a large block does: a frame that is longer takes several. Hauls from before
+//! that rule (2026-11-30) send up to 4 MiB in one, and are still understood.
 
 use super::link::{Inbox, OPEN, SEAL, send_pieces};
 use super::{Context, Quotas};
@@ -62,6 +63,8 @@ struct Partial {
 pub(super) struct Sealed {
     seals: Seals,
     records: Records,
+    /// A record is taken if a block of this class holds it. A base record may be longer still.
+    longest: Class,
     outgoing: VecDeque<Outgoing>,
     partial: Option<Partial>,
     /// The beginning of a record that has no block.
@@ -86,6 +89,7 @@ impl Sealed {
         Sealed {
             seals,
             records,
+            longest: Class::Frame,
             outgoing: VecDeque::new(),
             partial: None,
             carried,
@@ -274,7 +278,7 @@ impl Sealed {
                 Some(len) if len > room_in(Class::Large) => Class::Frame,
                 _ => Class::Large,
             };
-            // Of a base peer. What came before, or another session, may need two of these to decompress what it has.
+            // What came before, or another session, may need two of these to decompress what it has.
             if class == Class::Frame && cx.pool.left(Class::Frame, &quotas.frame) <= SPARED_FRAMES {
                 return None;
             }
@@ -362,7 +366,7 @@ impl Sealed {
         match (self.records, self.carried_len()) {
             (Records::Base, Some(len)) if len > room_in(Class::Frame) => self.gathering = Some(len),
             // No haul makes one.
-            (Records::Keyed, Some(len)) if len > room_in(Class::Large) => self.fail(DecodeError::BadRecord),
+            (Records::Keyed, Some(len)) if len > room_in(self.longest) => self.fail(DecodeError::BadRecord),
             _ => {}
         }
     }
@@ -386,6 +390,14 @@ impl Sealed {
     fn carried_len(&self) -> Option<usize> {
         // A wrong length is found where records are taken in.
         length_of(&self.carried)?.ok()
+    }
+
+    /// From a peer to which there is no frame block to give.
+    pub(super) fn keep_records_short(&mut self) {
+        self.longest = Class::Large;
+        if self.carried_len().is_some_and(|len| len > room_in(Class::Large)) {
+            self.fail(DecodeError::BadRecord);
+        }
     }
 
     fn fail(&mut self, error: DecodeError) {

@@ -161,8 +161,11 @@ impl Server {
     }
 
     /// For a client that proved itself and has agreed on these, over a link that is sealed unless that is part of it.
-    pub(super) fn keyed(link: Link, root: DirId, on_end: OnEnd, (caps, ext): (Caps, Ext), part: Part) -> Server {
+    pub(super) fn keyed(mut link: Link, root: DirId, on_end: OnEnd, (caps, ext): (Caps, Ext), part: Part) -> Server {
         let quotas = Quotas { frame: part.frames(), ..Quotas::new() };
+        if quotas.frame.limit() == 0 {
+            link.keep_records_short();
+        }
         let mut server = Server { part, quotas, ..Server::over(link, root, on_end) };
         server.agree(Terms { dialect: Dialect { version: 1, ext }, caps });
         server

@@ -197,8 +197,9 @@ pub fn enter(mut guest: Guest, key: &Secret, knock: Knock) -> SealedEnd {
     assert_eq!(bytes[..5], [70, 0, 0, 0, 0xc5], "{bytes:?}");
     let public: Hash = bytes[5..37].try_into().unwrap();
     let (caps, ext) = (Caps(bytes[37]), Ext(u32::from_le_bytes(bytes[38..42].try_into().unwrap())));
-    // LARGE is for those who come first and want to compress.
-    assert_eq!((caps, ext.or(Ext::LARGE)), (knock.caps, knock.ext.or(Ext::LARGE)));
+    // LARGE is for those who come first and want to compress, and so is a codec for those who do not know of LARGE.
+    let codecs = if knock.ext.has(Ext::LARGE) { Caps::NONE } else { Caps::LZ4.or(Caps::ZSTD) };
+    assert_eq!((caps.or(codecs), ext.or(Ext::LARGE)), (knock.caps.or(codecs), knock.ext.or(Ext::LARGE)));
     let ours = knock.exchange().public();
     let transcript = [&knock.transcript(&guest.nonce, &ours)[..], &bytes[5..42]].concat();
     assert_eq!(keyed_mac(key, SERVER_PROOF, &transcript)[..], bytes[42..]);
