@@ -157,6 +157,10 @@ pub fn assert_same_tree(found: &Path, expected: &Path) {
     assert!(more.is_empty(), "there are also {more:?}");
 }
 
+pub fn is_same_tree(found: &Path, expected: &Path) -> bool {
+    snapshot(found) == snapshot(expected)
+}
+
 /// `dir/`
 pub fn contents_of(dir: &Path) -> PathBuf {
     dir.join("")
