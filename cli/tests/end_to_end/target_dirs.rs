@@ -62,7 +62,10 @@ fn a_tree_of_read_only_directories_is_copied_and_copied_again() {
     for name in ["file", "sealed/file", "sealed/inner/file"] {
         fs::write(source.join(name), name).unwrap();
     }
-    std::os::unix::fs::symlink("file", source.join("sealed/link")).unwrap();
+    // So many that several are made at the same time.
+    for number in 0..40 {
+        std::os::unix::fs::symlink("file", source.join(format!("sealed/link-{number}"))).unwrap();
+    }
     for name in ["sealed/inner", "sealed", ""] {
         set_mode(&source.join(name), 0o555);
     }

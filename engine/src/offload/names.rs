@@ -167,7 +167,8 @@ fn replace_link(
             return finish_link(dir, &spot.name, text, owner, times);
         }
     }
-    let ((), temp) = with_temp_name(|name| rustix::fs::symlinkat(text, dir, name))?;
+    // That something has the name was said before whether this directory may be written to.
+    let ((), temp) = root.writing(dir, || with_temp_name(|name| rustix::fs::symlinkat(text, dir, name)))?;
     let replaced = finish_link(dir, &temp, text, owner, times).and_then(|unkept| {
         check_spot(spot)?;
         rustix::fs::renameat(dir, &temp[..], dir, &*spot.name)?;

@@ -212,13 +212,17 @@ impl Holder {
     /// Lets us write to a directory of our own that its mode keeps us from, until it gets its mode, or else until the session
     /// ends: a copy of a read-only directory is made, and made again over itself. False where that is not what is in the way.
     pub(super) fn open_up(&self, dir: BorrowedFd<'_>) -> Result<bool, Errno> {
+        let mut opened_up = lock(&self.opened_up);
         let stat = rustix::fs::fstat(dir)?;
         let mode = from_stat(&stat).mode;
         let user = rustix::process::geteuid();
-        if user.is_root() || stat.st_uid != user.as_raw() || mode & OWNER_ALL == OWNER_ALL {
+        if user.is_root() || stat.st_uid != user.as_raw() {
             return Ok(false);
         }
-        let mut opened_up = lock(&self.opened_up);
+        if mode & OWNER_ALL == OWNER_ALL {
+            // Somebody else did so since we were refused.
+            return Ok(opened_up.contains_key(&Identity::of(&stat)));
+        }
         if opened_up.len() >= DIRS_OPENED_UP {
             return Ok(false);
         }
