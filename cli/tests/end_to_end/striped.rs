@@ -10,6 +10,7 @@ use crate::support::processes::{
 use crate::support::routes::{self, Route, assert_same_tree, json_lines, of_type};
 use crate::support::transfer::Way;
 use crate::support::{BACKENDS, Remote, assert_exit, hash_of, litter, random_file, trees};
+use rustix::fs::inotify;
 use rustix::process::Signal;
 use std::fs::{self, File};
 use std::io::Write;
@@ -427,14 +428,11 @@ fn what_a_killed_process_lets_go_of_a_little_later_is_continued() {
             leave_partial(&copy, "3", |file| file.write_all_at(&content, 0).unwrap());
             let held = File::open(copy.partial().unwrap()).unwrap();
             rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
+            let opened = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
+            inotify::add_watch(&opened, copy.partial().unwrap(), inotify::WatchFlags::OPEN).unwrap();
             let (client, _) = copy.start(&flags("3", &["-C"]));
-            let receiver = |pid: i32| {
-                fs::read_dir(format!("/proc/{pid}/fd")).is_ok_and(|mut open| {
-                    open.any(|entry| entry.is_ok_and(|entry| fs::read_link(entry.path()).ok() == copy.partial()))
-                })
-            };
-            let pids = [client.pid(), copy.pipes.pid().unwrap()];
-            assert!(wait_for(LIMIT, || pids.into_iter().any(receiver)), "nobody has looked at what is there");
+            let tried = || rustix::io::read(&opened, &mut [0; 256][..]).is_ok();
+            assert!(wait_for(LIMIT, tried), "nobody has looked at what is there");
             drop(held);
             let ended = client.finish();
             ended.assert_exit(0);
