@@ -17,6 +17,8 @@ pub enum Reason {
     Full,
     /// The quota is used up.
     Quota,
+    /// Nothing can be written, and the peer does not say why.
+    TakesNothing,
     /// A disk failed.
     Disk,
     /// A file is larger than its file system or a limit takes.
@@ -74,7 +76,7 @@ pub enum Reason {
 impl Reason {
     /// True where nothing more can be written: what comes behind would fail as well.
     pub fn is_no_room(self) -> bool {
-        matches!(self, Reason::Full | Reason::Quota)
+        matches!(self, Reason::Full | Reason::Quota | Reason::TakesNothing)
     }
 
     /// Of a number as it travels: Linux numbering whatever the system.
