@@ -60,7 +60,7 @@ Exit codes:
 /// The code of a failure that concerns one path.
 pub(crate) fn of_failure(failure: &Failure) -> Exit {
     match failure.kind {
-        Reason::Full | Reason::Quota | Reason::Disk | Reason::TooLarge => Exit::FileIo,
+        Reason::Full | Reason::Quota | Reason::TakesNothing | Reason::Disk | Reason::TooLarge => Exit::FileIo,
         Reason::Vanished => Exit::Vanished,
         _ => Exit::Partial,
     }

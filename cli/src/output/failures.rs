@@ -121,6 +121,7 @@ fn hint(failure: &Failure) -> Option<&'static str> {
     Some(match failure.kind {
         Reason::Full => "the target's file system is full; the old file, if any, is untouched",
         Reason::Quota => "the target's disk quota is used up; the old file, if any, is untouched",
+        Reason::TakesNothing => "the old files, if any, are untouched",
         Reason::ReadOnlyMount => "the target's file system is mounted read-only",
         Reason::NameTooLong => "most file systems allow 255 bytes for one name",
         Reason::TooLarge => "the target's limit on the size of a file (ulimit -f) or its file system does not allow it",

@@ -9,7 +9,7 @@
 //! everything is done as natively, by the engine (disk.rs); names that the server lists are used one component at a time.
 
 use super::disk::Disk;
-use super::file::Carried;
+use super::file::{Carried, WRITE};
 use super::packet::Attrs;
 use super::{Sftp, Trouble};
 use crate::copy::Job;
@@ -19,18 +19,20 @@ use crate::remote::Dial;
 use crate::run;
 use crate::signals;
 use haul_engine::backend::{DirEntry, Errno};
-use haul_engine::limits::NO_ROOM_BYTES;
+use haul_engine::limits::{MAX_REQUEST_PATH_BYTES, MAX_WALK_DEPTH, NO_ROOM_BYTES, SHOWN_NAME_BYTES};
 use haul_engine::session::landed::Landed;
 use haul_engine::session::plan::{Landing, Operand, skip_reason};
 use haul_engine::session::report::{Direction, Progress, Report};
 use haul_engine::session::{Cause, Failure, Reason};
 use haul_engine::wire::frame::{Attributes, ErrorCode, Kind, Preserve, Timestamp, Unkept};
-use haul_engine::wire::path::{RelPath, RequestPath, Target};
+use haul_engine::wire::path::{PathError, RelPath, RequestPath, Target};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 /// How often the progress line moves.
 const TICK: Duration = Duration::from_millis(100);
+/// Bytes of names out of a server's listings that are held at most: of directories that are still to be copied.
+const HELD_BYTES: usize = 16 << 20;
 const MAKE_DIR: &str = "cannot make directory";
 
 /// Copies everything, says how it went, and with which code the process ends. Nobody else answers, for this reason.
@@ -155,6 +157,10 @@ pub(super) struct Carrier<'a> {
     hopeless: bool,
     /// Bytes of the file that is being carried.
     size: u64,
+    /// Bytes of the names that the server has listed and that are still to come.
+    held: usize,
+    /// Files in a row that the server refused to write, without a word for why.
+    refusals: u32,
     /// There was no room for a file of so many bytes: none that is as large is begun. At 0 nothing more can be written, and
     /// the walk goes on to count what that concerns.
     no_room: Option<(u64, Failure)>,
@@ -178,6 +184,8 @@ impl<'a> Carrier<'a> {
             landed: Landed::default(),
             hopeless: false,
             size: 0,
+            held: 0,
+            refusals: 0,
             no_room: None,
         }
     }
@@ -215,7 +223,12 @@ impl<'a> Carrier<'a> {
     fn take_note(&mut self, done: Result<(), Why>) -> Result<(), Trouble> {
         match done {
             Ok(()) => Ok(()),
-            Err(Why::This(failure)) => {
+            Err(Why::This(mut failure)) => {
+                if failure.what == WRITE && matches!(failure.cause, Cause::There { .. }) && !failure.kind.is_no_room() {
+                    // What the server says has no number. Once may be a bad sector.
+                    self.refusals += 1;
+                    failure.kind = if self.refusals > 1 { Reason::TakesNothing } else { failure.kind };
+                }
                 if failure.kind.is_no_room() {
                     let size = if self.size <= NO_ROOM_BYTES { 0 } else { self.size };
                     let least = self.no_room.as_ref().map_or(size, |(least, _)| size.min(*least));
@@ -313,22 +326,51 @@ impl<'a> Carrier<'a> {
     /// Everything in a directory that is there on both sides, `made` just now or not; then its time and mode.
     fn directory(&mut self, spot: &Spot, made: bool) -> Result<(), Why> {
         self.output.report(Report::Directory { target: spot.target.clone() });
+        let depth = spot.here.below.as_ref().map_or(0, |below| below.components().count());
+        if depth >= MAX_WALK_DEPTH {
+            return Err(here(&spot.source, "cannot list")(Errno::TOO_DEEP));
+        }
         if self.job.down { self.directory_down(spot, made) } else { self.directory_up(spot, made) }
     }
 
     fn directory_down(&mut self, spot: &Spot, made: bool) -> Result<(), Why> {
         let refused = there(&spot.source, "cannot list");
         let attrs = self.sftp.stat(&spot.there, true).map_err(&refused)?;
-        for (name, attrs) in self.sftp.list(&spot.there).map_err(&refused)? {
-            let done = match RelPath::parse(&name) {
-                Ok(name) if !name.as_bytes().contains(&b'/') => self.entry_down(&spot.child(&name), attrs),
-                _ => {
-                    let shown = below(&spot.source, &name);
-                    Err(Why::This(Failure::rule(&shown, "left out", "the server sent an unsafe name")))
-                }
+        let handle = self.sftp.open_dir(&spot.there).map_err(&refused)?;
+        // Those in it come after everything else, so that only one is open at a time.
+        let mut inner = Vec::new();
+        let before = self.held;
+        let listed = loop {
+            let page = match self.sftp.read_dir(&handle) {
+                Ok(Some(page)) => page,
+                Ok(None) => break Ok(()),
+                Err(trouble) => break Err(refused(trouble)),
             };
+            for (name, attrs) in page {
+                let done = match listed_name(spot, &name) {
+                    Ok(name) if attrs.kind() == Kind::Directory => {
+                        self.held += name.as_bytes().len() + size_of::<(RelPath, Attrs)>();
+                        inner.push((name, attrs));
+                        Ok(())
+                    }
+                    Ok(name) => self.entry_down(&spot.child(&name), attrs),
+                    Err(why) => Err(why),
+                };
+                self.take_note(done)?;
+            }
+            if self.held > HELD_BYTES {
+                let rule = "the server lists more directories than can be remembered";
+                break Err(Why::This(Failure::rule(&spot.source, "cannot list", rule)));
+            }
+        };
+        self.take_note(listed)?;
+        let closed = self.sftp.close(&handle).map_err(&refused);
+        self.take_note(closed)?;
+        for (name, attrs) in inner {
+            let done = self.entry_down(&spot.child(&name), attrs);
             self.take_note(done)?;
         }
+        self.held = before;
         if self.is_full() {
             return Ok(());
         }
@@ -503,6 +545,7 @@ impl<'a> Carrier<'a> {
             Err(Why::This(failure)) if failure.code() == ErrorCode::CHANGED => self.carry_file(spot)?,
             carried => carried?,
         };
+        self.refusals = 0;
         if grew {
             self.output.report(Report::Grew { source: spot.source.clone(), size });
         }
@@ -565,6 +608,19 @@ impl<'a> Carrier<'a> {
         }
         if signals::stopped() { Err(Trouble::Stopped) } else { Ok(()) }
     }
+}
+
+/// A name out of the server's listing of the directory at `spot`.
+fn listed_name(spot: &Spot, name: &[u8]) -> Result<RelPath, Why> {
+    let parent = spot.here.below.as_ref().map_or(0, |below| below.as_bytes().len() + 1);
+    let why = match RelPath::listed(name) {
+        Ok(name) if name.as_bytes().contains(&b'/') => "the server sent an unsafe name".to_string(),
+        Ok(name) if parent + name.as_bytes().len() > MAX_REQUEST_PATH_BYTES => PathError::Long.to_string(),
+        Ok(name) => return Ok(name),
+        Err(error) => format!("the server sent an unsafe name: {error}"),
+    };
+    let shown = below(&spot.source, &name[..name.len().min(SHOWN_NAME_BYTES)]);
+    Err(Why::This(Failure::rule(&shown, "left out", why)))
 }
 
 /// A path as the server wants it.

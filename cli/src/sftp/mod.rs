@@ -13,7 +13,7 @@ mod file;
 mod packet;
 
 use crate::{remote, run, signals};
-use haul_engine::limits::STALL_TIMEOUT;
+use haul_engine::limits::{PEER_WORDS_BYTES, STALL_TIMEOUT};
 use haul_engine::session::Failure;
 use haul_engine::wire::display::Printable;
 use haul_engine::wire::frame::{ErrorCode, Unkept};
@@ -63,8 +63,6 @@ const POSIX_RENAME: &[u8] = b"posix-rename@openssh.com";
 const MAX_PACKET: usize = 256 * 1024;
 /// Bytes of one read or write: what every server must take.
 pub(crate) const CHUNK: usize = 32 * 1024;
-/// Names in one directory, at most.
-const MAX_NAMES: usize = 1 << 20;
 /// How often a wait looks whether the user wants to stop.
 const TICK: Duration = Duration::from_millis(50);
 /// How long ssh has to end once its streams are closed.
@@ -120,6 +118,9 @@ impl Trouble {
 }
 
 type Result<T, E = Trouble> = std::result::Result<T, E>;
+
+/// Names and what is known of them, as a server lists them.
+pub(crate) type Page = Vec<(Vec<u8>, Attrs)>;
 
 struct Reply {
     kind: u8,
@@ -289,7 +290,10 @@ impl Sftp {
         match reply.kind {
             STATUS => match fields.u32()? {
                 OK | END_OF_FILE => Ok(None),
-                code => Err(Trouble::Refused { code, message: fields.bytes().unwrap_or(b"Failure").to_vec() }),
+                code => {
+                    let message = fields.bytes().unwrap_or(b"Failure");
+                    Err(Trouble::Refused { code, message: message[..message.len().min(PEER_WORDS_BYTES)].to_vec() })
+                }
             },
             kind if kind == wanted => Ok(Some(reply.fields)),
             _ => Err(malformed()),
@@ -405,30 +409,25 @@ impl Sftp {
         self.reply(id, STATUS).map(|_| ())
     }
 
-    /// What is in a directory, `.` and `..` apart. The names are the server's and may be anything.
-    pub(crate) fn list(&mut self, path: &[u8]) -> Result<Vec<(Vec<u8>, Attrs)>> {
-        let handle = self.handle(OPENDIR, Fields::default().bytes(path))?;
+    /// Opens a directory for [`Sftp::read_dir`].
+    pub(crate) fn open_dir(&mut self, path: &[u8]) -> Result<Vec<u8>> {
+        self.handle(OPENDIR, Fields::default().bytes(path))
+    }
+
+    /// Some more of what is in a directory, `.` and `..` apart; `None` at its end. The names are the server's and may be
+    /// anything.
+    pub(crate) fn read_dir(&mut self, handle: &[u8]) -> Result<Option<Page>> {
+        let id = self.submit(READDIR, Fields::default().bytes(handle))?;
+        let Some(reply) = self.reply(id, NAME)? else { return Ok(None) };
+        let mut fields = Reader(&reply);
         let mut entries = Vec::new();
-        let ended = loop {
-            let id = self.submit(READDIR, Fields::default().bytes(&handle))?;
-            let reply = match self.reply(id, NAME) {
-                Ok(Some(reply)) => reply,
-                Ok(None) => break Ok(()),
-                Err(trouble) => break Err(trouble),
-            };
-            if entries.len() > MAX_NAMES {
-                break Err(Trouble::Refused { code: 0, message: b"it has more than a million entries".to_vec() });
+        for _ in 0..fields.u32()? {
+            let (name, _, attrs) = (fields.bytes()?, fields.bytes()?, fields.attrs()?);
+            if name != b"." && name != b".." {
+                entries.push((name.to_vec(), attrs));
             }
-            let mut fields = Reader(&reply);
-            for _ in 0..fields.u32()? {
-                let (name, _, attrs) = (fields.bytes()?, fields.bytes()?, fields.attrs()?);
-                if name != b"." && name != b".." {
-                    entries.push((name.to_vec(), attrs));
-                }
-            }
-        };
-        self.close(&handle)?;
-        ended.map(|()| entries)
+        }
+        Ok(Some(entries))
     }
 
     pub(crate) fn remove(&mut self, path: &[u8]) -> Result<()> {

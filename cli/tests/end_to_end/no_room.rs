@@ -61,14 +61,20 @@ fn moved(ended: &Ended) -> u64 {
     (rate * seconds) as u64
 }
 
-fn check(backend: &str, remote: &dyn Remote, way: Way, flags: &[&str]) {
-    eprintln!("{backend}, {way:?}, {flags:?}");
+/// A directory with `source`, which holds as many files as there is no room for.
+fn source() -> tempfile::TempDir {
     let dir = tempfile::Builder::new().prefix("haul-test-").tempdir().unwrap();
     for number in 0..FILES {
         let folder = dir.path().join(format!("source/{}", number / 100));
         fs::create_dir_all(&folder).unwrap();
         random_file(&folder.join(format!("{number:03}")), SIZE as usize, number);
     }
+    dir
+}
+
+fn check(backend: &str, remote: &dyn Remote, way: Way, flags: &[&str]) {
+    eprintln!("{backend}, {way:?}, {flags:?}");
+    let dir = source();
     for json in [false, true] {
         let disk = dir.path().join("disk");
         let _mounted = mount_tmpfs(&disk, DISK);
@@ -105,4 +111,31 @@ fn a_full_disk_ends_what_the_sftp_server_carries() {
     for way in [Way::Up, Way::Down] {
         check("poll", &sshd, way, &[]);
     }
+}
+
+/// It refuses to write without a number for why; what befalls one file may be a bad sector, what befalls two is not.
+#[test]
+fn a_full_disk_ends_what_an_sftp_server_carries_that_does_not_say_how_full_it_is() {
+    if !in_private_mounts("a_full_disk_ends_what_an_sftp_server_carries_that_does_not_say_how_full_it_is") {
+        return;
+    }
+    let Some(sshd) = Sshd::bare("poll", &format!("{SFTP} -P statvfs")) else { return };
+    let dir = source();
+    let disk = dir.path().join("disk");
+    let _mounted = mount_tmpfs(&disk, DISK);
+    let ended = copy("poll", &sshd, Way::Up, &["--json"], dir.path());
+    ended.assert_exit(11);
+    assert!(moved(&ended) < MOST, "{} bytes: {}", moved(&ended), ended.stderr);
+    let there = files_in(&disk);
+    assert!(there.iter().all(|file| fs::metadata(file).unwrap().len() == SIZE), "{there:?}");
+    let lines = ended.lines();
+    let [first, rest, hint] = lines[..] else { panic!("{} lines: {lines:?}", lines.len()) };
+    let refused = "cannot write: Failure (its disk is full, over quota, or broken)";
+    let missing = FILES - there.len() as u64;
+    assert!(first.ends_with(refused), "{first}");
+    assert!(
+        rest.ends_with(&format!("{refused}; {} files have no room, and nothing more was sent", missing - 1)),
+        "{rest}"
+    );
+    assert!(hint.starts_with("hint: the old files"), "{hint}");
 }

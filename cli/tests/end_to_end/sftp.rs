@@ -329,24 +329,52 @@ fn against(packets: &[Vec<u8>]) -> (Ended, tempfile::TempDir) {
     (complete(&mut command), dir)
 }
 
-#[test]
-fn a_server_cannot_make_the_client_write_outside_of_the_target() {
-    const DIRECTORY: u32 = 0o040_755;
-    let attrs = |mode: u32| [4u32.to_be_bytes(), mode.to_be_bytes()].concat();
-    let ok = |id: u32| packet(101, &[&id.to_be_bytes(), &[0; 4], &string(b""), &string(b"")]);
-    let end = |id: u32| packet(101, &[&id.to_be_bytes(), &1u32.to_be_bytes(), &string(b""), &string(b"")]);
-    let stat = |id: u32| packet(105, &[&id.to_be_bytes(), &attrs(DIRECTORY)]);
-    let handle = |id: u32| packet(102, &[&id.to_be_bytes(), &string(b"h")]);
-    let name = |id: u32, entries: &[(&[u8], u32)]| {
+const DIRECTORY: u32 = 0o040_755;
+
+/// What a server that lists directories says, by the number of the request.
+mod says {
+    use super::{DIRECTORY, packet, string};
+
+    fn attrs(mode: u32) -> Vec<u8> {
+        [4u32.to_be_bytes(), mode.to_be_bytes()].concat()
+    }
+
+    pub(super) fn version() -> Vec<u8> {
+        packet(2, &[&3u32.to_be_bytes()])
+    }
+
+    pub(super) fn ok(id: u32) -> Vec<u8> {
+        packet(101, &[&id.to_be_bytes(), &[0; 4], &string(b""), &string(b"")])
+    }
+
+    pub(super) fn end(id: u32) -> Vec<u8> {
+        packet(101, &[&id.to_be_bytes(), &1u32.to_be_bytes(), &string(b""), &string(b"")])
+    }
+
+    pub(super) fn directory(id: u32) -> Vec<u8> {
+        packet(105, &[&id.to_be_bytes(), &attrs(DIRECTORY)])
+    }
+
+    pub(super) fn handle(id: u32) -> Vec<u8> {
+        packet(102, &[&id.to_be_bytes(), &string(b"h")])
+    }
+
+    pub(super) fn names(id: u32, entries: &[(&[u8], u32)]) -> Vec<u8> {
         let count = u32::try_from(entries.len()).unwrap();
         let entries: Vec<u8> =
             entries.iter().flat_map(|(name, mode)| [string(name), string(b""), attrs(*mode)].concat()).collect();
         packet(104, &[&id.to_be_bytes(), &count.to_be_bytes(), &entries])
-    };
-    // The requests are known: stat of the source, then stat, opendir, readdir until the end, and close of the directory.
-    let listing = |entries: &[(&[u8], u32)]| {
-        vec![packet(2, &[&3u32.to_be_bytes()]), stat(1), stat(2), handle(3), name(4, entries), end(5), ok(6)]
-    };
+    }
+}
+
+/// The requests are known: stat of the source, then stat, opendir, readdir until the end, and close of the directory.
+fn listing(entries: &[(&[u8], u32)]) -> Vec<Vec<u8>> {
+    use says::*;
+    vec![version(), directory(1), directory(2), handle(3), names(4, entries), end(5), ok(6)]
+}
+
+#[test]
+fn a_server_cannot_make_the_client_write_outside_of_the_target() {
     let elsewhere = tempfile::tempdir().unwrap();
     let absolute = elsewhere.path().join("escaped");
     for unsafe_name in [b"../escaped".as_slice(), absolute.as_os_str().as_bytes(), b"a/b", b"", b"a\0b"] {
@@ -357,9 +385,9 @@ fn a_server_cannot_make_the_client_write_outside_of_the_target() {
         assert!(names(&dir.path().join("to/d")).is_empty() && names(elsewhere.path()).is_empty());
     }
     // First a link that leads out, then a directory of the same name.
-    let out = string(b"../../bin");
-    let link = packet(104, &[&7u32.to_be_bytes(), &1u32.to_be_bytes(), &out, &string(b""), &attrs(0o120_777)]);
-    let packets = [listing(&[(b"l", 0o120_777), (b"l", DIRECTORY)]), vec![link]].concat();
+    let mut packets = listing(&[(b"l", 0o120_777), (b"l", DIRECTORY)]);
+    packets.truncate(5);
+    packets.extend([says::names(5, &[(b"../../bin", 0o120_777)]), says::end(6), says::ok(7)]);
     let (ended, dir) = against(&packets);
     ended.assert_exit(23);
     assert!(
@@ -367,6 +395,42 @@ fn a_server_cannot_make_the_client_write_outside_of_the_target() {
         "{ended:?}"
     );
     assert_eq!(names(&dir.path().join("bin")), ["ssh"]);
+}
+
+/// One directory in the other, so many levels, each of this name.
+fn nested(name: &[u8], levels: u32) -> Vec<Vec<u8>> {
+    use says::*;
+    let level = |level: u32| {
+        let id = 5 * level + 2;
+        [directory(id), handle(id + 1), names(id + 2, &[(name, DIRECTORY)]), end(id + 3), ok(id + 4)]
+    };
+    [version(), directory(1)].into_iter().chain((0..levels).flat_map(level)).collect()
+}
+
+#[test]
+fn a_server_cannot_make_the_client_remember_names_without_end() {
+    let long = [b'n'; 256];
+    let table = [
+        (listing(&[(&long, DIRECTORY), (b"e", 0o010_644)]), "a part of the name is longer than 255 bytes"),
+        (nested(b"d", 1100), "cannot list: Nested deeper than the 1024 directories that are walked"),
+        (nested(&long[..255], 100), "the name is longer than 16384 bytes"),
+    ];
+    for (packets, words) in table {
+        let (ended, _dir) = against(&packets);
+        ended.assert_exit(23);
+        assert_eq!(ended.stderr.matches(words).count(), 1, "not {words}: {ended:?}");
+    }
+    // Of what a listing without end says, no more than this is kept.
+    let page: Vec<Vec<u8>> = (0..900).map(|number| format!("{number:0>250}").into_bytes()).collect();
+    let page: Vec<(&[u8], u32)> = page.iter().map(|name| (name.as_slice(), DIRECTORY)).collect();
+    let mut packets = listing(&[]);
+    packets.truncate(4);
+    packets.extend((4..200).map(|id| says::names(id, &page)));
+    let (ended, _dir) = against(&packets);
+    assert!(
+        ended.stderr.contains("d: cannot list: the server lists more directories than can be remembered"),
+        "{ended:?}"
+    );
 }
 
 #[test]
