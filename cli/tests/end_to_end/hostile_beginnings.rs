@@ -1,11 +1,11 @@
 //! The real client that goes on with a download of which so much is there that its beginning is proved as one, against
 //! servers that have another file, or lie, or fall silent.
 
-use crate::support::frames::{FarEnd, RESUMING, attributes, blake3_of, bytes_of, data, field, play};
+use crate::support::frames::{FarEnd, RESUMING, attributes, blake3_of, bytes_of, data, field, play, refusal};
 use crate::support::processes::{Ended, LIMIT, names, wait_for};
 use crate::support::{BACKENDS, Remote};
 use haul_engine::limits::UNORDERED_BLOCKS;
-use haul_engine::wire::frame::{Attributes, Dialect, ErrorCode, Frame, Kind, Preserve, Timestamp};
+use haul_engine::wire::frame::{Attributes, Dialect, Frame, Kind, Preserve, Timestamp};
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -26,19 +26,6 @@ fn content() -> &'static [u8] {
 
 fn file() -> Attributes {
     attributes(Kind::Regular, content().len() as u64)
-}
-
-fn refusal() -> Frame {
-    Frame::Error { message: b"no".to_vec(), code: ErrorCode::OTHER }
-}
-
-/// What has changed meanwhile is tried once more: it is not there any more, then.
-#[track_caller]
-fn refuse_again(far: &mut FarEnd) {
-    let request = far.request();
-    assert!(matches!(request, Frame::Lookup { .. } | Frame::Stat { .. }), "{request:?}");
-    far.send(&refusal());
-    far.drain();
 }
 
 /// A directory with what a broken connection left of the file.
@@ -218,7 +205,7 @@ fn a_file_that_changes_once_its_beginning_is_proved_is_not_made_of_two() {
                 let (_, from) = prove(far, right);
                 assert_eq!(from, KEPT);
                 send_rest(far, &theirs, Attributes { mtime, ..file() }, from);
-                refuse_again(far);
+                far.refuse_again();
             });
             ended.assert_exit(23);
             rest.assert_kept();

@@ -1,10 +1,10 @@
 //! The real client that goes on with a file, against servers that lie about what is there and what they have.
 
-use crate::support::frames::{FarEnd, RESUMING, Received, attributes, blake3_of, bytes_of, data, field, play};
+use crate::support::frames::{FarEnd, RESUMING, Received, attributes, blake3_of, bytes_of, data, field, play, refusal};
 use crate::support::processes::{Ended, LIMIT, names};
 use crate::support::{BACKENDS, Remote};
 use haul_engine::tree_hash::BlockHash;
-use haul_engine::wire::frame::{Attributes, Caps, Dialect, ErrorCode, Frame, Hash, Kind, Preserve, Timestamp};
+use haul_engine::wire::frame::{Attributes, Caps, Dialect, Frame, Hash, Kind, Preserve, Timestamp};
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -111,10 +111,6 @@ fn file() -> Attributes {
 
 fn meta(attributes: Attributes) -> Frame {
     Frame::Meta { attributes, preserve: Preserve::default() }
-}
-
-fn refusal() -> Frame {
-    Frame::Error { message: b"no".to_vec(), code: ErrorCode::OTHER }
 }
 
 #[track_caller]
@@ -300,7 +296,7 @@ fn a_file_that_changes_between_proof_and_transfer_is_not_made_of_two() {
                 far.send(&meta(changed));
                 far.send_bytes(&data(&[7; BLOCK + 5]));
                 far.send(&Frame::Ok { hash: Some(blake3_of(&[7; BLOCK + 5])) });
-                refuse_again(far);
+                far.refuse_again();
             });
             ended.assert_exit(23);
             place.assert_kept();
@@ -318,21 +314,12 @@ fn a_file_that_changes_between_proof_and_transfer_is_not_made_of_two() {
                 let request = far.request();
                 assert!(matches!(request, Frame::Hash { offset: 0, .. }), "{request:?}");
                 far.send(&answer);
-                refuse_again(far);
+                far.refuse_again();
             });
             ended.assert_exit(23);
             place.assert_kept();
         }
     }
-}
-
-/// What has changed meanwhile is tried once more: it is not there any more, then.
-#[track_caller]
-fn refuse_again(far: &mut FarEnd) {
-    let request = far.request();
-    assert!(matches!(request, Frame::Lookup { .. } | Frame::Stat { .. }), "{request:?}");
-    far.send(&refusal());
-    far.drain();
 }
 
 /// Takes Continue.

@@ -43,6 +43,10 @@ pub fn bytes_of(frame: &Frame, dialect: Dialect) -> Vec<u8> {
     bytes
 }
 
+pub fn refusal() -> Frame {
+    Frame::Error { message: b"no".to_vec(), code: ErrorCode::OTHER }
+}
+
 /// The bytes of a Data frame.
 pub fn data(content: &[u8]) -> Vec<u8> {
     [&encode::data_header(u32::try_from(content.len()).unwrap()), content].concat()
@@ -486,6 +490,15 @@ impl FarEnd {
             }
         };
         self.send(&reply);
+    }
+
+    /// What has changed meanwhile is tried once more: it is not there any more, then.
+    #[track_caller]
+    pub fn refuse_again(&mut self) {
+        let request = self.request();
+        assert!(matches!(request, Frame::Lookup { .. } | Frame::Stat { .. }), "{request:?}");
+        self.send(&refusal());
+        self.drain();
     }
 
     /// Waits until the client has ended the stream, inside a frame or not.
