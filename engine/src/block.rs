@@ -20,9 +20,10 @@
 //! blocks for a minute.
 
 use crate::limits::{
-    BLOCK_BYTES, FRAME_BYTES, LEAST_FRAME_BLOCKS, LEAST_SMALL_BLOCKS, MAX_SERVED, MAX_SESSIONS, PAGE_BYTES,
-    POOL_FRAME_BLOCKS, POOL_LARGE_BLOCKS, POOL_SMALL_BLOCKS, READ_WINDOW_BLOCKS, RECEIVE_BLOCKS, ROOM_BYTES,
-    SERVED_LARGE_BLOCKS, SERVED_SHARES, SHARE_LARGE_BLOCKS, SHARE_SMALL_BLOCKS, SMALL_BYTES,
+    BLOCK_BYTES, DAEMON_SMALL_BLOCKS, FRAME_BYTES, LEAST_FRAME_BLOCKS, LEAST_SMALL_BLOCKS, MAX_SERVED, MAX_SESSIONS,
+    PAGE_BYTES, POOL_FRAME_BLOCKS, POOL_LARGE_BLOCKS, POOL_SMALL_BLOCKS, READ_WINDOW_BLOCKS, RECEIVE_BLOCKS,
+    ROOM_BYTES, SERVED_LARGE_BLOCKS, SERVED_SHARES, SERVED_SMALL_BLOCKS, SHARE_LARGE_BLOCKS, SHARE_SMALL_BLOCKS,
+    SMALL_BYTES,
 };
 use smallvec::SmallVec;
 use std::fmt;
@@ -233,7 +234,7 @@ impl Pool {
 
     /// The pool of a server whose one client came by ssh, and may come again by direct connections.
     pub fn of_meetings() -> Pool {
-        Pool::new(POOL_SMALL_BLOCKS, SERVED_LARGE_BLOCKS).setting_aside(Aside {
+        Pool::new(SERVED_SMALL_BLOCKS, SERVED_LARGE_BLOCKS).setting_aside(Aside {
             sessions: SERVED_SHARES,
             small: SHARE_SMALL_BLOCKS,
             large: SHARE_LARGE_BLOCKS,
@@ -246,7 +247,7 @@ impl Pool {
     /// for the sessions that may use them, or for all.
     pub fn of_sessions(large: usize, frame: usize, framed: Option<usize>) -> Pool {
         let blocks = MAX_SESSIONS * (large + RECEIVE_BLOCKS);
-        Pool::with_frames(POOL_SMALL_BLOCKS, blocks, frame).setting_aside(Aside {
+        Pool::with_frames(DAEMON_SMALL_BLOCKS, blocks, frame).setting_aside(Aside {
             sessions: MAX_SESSIONS,
             small: SHARE_SMALL_BLOCKS,
             large,

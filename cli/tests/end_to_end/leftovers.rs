@@ -4,7 +4,7 @@
 use crate::support::daemon::Listening;
 use crate::support::kept::{Kept, Victim};
 use crate::support::processes::{LIMIT, Running, complete, names, wait_for};
-use crate::support::routes::Route;
+use crate::support::routes::{Route, contents_of};
 use crate::support::transfer::Way;
 use crate::support::trees::set_mode;
 use crate::support::{BACKENDS, hash_of, haul};
@@ -36,6 +36,25 @@ fn put_back(copy: &Kept, partial: &Path, kept: &[u8]) {
 fn assert_alone(copy: &Kept, source: &Path, how: &str) {
     assert_eq!(names(&copy.to()), ["file"], "{how}");
     assert_eq!(hash_of(&copy.target()), hash_of(source), "{how}");
+}
+
+/// Of many files in one directory nobody asks for each.
+#[test]
+fn a_copy_of_many_files_removes_what_another_one_kept_of_one_of_them() {
+    for backend in BACKENDS {
+        let (copy, partial, kept) = interrupted(backend);
+        let tree = copy.dir().join("tree");
+        fs::create_dir(&tree).unwrap();
+        for name in (0..40).map(|number| number.to_string()).chain(["file".to_string()]) {
+            fs::write(tree.join(&name), &name).unwrap();
+        }
+        for route in Route::all().into_iter().filter(|route| route.near == backend) {
+            put_back(&copy, &partial, &kept);
+            route.copied(&["-r"], &[&contents_of(&tree)], &copy.to());
+            assert_eq!(names(&copy.to()), names(&tree), "{route:?}");
+            (0..40).for_each(|number| fs::remove_file(copy.to().join(number.to_string())).unwrap());
+        }
+    }
 }
 
 #[test]

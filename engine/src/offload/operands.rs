@@ -11,6 +11,7 @@
 
 use super::attributes::from_stat;
 use super::case::Case;
+use super::partial::Leftovers;
 use super::resolve::Handle;
 use crate::backend::Errno;
 use crate::limits::{DIRS_HELD, DIRS_KNOWN, DIRS_OPENED_UP, OPERANDS_HELD};
@@ -56,6 +57,19 @@ pub(super) struct Operand {
     opening: Mutex<()>,
     made: Mutex<Made>,
     pub(super) case: Case,
+    pub(super) leftovers: Leftovers,
+}
+
+/// A directory below an operand, held.
+pub(super) struct Held {
+    dir: OwnedFd,
+    pub(super) leftovers: Leftovers,
+}
+
+impl AsFd for Held {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
 }
 
 /// Directories below an operand that were made or found there, and have not got their attributes.
@@ -68,7 +82,7 @@ struct Made {
 }
 
 enum Known {
-    Held(Arc<OwnedFd>),
+    Held(Arc<Held>),
     /// Too many of them: what it was is still known.
     Was(Identity),
 }
@@ -80,6 +94,7 @@ impl Operand {
             opening: Mutex::new(()),
             made: Mutex::new(Made::default()),
             case: Case::default(),
+            leftovers: Leftovers::default(),
         })
     }
 
@@ -92,7 +107,7 @@ impl Operand {
     }
 
     /// The directory below it that was made as `path` and is still held.
-    pub(super) fn held(&self, path: &[u8]) -> Option<Arc<OwnedFd>> {
+    pub(super) fn held(&self, path: &[u8]) -> Option<Arc<Held>> {
         match lock(&self.made).by_path.get(path) {
             Some(Known::Held(dir)) => Some(dir.clone()),
             _ => None,
@@ -101,7 +116,11 @@ impl Operand {
 
     /// Takes note of a directory that was made, or found where one was to be made.
     pub(super) fn note_made(&self, path: &[u8], dir: Handle<'_>) -> Result<(), Errno> {
-        let held = if let Handle::Held(dir) = dir { dir } else { Arc::new(dir.into_fd()?) };
+        let held = match dir {
+            Handle::Held(held) => held,
+            Handle::New(dir) => Arc::new(Held { dir, leftovers: Leftovers::none() }),
+            found => Arc::new(Held { dir: found.into_fd()?, leftovers: Leftovers::default() }),
+        };
         let made = &mut *lock(&self.made);
         if made.by_path.insert(path.into(), Known::Held(held)).is_some() {
             return Ok(());

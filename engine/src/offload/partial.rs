@@ -13,15 +13,19 @@
 use super::attributes::{from_stat, kind};
 use super::create::{self, Making, NewFile, PRIVATE, Present, TempName, Wanted, check_space, examine, open_temp};
 use super::open::{OpenFile, Role};
-use super::resolve::{self, Root, Spot};
+use super::resolve::{self, Handle, Root, Spot};
 use crate::backend::{Errno, NO_ATTRIBUTES};
+use crate::limits::ENTRIES_LOOKED_THROUGH;
 use crate::wire::frame::{Attributes, Kind};
 use crate::wire::path::Target;
 use rustix::fs::{FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno as E;
 use rustix::io::retry_on_intr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+const PREFIX: &[u8] = b".haul-";
+const SUFFIX: &[u8] = b".part";
 
 /// Opens what is there of `target`, or begins it. The size returned is what is there; after an ordinary beginning, 0.
 /// [`Errno::LOCKED`], as long as it is not `urgent`, where another process has what is there.
@@ -44,6 +48,9 @@ pub(super) fn open(
     let Spot { dir, name, .. } = spot;
     let dir = dir.into_owned()?;
     let partial = name_of(dir.as_fd(), &name)?;
+    if let Some(leftovers) = dir.leftovers() {
+        leftovers.note();
+    }
     let NewFile { fd, temp, asked } = match root.writing(dir.as_fd(), || take(dir.as_fd(), &partial, urgent))? {
         Some(fd) => {
             let temp = TempName { name: partial.into(), stays: true, gone: AtomicBool::new(false) };
@@ -86,7 +93,11 @@ fn begin_with_target(file: &OpenFile, present: Option<&Stat>, size: u64, give_up
 
 /// What an earlier run has kept of the file that now stands, complete, under this name: nobody will continue it. What is not
 /// ours stays, and so does what another copy is at.
-pub(super) fn forget(dir: BorrowedFd<'_>, target: &[u8]) {
+pub(super) fn forget(held: &Handle<'_>, target: &[u8]) {
+    let dir = held.as_fd();
+    if held.leftovers().is_some_and(|leftovers| !leftovers.may_be_in(dir)) {
+        return;
+    }
     let Ok(name) = name_of(dir, target) else { return };
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     // As a rule there is none. What cannot be removed does no harm either.
@@ -96,6 +107,53 @@ pub(super) fn forget(dir: BorrowedFd<'_>, target: &[u8]) {
     if is_ours && is_free() && is_named(&fd, dir, &name) {
         let _ = rustix::fs::unlinkat(dir, &name[..], rustix::fs::AtFlags::empty());
     }
+}
+
+/// Whether partials stand in a directory, as far as that is known. It is looked through once several files were completed there:
+/// to ask for the partial of each by its name made a copy of small files 12 % slower (2026-12-01).
+#[derive(Default)]
+pub(super) struct Leftovers(AtomicU8);
+
+impl Leftovers {
+    /// How many were asked for by name, below this; then what was found.
+    const ASKED_BY_NAME: u8 = 8;
+    const NONE: u8 = 254;
+    const SOME: u8 = 255;
+
+    /// Of a directory that is new.
+    pub(super) fn none() -> Leftovers {
+        Leftovers(AtomicU8::new(Leftovers::NONE))
+    }
+
+    fn may_be_in(&self, dir: BorrowedFd<'_>) -> bool {
+        let known = self.0.load(Ordering::Relaxed);
+        if known < Leftovers::ASKED_BY_NAME {
+            // Whoever overtakes us has found out more, or has asked as well.
+            let _ = self.0.compare_exchange(known, known + 1, Ordering::Relaxed, Ordering::Relaxed);
+        } else if known == Leftovers::ASKED_BY_NAME {
+            let found = if stand_in(dir) { Leftovers::SOME } else { Leftovers::NONE };
+            let found = self
+                .0
+                .compare_exchange(known, found, Ordering::Relaxed, Ordering::Relaxed)
+                .map_or_else(|now| now, |_| found);
+            return found != Leftovers::NONE;
+        }
+        known != Leftovers::NONE
+    }
+
+    /// One begins to.
+    fn note(&self) {
+        self.0.store(Leftovers::SOME, Ordering::Relaxed);
+    }
+}
+
+/// True unless it is sure that none does: a large directory is not looked through.
+fn stand_in(dir: BorrowedFd<'_>) -> bool {
+    let Ok(entries) = rustix::fs::Dir::read_from(dir) else { return true };
+    let is_partial = |name: &[u8]| name.starts_with(PREFIX) && name.ends_with(SUFFIX);
+    entries.into_iter().enumerate().any(|(seen, entry)| {
+        seen > ENTRIES_LOOKED_THROUGH || entry.is_ok_and(|entry| is_partial(entry.file_name().to_bytes()))
+    })
 }
 
 /// True while this open file is what stands under the name.
@@ -111,7 +169,7 @@ fn name_of(dir: BorrowedFd<'_>, target: &[u8]) -> Result<Vec<u8>, Errno> {
     hasher.update(&u64::from(rustix::fs::fstat(dir)?.st_ino).to_le_bytes());
     hasher.update(target);
     let hex = hasher.finalize().to_hex();
-    Ok([b".haul-", &hex.as_bytes()[..16], b".part"].concat())
+    Ok([PREFIX, &hex.as_bytes()[..16], SUFFIX].concat())
 }
 
 /// The file under this name, locked; made if there is none. `None` when it is not to be trusted or is in use.

@@ -92,7 +92,7 @@ pub(super) fn publish(file: &OpenFile, finish: &Finish, give_up: &AtomicBool) ->
     };
     making.claim.as_ref().map_or_else(name, |claim| claim.give(name))?;
     if !making.temp.as_ref().is_some_and(|temp| temp.stays) {
-        partial::forget(making.dir.as_fd(), &making.name);
+        partial::forget(&making.dir, &making.name);
     }
     if finish.sync {
         sync_dir(making, fd)?;

@@ -15,7 +15,8 @@
 //! follow, [`super::walk`] goes component by component.
 
 use super::case::Claim;
-use super::operands::{Holder, Identity, Name, Operand};
+use super::operands::{Held, Holder, Identity, Name, Operand};
+use super::partial::Leftovers;
 use super::walk;
 use crate::backend::Errno;
 use crate::cas::RootIdentity;
@@ -226,15 +227,17 @@ impl Root {
 pub(super) enum Handle<'r> {
     Borrowed(BorrowedFd<'r>),
     Owned(OwnedFd),
+    /// Our own, of a directory that was not there a moment ago.
+    New(OwnedFd),
     Operand(Arc<Operand>),
-    Held(Arc<OwnedFd>),
+    Held(Arc<Held>),
 }
 
 impl Handle<'_> {
     /// A descriptor of its own.
     pub(super) fn into_fd(self) -> Result<OwnedFd, Errno> {
         match self {
-            Handle::Owned(fd) => Ok(fd),
+            Handle::Owned(fd) | Handle::New(fd) => Ok(fd),
             other => Ok(rustix::io::fcntl_dupfd_cloexec(other, 0)?),
         }
     }
@@ -243,6 +246,7 @@ impl Handle<'_> {
     pub(super) fn into_owned(self) -> Result<Handle<'static>, Errno> {
         Ok(match self {
             Handle::Owned(fd) => Handle::Owned(fd),
+            Handle::New(fd) => Handle::New(fd),
             Handle::Borrowed(fd) => Handle::Owned(rustix::io::fcntl_dupfd_cloexec(fd, 0)?),
             Handle::Operand(operand) => Handle::Operand(operand),
             Handle::Held(dir) => Handle::Held(dir),
@@ -250,11 +254,22 @@ impl Handle<'_> {
     }
 }
 
+impl Handle<'_> {
+    /// What is known of partials in a directory that is held.
+    pub(super) fn leftovers(&self) -> Option<&Leftovers> {
+        match self {
+            Handle::Operand(operand) => Some(&operand.leftovers),
+            Handle::Held(held) => Some(&held.leftovers),
+            _ => None,
+        }
+    }
+}
+
 impl AsFd for Handle<'_> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Handle::Borrowed(fd) => fd.as_fd(),
-            Handle::Owned(fd) => fd.as_fd(),
+            Handle::Owned(fd) | Handle::New(fd) => fd.as_fd(),
             Handle::Operand(operand) => operand.as_fd(),
             Handle::Held(dir) => dir.as_fd(),
         }
@@ -446,7 +461,9 @@ fn dirs_below<'r>(root: &Root, dir: Handle<'r>, path: &[u8], missing: Missing) -
     }
     let one_mount = root.inner.one_mount;
     match open_no_links(dir.as_fd(), path, one_mount) {
-        Some(Err(Errno::NOT_FOUND)) if missing == Missing::Make => walk::steps(dir, path, missing, one_mount),
+        Some(Err(Errno::NOT_FOUND)) if missing == Missing::Make => {
+            Ok(Handle::New(walk::steps(dir, path, missing, one_mount)?.into_fd()?))
+        }
         Some(result) => Ok(Handle::Owned(result?)),
         None => walk::steps(dir, path, missing, one_mount),
     }
