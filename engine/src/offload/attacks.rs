@@ -470,6 +470,28 @@ fn attributes_of_a_file_are_set_through_no_link() {
 }
 
 #[test]
+fn an_operand_that_could_not_be_made_is_not_looked_for_again() {
+    let trap = Trap::new();
+    let holder = std::sync::Arc::default();
+    let root = trap.confined().held_by(&holder);
+    symlink("nowhere", trap.root.join("new")).unwrap();
+    assert!(names::make_dir(&root, &target("new|sub")).is_err());
+    // By then somebody has put there what leads elsewhere.
+    fs::remove_file(trap.root.join("new")).unwrap();
+    symlink("inside", trap.root.join("new")).unwrap();
+    let another = trap.confined().held_by(&std::sync::Arc::default());
+    for root in [&root, &another] {
+        assert!(store(root, "new|one", b"1").is_err());
+        assert!(names::make_dir(root, &target("new|sub")).is_err());
+    }
+    assert_eq!(listing(&trap.root.join("inside")), ["file"]);
+    // Once nobody is left of those, it is what it is.
+    drop((root, another, holder));
+    store(&trap.confined().held_by(&std::sync::Arc::default()), "new|one", b"1").unwrap();
+    assert_eq!(listing(&trap.root.join("inside")), ["file", "one"]);
+}
+
+#[test]
 fn a_session_works_with_what_its_operand_named_first() {
     on_new_and_old_kernels(|| {
         let trap = Trap::new();

@@ -55,6 +55,8 @@ pub(super) struct Operand {
     dir: OnceLock<OwnedFd>,
     /// Held by whoever opens it: of two who find nothing there only one makes it.
     opening: Mutex<()>,
+    /// It could not be made, for this reason.
+    not_made: OnceLock<Errno>,
     made: Mutex<Made>,
     pub(super) case: Case,
     pub(super) leftovers: Leftovers,
@@ -92,6 +94,7 @@ impl Operand {
         Arc::new(Operand {
             dir: OnceLock::new(),
             opening: Mutex::new(()),
+            not_made: OnceLock::new(),
             made: Mutex::new(Made::default()),
             case: Case::default(),
             leftovers: Leftovers::default(),
@@ -104,6 +107,35 @@ impl Operand {
         let operand = Operand::new();
         let _ = operand.dir.set(dir);
         operand
+    }
+
+    /// See [`Holder::operand`].
+    fn open_once(
+        &self,
+        (strangers, making): (bool, bool),
+        open: impl Fn() -> Result<OwnedFd, Errno>,
+    ) -> Result<(), Errno> {
+        let _opening = lock(&self.opening);
+        if let Some(errno) = self.not_made.get() {
+            return Err(*errno);
+        }
+        match self.dir.get() {
+            None => {
+                let opened = open().inspect_err(|errno| {
+                    if making {
+                        self.not_made.get_or_init(|| *errno);
+                    }
+                })?;
+                self.dir.get_or_init(|| opened);
+            }
+            Some(dir) if strangers => {
+                if Identity::of_open(open()?.as_fd())? != Identity::of_open(dir.as_fd())? {
+                    return Err(Errno::REPLACED);
+                }
+            }
+            Some(_) => {}
+        }
+        Ok(())
     }
 
     /// The directory below it that was made as `path` and is still held.
@@ -188,10 +220,13 @@ impl Holder {
     /// The directory that `name` is held as; `open` opens it if nobody in this process holds it. What another session
     /// holds is taken as it is, unless `strangers` work here for whom the name may mean something else by now: then it
     /// must still be the same.
+    ///
+    /// One that could not be made, which is tried if `making`, stays so until nobody holds it: what follows would else go
+    /// to whatever somebody has put there meanwhile.
     pub(super) fn operand(
         &self,
         name: Name,
-        strangers: bool,
+        (strangers, making): (bool, bool),
         open: impl Fn() -> Result<OwnedFd, Errno>,
     ) -> Result<Arc<Operand>, Errno> {
         {
@@ -199,31 +234,20 @@ impl Holder {
             if let Some(index) = held.iter().rposition(|(held, _)| *held == name) {
                 let last = held.len() - 1;
                 held.swap(index, last);
-                return Ok(held[last].1.clone());
+                let operand = held[last].1.clone();
+                return operand.not_made.get().map_or_else(|| Ok(operand.clone()), |errno| Err(*errno));
             }
         }
         let operand = kept(&name);
-        {
-            let _opening = lock(&operand.opening);
-            match operand.dir.get() {
-                None => {
-                    let opened = open()?;
-                    operand.dir.get_or_init(|| opened);
-                }
-                Some(dir) if strangers => {
-                    if Identity::of_open(open()?.as_fd())? != Identity::of_open(dir.as_fd())? {
-                        return Err(Errno::REPLACED);
-                    }
-                }
-                Some(_) => {}
+        let opened = operand.open_once((strangers, making), open);
+        if opened.is_ok() || operand.not_made.get().is_some() {
+            let mut held = lock(&self.operands);
+            if held.len() >= OPERANDS_HELD {
+                held.remove(0);
             }
+            held.push((name, operand.clone()));
         }
-        let mut held = lock(&self.operands);
-        if held.len() >= OPERANDS_HELD {
-            held.remove(0);
-        }
-        held.push((name, operand.clone()));
-        Ok(operand)
+        opened.map(|()| operand)
     }
 }
 

@@ -476,7 +476,7 @@ fn operand<'r>(root: &'r Root, path: &[u8], missing: Missing) -> Result<Handle<'
     };
     let name = Name { root: identity, confined: root.inner.confined_to.is_some(), path: path.into() };
     let open = || operand_dir(root, path, missing)?.into_fd();
-    holder.operand(name, root.inner.strangers, open).map(Handle::Operand)
+    holder.operand(name, (root.inner.strangers, missing == Missing::Make), open).map(Handle::Operand)
 }
 
 /// The directory an operand names. What is missing is made from the deepest part that exists; the new levels are

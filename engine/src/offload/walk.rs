@@ -124,7 +124,13 @@ pub(super) fn steps<'r>(dir: Handle<'r>, path: &[u8], missing: Missing, one_moun
 /// A new directory, or the one somebody else made just now.
 fn made(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Step, Errno> {
     match rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o777)) {
-        Ok(()) | Err(E::EXIST) => step(dir, name, false, false),
+        // Who may write there has put something else in its place.
+        Ok(()) => match step(dir, name, false, false) {
+            Ok(Step::Directory(opened)) => Ok(Step::Directory(opened)),
+            Ok(_) | Err(Errno::NOT_FOUND | Errno::NOT_DIRECTORY) => Err(Errno::REPLACED),
+            Err(errno) => Err(errno),
+        },
+        Err(E::EXIST) => step(dir, name, false, false),
         Err(error) => Err(error.into()),
     }
 }
