@@ -87,11 +87,12 @@ impl Carrier<'_> {
         let mut chunk = vec![0; CHUNK];
         let mut hasher = blake3::Hasher::new();
         let refused = there(&spot.target, WRITE);
+        let unread = here(&spot.source, "cannot read");
+        let end = self.end_of(file, source).map_err(&unread)?;
         loop {
-            // One byte more than there was: a file that grows faster than it travels would have no end.
-            let left = (source.size + 1).saturating_sub(sent);
-            let room = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
-            let count = self.disk.read(file, sent, &mut chunk[..room]).map_err(here(&spot.source, "cannot read"))?;
+            // No further than that: a file that grows faster than it travels would have no end.
+            let room = usize::try_from(end - sent).unwrap_or(CHUNK).min(CHUNK);
+            let count = self.disk.read(file, sent, &mut chunk[..room]).map_err(&unread)?;
             if count > 0 {
                 open.push_back(self.sftp.write(handle, sent, &chunk[..count])?);
                 sent += count as u64;
@@ -106,21 +107,43 @@ impl Carrier<'_> {
                 break;
             }
         }
-        let now = self.disk.stat_open(file).map_err(here(&spot.source, "cannot read"))?;
+        let more = self.disk.read(file, end, &mut chunk[..1]).map_err(&unread)? > 0;
+        let now = self.disk.stat_open(file).map_err(&unread)?;
         let changed = now.size != source.size || now.mtime != source.mtime;
         if changed {
             // What was sent of a file that has only grown is there still.
             let grown = now.size > source.size && sent >= source.size;
-            let again = self.hash_of_first(file, sent).map_err(here(&spot.source, "cannot read"))?;
+            let again = self.hash_of_first(file, sent).map_err(&unread)?;
             if !grown || again != hasher.finalize() {
-                return Err(Why::This(Failure::here(&spot.source, "cannot read", Errno::CHANGED)));
+                return Err(unread(Errno::CHANGED));
             }
+        } else if more || sent < end {
+            return Err(unread(Errno::SIZE_LIES));
         }
         let arrived = self.sftp.stat_handle(handle).map_err(&refused)?.size;
         if arrived.is_some_and(|arrived| arrived != sent) {
             return Err(Why::This(Failure::rule(&spot.target, WRITE, "another size arrived than was sent")));
         }
         Ok(Carried { size: sent, grew: changed })
+    }
+
+    /// How much of a file here is sent: what its size says, or, of a small one, what can be read of it. Some say 0, as in
+    /// /proc, or more than they have, as in /sys.
+    fn end_of(&mut self, file: FileId, source: &Attributes) -> Result<u64, Errno> {
+        const MOST: usize = SMALL_BYTES + 1;
+        if source.size > SMALL_BYTES as u64 {
+            return Ok(source.size);
+        }
+        let (mut bytes, mut found) = (vec![0; MOST], 0);
+        while found < MOST {
+            match self.disk.read(file, found as u64, &mut bytes[found..])? {
+                0 => break,
+                count => found += count,
+            }
+        }
+        let now = self.disk.stat_open(file)?;
+        let is_whole = found < MOST && (now.size, now.mtime) == (source.size, source.mtime);
+        Ok(if is_whole { found as u64 } else { source.size })
     }
 
     /// BLAKE3 of what a file here begins with.

@@ -241,4 +241,12 @@ fn where_only_sftp_answers_a_log_is_copied_with_what_it_had_and_a_size_that_says
             assert_eq!(fs::read(target).unwrap(), there);
         }
     }
+    // What says that it is empty: all of it, if it is small, and else nothing. A server is not believed.
+    for (name, up, exit) in [("filesystems", true, 0), ("filesystems", false, 23), ("kallsyms", true, 23)] {
+        let (source, target) = (Path::new("/proc").join(name), sshd.dir().join(name));
+        let ended = copy(up, &source, &target);
+        ended.assert_exit(exit);
+        assert_eq!(fs::read(&target).ok(), (exit == 0).then(|| fs::read(&source).unwrap()), "{ended:?}");
+        let _ = fs::remove_file(target);
+    }
 }
