@@ -122,7 +122,9 @@ impl Operand {
         match self.dir.get() {
             None => {
                 let opened = open().inspect_err(|errno| {
-                    if making {
+                    // For want of a descriptor it is tried again.
+                    let again = matches!(*errno, Errno::TOO_MANY_FILES | Errno::TOO_MANY_FILES_ALL);
+                    if making && !again {
                         self.not_made.get_or_init(|| *errno);
                     }
                 })?;
